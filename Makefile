@@ -1,0 +1,43 @@
+# demo: the whole pipeline on embedded data. test: the tests. Both set up what they need.
+
+PYTHONS := python3.11 python3.12 python3.13 python3
+PYTHON ?= $(shell for p in $(PYTHONS); do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+CORES ?= all
+DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
+
+.PHONY: demo test lint docs clean
+
+demo: .venv/seam
+	@$(DEMO) $(ARGS)
+	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
+
+test: .venv/dev
+	@$(BIN)/pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check workflow tests
+	$(BIN)/ruff format --check workflow tests
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/python tests/lint.py
+
+docs: .venv/seam
+	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "SeaM needs Python 3.11, 3.12 or 3.13, and none of $(PYTHONS) on the PATH is one: install one, or run make PYTHON=/path/to/it."; exit 1; }
+	@echo "Making .venv with $(PYTHON); the packages take about 6 GB and some minutes."
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/seam: envs/seam.txt envs/constraints.txt | .venv/python
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/seam.txt
+	@touch $@
+
+.venv/dev: envs/dev.txt .venv/seam
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv envs/.built .snakemake

@@ -1,0 +1,54 @@
+# SeaM: re-engineer trained networks to the weights that a target problem needs.
+# The stages are under workflow/rules, in the order of the pipeline; README.md says how to run them.
+
+from snakemake.utils import min_version
+
+min_version("9.12")
+
+
+configfile: workflow.source_path("config.yaml")
+
+
+include: "workflow/rules/common.smk"
+
+
+wildcard_constraints:
+    dataset=NAME,
+    model=NAME,
+    target=NAME,
+    problem="binary|multiclass",
+
+
+include: "workflow/rules/dataset.smk"
+include: "workflow/rules/source.smk"
+include: "workflow/rules/direct.smk"
+include: "workflow/rules/cost.smk"
+include: "workflow/rules/results.smk"
+
+
+# What a person asks for: `snakemake --cores 8` for everything, or one of these by name.
+
+
+localrules:
+    all,
+    direct,
+    summary,
+
+
+rule direct:
+    input:
+        rules.collect_direct.output,
+        rules.plot_direct.output,
+        [f"results/models/{name}/metrics.json" for name in sorted({p.model for p in PROBLEMS})],
+
+
+rule summary:
+    input:
+        rules.summarise.output,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.direct.input,
+        rules.summary.input,

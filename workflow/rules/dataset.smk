@@ -1,0 +1,23 @@
+# Images become arrays that every later job maps into its memory.
+
+
+rule prepare_dataset:
+    input:
+        modules=modules("prepare_dataset.py"),
+    output:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=directory("results/datasets/{dataset}/arrays"),
+    log:
+        "results/logs/prepare_dataset/{dataset}.log",
+    benchmark:
+        "results/benchmarks/prepare_dataset/{dataset}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    threads: 4
+    resources:
+        mem_mb=4000,
+        runtime=120,
+    params:
+        entry=dataset_entry,
+    script:
+        "../scripts/prepare_dataset.py"

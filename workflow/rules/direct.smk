@@ -1,0 +1,28 @@
+# Direct reuse: one search per target problem.
+
+
+rule reengineer:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("reengineer.py"),
+    output:
+        masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        history="results/direct/{model}/{problem}/{target}/history.csv",
+        metrics="results/direct/{model}/{problem}/{target}/metrics.json",
+    log:
+        "results/logs/reengineer/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/reengineer/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=720,
+        gpu=1,
+    params:
+        job=search_settings,
+        device=device,
+    script:
+        "../scripts/reengineer.py"

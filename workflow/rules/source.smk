@@ -1,0 +1,80 @@
+# The source models: trained here, or fetched, and what they achieve on their own data.
+
+
+rule train_source:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        files=model_files,
+        modules=modules("train_source.py"),
+    output:
+        weights="results/models/{model}/source.safetensors",
+        history="results/models/{model}/training.csv",
+    log:
+        "results/logs/train_source/{model}.log",
+    benchmark:
+        "results/benchmarks/train_source/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(TRAINED),
+    conda:
+        "../../envs/seam.yaml"
+    threads: 4
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=1,
+    params:
+        settings=model_settings,
+        device=device,
+    script:
+        "../scripts/train_source.py"
+
+
+rule fetch_weights:
+    input:
+        files=model_files,
+        modules=modules("fetch_weights.py"),
+    output:
+        weights="results/models/{model}/source.safetensors",
+    log:
+        "results/logs/fetch_weights/{model}.log",
+    benchmark:
+        "results/benchmarks/fetch_weights/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(FETCHED),
+    conda:
+        "../../envs/seam.yaml"
+    retries: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=model_settings,
+    script:
+        "../scripts/fetch_weights.py"
+
+
+rule evaluate_source:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("evaluate_source.py"),
+    output:
+        metrics="results/models/{model}/metrics.json",
+    log:
+        "results/logs/evaluate_source/{model}.log",
+    benchmark:
+        "results/benchmarks/evaluate_source/{model}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
+    params:
+        settings=model_settings,
+        device=device,
+    script:
+        "../scripts/evaluate_source.py"

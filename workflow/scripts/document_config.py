@@ -1,0 +1,140 @@
+"""docs/configuration.md, made from workflow/schemas/config.schema.yaml.
+
+    python workflow/scripts/document_config.py                          # prints it
+    python workflow/scripts/document_config.py docs/configuration.md    # writes it
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from seam.files import write_text
+
+SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
+
+INTRODUCTION = """\
+# Configuration
+
+<!-- Made from workflow/schemas/config.schema.yaml by workflow/scripts/document_config.py: change the schema, then run
+     python workflow/scripts/document_config.py docs/configuration.md -->
+
+`config.yaml` holds the published evaluation of direct reuse. For a run of your own, write a file with what differs and
+give it with `--configfile mine.yaml`: it is merged over `config.yaml`. Keys that it does not mention stay as they are; a
+list replaces the whole list. A profile can bring such a file too, as `profiles/demo` does.
+
+- The whole configuration is checked before any job starts; a mistake ends in one sentence that names the key.
+- Paths start at the working directory; `~` is your home folder.
+- YAML reads `1e-3` as text: write 0.001. It reads yes, no, on and off as true and false: put quotes around them where a
+  class is called so. Classes that are called by whole numbers need no quotes.
+- Names of models, data sets and groups become folders: letters, digits, `_`, `-` and `.`.
+- Settings of a search come, first to last, from `overrides` for the target, `search` of the entry, `search`, the default.
+  A change reruns the jobs whose settings it changes, and what is made from their results.
+"""
+
+ENTRIES = {"datasets": "An entry, under a name of your choice:", "models": "An entry, under a name of your choice:"}
+
+
+def document(schema):
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION]
+    for key, rules in schema["properties"].items():
+        parts += [f"## {key}", rules["description"]]
+        rules = _resolved(rules, schema)
+        inner = _resolved(rules.get("additionalProperties") or rules.get("items") or {}, schema)
+        if "properties" in inner:
+            parts += [ENTRIES.get(key, "An entry:"), _table(inner, {}, schema)]
+        elif "properties" in rules:
+            parts.append(_table(rules, rules["default"], schema))
+        else:
+            parts.append(f"Value: {_values(rules)}. Default: {_code(rules['default'])}.")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _table(rules, defaults, schema):
+    """The keys of an object; those of an object in it follow with a dotted name, unless it is described elsewhere."""
+    rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, own in rules["properties"].items():
+        rows.append(_row(key, own, _default(key, own, rules, defaults), schema))
+        for name, inner in own.get("properties", {}).items():
+            needed = "needed" if name in own.get("required", []) else ""
+            rows.append(_row(f"{key}.{name}", inner, needed, schema))
+    return "\n".join(rows)
+
+
+def _row(key, rules, default, schema):
+    values = _values(rules) if "$ref" not in rules else f"keys of [{key}](#{key})"
+    only = _kinds_with(key, schema) if rules in schema["$defs"]["dataset"]["properties"].values() else ""
+    return f"| `{key}` | {values} | {default} | {only}{rules['description']} |"
+
+
+def _default(key, own, rules, defaults):
+    by_kind = {}
+    for case in rules.get("allOf", []):
+        special = case["then"].get("properties", {}).get(key)
+        if special and "default" in special:
+            by_kind.setdefault(special["default"], []).append(_kind(case))
+    if by_kind:
+        return "; ".join(f"{_code(value)} ({', '.join(kinds)})" for value, kinds in by_kind.items())
+    if key in rules.get("required", []):
+        return "needed"
+    if key in defaults or "default" in own:
+        value = defaults.get(key, own.get("default"))
+        return "not given" if value is None else _code(value)
+    return "not given"
+
+
+def _kinds_with(key, schema):
+    """Which kinds of data sets take the key, where not all do."""
+    cases = schema["$defs"]["dataset"]["allOf"]
+    without = [_kind(case) for case in cases if case["then"].get("properties", {}).get(key) is False]
+    return f"Only for {', '.join(_kind(c) for c in cases if _kind(c) not in without)}. " if without else ""
+
+
+def _kind(case):
+    return case["if"]["properties"]["kind"]["const"]
+
+
+def _values(rules):
+    """What a key may hold, in words."""
+    if "enum" in rules:
+        return ", ".join(f"`{value}`" for value in rules["enum"])
+    words = {
+        "integer": "whole number", "number": "number", "string": "text", "object": "keys with values", "null": "null"
+    }  # fmt: skip
+    kinds = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    described = ", ".join(_list(rules) if kind == "array" else words[kind] for kind in kinds)
+    bounds = {
+        "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"
+    }  # fmt: skip
+    return ", ".join([described, *(f"{text} {rules[rule]}" for rule, text in bounds.items() if rule in rules)])
+
+
+def _list(rules):
+    inner = _values(rules["items"])
+    if "minItems" in rules and rules["minItems"] == rules.get("maxItems"):
+        return f"list of {rules['minItems']}: {inner}"
+    return f"list of {inner}"
+
+
+def _code(value):
+    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
+
+
+def _resolved(rules, schema):
+    return {**schema["$defs"][rules["$ref"].rpartition("/")[2]], **rules} if "$ref" in rules else rules
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make docs/configuration.md from the schema of config.yaml.")
+    parser.add_argument("output", nargs="?", help="the file to write; without it the page is printed")
+    output = parser.parse_args().output
+    page = document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    if output:
+        write_text(output, page)
+    else:
+        print(page, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,544 @@
+"""The configuration: checked as a whole before any job starts, its defaults filled in, its problems listed.
+
+    config = validated(raw, "workflow/schemas/config.schema.yaml")
+    for problem in problems(config):
+        print(problem.model, problem.target, problem.settings["alpha"])
+
+Whatever is wrong ends in a UserError of one sentence that names the key, such as
+`search.lr_msk is not a known key: did you mean lr_mask?`. Imports neither torch nor snakemake: all of it
+runs each time that the Snakefile is read.
+"""
+
+import ast
+import copy
+import difflib
+import functools
+import importlib.util
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator, validators
+
+from seam import data, models
+from seam.files import UserError
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+IMAGENET_CLASSES = 1000  # the outputs of torchvision's trained classification models
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One target problem of direct reuse; its results are in results/direct/{model}/{problem}/{target}/."""
+
+    model: str
+    dataset: str
+    problem: str  # binary or multiclass
+    target: str  # the name of its folder, the only one of that name for its model and kind of problem
+    classes: list  # binary: the target class alone; multiclass: the group's classes, in the head's order
+    settings: dict  # of the search, sorted by name
+    timing: dict  # of the latency measurement, sorted by name
+
+
+# ------------------------------------------------------------------ what the workflow asks
+
+
+def validated(raw, schema_path):
+    """`raw`, the configuration as read from YAML, checked and complete; `raw` itself is not changed.
+
+    Every default is filled in, numbers are floats where the schema says number, class names are text and
+    a `~` in a path is the home folder, so that two ways of writing the same configuration are equal.
+    Raises UserError with one sentence that names the key, what was found and what is allowed.
+    """
+    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    config = _text_keys(raw)
+    _check_schema(config, schema)
+    config = _plain(_complete(config, schema, schema))
+    classes = {name: _check_dataset(f"datasets.{name}", entry) for name, entry in config["datasets"].items()}
+    for name, model in config["models"].items():
+        _check_model(f"models.{name}", model, config["datasets"], classes)
+    _check_direct_reuse(config, classes)
+    return config
+
+
+def problems(config):
+    """The target problems of a validated configuration, without those whose data are not given."""
+    found = []
+    for where, entry in _direct_reuse(config):
+        name = config["models"][entry["model"]]["dataset"]
+        dataset = config["datasets"][name]
+        if data.available(dataset):
+            continue
+        for target, classes in _targets(where, entry, dataset, data.classes(dataset)).items():
+            override = entry.get("overrides", {}).get(target, {})
+            found.append(
+                Problem(
+                    model=entry["model"],
+                    dataset=name,
+                    problem=entry["problem"],
+                    target=folder_name(target),
+                    classes=list(classes),
+                    settings=_sorted({**config["search"], **entry.get("search", {}), **override}),
+                    timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                )
+            )
+    return found
+
+
+def left_out(config):
+    """One line for each data set that `direct_reuse` needs and that is not given: what is left out, and why."""
+    waiting = {}
+    for _, entry in _direct_reuse(config):
+        dataset = config["models"][entry["model"]]["dataset"]
+        if data.available(config["datasets"][dataset]):
+            waiting.setdefault(dataset, {})[f"{entry['model']} {entry['problem']}"] = None
+    return [
+        f"Left out: {', '.join(entries)}, as datasets.{name}.root is not given in the config."
+        for name, entries in waiting.items()
+    ]
+
+
+def dataset_entry(config, name):
+    """The complete entry of a data set, sorted by key: what `seam.data` takes."""
+    return _sorted(config["datasets"][name])
+
+
+def model_settings(config, name):
+    """All of the configuration that determines a source model, sorted by key.
+
+    `training` (complete) and `seed` are in it only with `weights: train`: nothing else depends on them.
+    """
+    model = config["models"][name]
+    settings = {key: model[key] for key in ("architecture", "dataset", "weights", "normalization")}
+    if model["weights"] == "train":
+        settings |= {"training": {**config["training"], **model.get("training", {})}, "seed": config["seed"]}
+    return _sorted(settings)
+
+
+def model_files(config, name):
+    """The user's own files that a source model is made from: of its weights and its architecture."""
+    model = config["models"][name]
+    files = [model["weights"]] if _is_file(model["weights"]) else []
+    path, _, _ = model["architecture"].rpartition(":")
+    return files + ([path] if path.endswith(".py") else [])
+
+
+def folder_name(name):
+    """The folder of a target's results: its name, with `-` for whatever a folder should not be called.
+
+    >>> folder_name("aquarium_fish"), folder_name("marine mammals"), folder_name("crème brûlée (hot)")
+    ('aquarium_fish', 'marine-mammals', 'creme-brulee-hot')
+
+    Empty if the name has neither a letter from a to z nor a digit.
+    """
+    if FOLDER_NAME.fullmatch(name):
+        return name
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")
+
+
+# ------------------------------------------------------------------ the schema: shapes, bounds, defaults
+
+
+def _check_schema(config, schema):
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int)
+    checker = validators.extend(Draft202012Validator, type_checker=types)
+    errors = list(checker(schema).iter_errors(config))
+    if errors:
+        # A misspelt key often means a missing one too: name the misspelt one.
+        first = next((error for error in errors if error.validator == "additionalProperties"), errors[0])
+        raise UserError(sentence(first, schema))
+
+
+def sentence(error, schema):
+    """A jsonschema ValidationError as one sentence: the key, what was found, what is allowed."""
+    path, value, rule, rules = list(error.absolute_path), error.instance, error.validator, error.schema
+    key = dotted(path)
+    if rule == "additionalProperties":
+        unknown = next(name for name in value if name not in rules["properties"])
+        return _unknown_key(path, unknown, rules, schema)
+    if rule == "required":
+        missing = next(name for name in error.validator_value if name not in value)
+        return f"{dotted([*path, missing])} is missing: docs/configuration.md says what it may be."
+    if rule is None:  # a key that the schema refuses for this kind of data set
+        return f"{key} is not for this kind of data set: leave it out, or choose the kind that takes it."
+    if rule == "pattern" and error.parent is None and "|" in rules["pattern"]:
+        names = rules["pattern"].strip("^()$").split("|")
+        return f"{key} is {shown(value)}, but must be {_one_of(names)}, a list or groups by name{_meant(value, names)}."
+    if rule == "pattern":  # of a name
+        return f"{key} has the name {shown(value)}, but a name may hold only letters, digits, '_', '-' and '.'."
+    if rule == "enum":
+        return f"{key} is {shown(value)}, but must be {_one_of(rules['enum'])}{_meant(value, rules['enum'])}."
+    if rule == "type":
+        return _wrong_type(key, value, rules)
+    if rule == "uniqueItems":
+        twice = next(item for item in value if value.count(item) > 1)
+        return f"{key} names {twice} twice: once is enough."
+    if rule in ("minItems", "maxItems", "minProperties"):
+        least, most = rules.get("minItems", rules.get("minProperties")), rules.get("maxItems")
+        wanted = f"exactly {least}" if least == most else f"at least {least}"
+        return f"{key} has {len(value)} value{'' if len(value) == 1 else 's'}, but needs {wanted}."
+    return f"{key} is {shown(value)}, but must be {_range(rules)}."
+
+
+def _unknown_key(path, name, rules, schema):
+    key, known = dotted([*path, name]), list(rules["properties"])
+    close = _close(name, known)
+    if close:
+        return f"{key} is not a known key: did you mean {close}?"
+    for section in known:  # right, but one level too high
+        inner = _resolved(rules["properties"][section], schema)
+        if isinstance(inner, dict) and name in inner.get("properties", {}):
+            return f"{key} is not a known key: it belongs in {dotted([*path, section])}."
+    return f"{key} is not a known key: known are {', '.join(known)}."
+
+
+def _wrong_type(key, value, rules):
+    words = {
+        "integer": "a whole number", "number": "a number", "string": "text", "array": "a list",
+        "object": "keys with values", "null": "null",
+    }  # fmt: skip
+    kinds = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
+    problem = f"{key} is {shown(value)}, but must be {_one_of([words[kind] for kind in kinds])}"
+    if isinstance(value, bool) and "string" in kinds:
+        return f"{problem}: put quotes around words such as yes, no, on and off, which YAML reads as true and false."
+    number = _number(value) if {"integer", "number"} & set(kinds) else None
+    if number and isinstance(value, str):
+        return f"{problem}: write {number} (YAML reads numbers in quotes and those like 1e-3 as text)."
+    if number and float(value).is_integer():
+        return f"{problem}: write {number}."
+    if isinstance(value, str) and "array" in kinds:
+        return f"{problem}: write [{value}]."
+    return f"{problem}."
+
+
+def _number(value):
+    """Text like 1e-3, or a float, as a plain decimal number; None if it is none or would be long."""
+    try:
+        size = abs(float(value))
+    except (TypeError, ValueError):
+        return None
+    if size and not 1e-9 <= size < 1e9:
+        return None
+    return f"{float(value):.12f}".rstrip("0").rstrip(".")
+
+
+def _range(rules):
+    words = {
+        "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"
+    }  # fmt: skip
+    return " and ".join(f"{text} {rules[rule]}" for rule, text in words.items() if rule in rules)
+
+
+def _resolved(schema, root):
+    """The schema with what its `$ref` points to put in its place; what stands beside the `$ref` wins."""
+    if isinstance(schema, dict) and "$ref" in schema:
+        return {**root["$defs"][schema["$ref"].rpartition("/")[2]], **schema}
+    return schema
+
+
+def _properties(schema, value):
+    """{key: schema} of an object, with what its `allOf` says for a value of this kind folded in."""
+    properties = dict(schema.get("properties", {}))
+    for case in schema.get("allOf", []):
+        if Draft202012Validator(case["if"]).is_valid(value):
+            for key, rules in case["then"].get("properties", {}).items():
+                properties[key] = {**properties[key], **rules} if rules else False
+    return properties
+
+
+def _complete(value, schema, root):
+    """A copy of a valid value with the defaults of its schema; a default mapping fills in what is not given."""
+    schema = _resolved(schema, root)
+    if isinstance(value, list):
+        return [_complete(item, schema.get("items", {}), root) for item in value]
+    if isinstance(value, dict):
+        properties = {key: _resolved(rules, root) for key, rules in _properties(schema, value).items() if rules}
+        for key, rules in properties.items():
+            default = copy.deepcopy(rules.get("default"))
+            if isinstance(default, dict):
+                value = {**value, key: {**default, **value.get(key, {})}}
+            elif "default" in rules and key not in value:
+                value = {**value, key: default}
+        others = schema.get("additionalProperties") or {}
+        return {key: _complete(item, properties.get(key, others), root) for key, item in value.items()}
+    if schema.get("type") == "number":
+        return float(value)
+    return value
+
+
+def _text_keys(value, path=()):
+    """A copy in which whole numbers as keys are text. Raises UserError for keys and numbers that YAML makes by
+    surprise: true (from yes), null, infinite ones."""
+    if isinstance(value, list):
+        return [_text_keys(item, (*path, i)) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{dotted(path)} is {value}, but must be a finite number.")
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if not isinstance(key, (str, int)) or isinstance(key, bool):
+            where = dotted(path) or "The config"
+            raise UserError(f"{where} has the key {shown(key)}, which is not text: put quotes around what was meant.")
+    return {str(key): _text_keys(item, (*path, str(key))) for key, item in value.items()}
+
+
+def _plain(config):
+    """Class names as text, and `~` in paths replaced."""
+    for dataset in config["datasets"].values():
+        if dataset["classes"] is not None:
+            dataset["classes"] = list(map(str, dataset["classes"]))
+        for key in ("root", "groups"):
+            if dataset.get(key):
+                dataset[key] = _expanded(dataset[key])
+    for model in config["models"].values():
+        model.update({key: _expanded(model[key]) for key in ("architecture", "weights")})
+    for entry in config["direct_reuse"]:
+        targets = entry["targets"]
+        if isinstance(targets, list):
+            entry["targets"] = list(map(str, targets))
+        elif isinstance(targets, dict):
+            entry["targets"] = {name: list(map(str, classes)) for name, classes in targets.items()}
+    return config
+
+
+def _expanded(path):
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+# ------------------------------------------------------------------ what a schema cannot say
+
+
+def _check_dataset(where, entry):
+    """The data set's class names; None if its data are not given."""
+    if entry.get("root") is not None and not Path(entry["root"]).is_dir():
+        raise UserError(f"{where}.root is {shown(entry['root'])}, but there is no such folder.")
+    if entry.get("groups") is not None and not Path(entry["groups"]).is_file():
+        raise UserError(f"{where}.groups is {shown(entry['groups'])}, but there is no such file.")
+    if data.available(entry):
+        return None
+    try:
+        known = data.classes({**entry, "classes": None})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    _check_names(f"{where}.classes", entry["classes"] or [], known, f"a class of {entry['kind']}")
+    names = entry["classes"] or known
+    if len(names) < 2:
+        raise UserError(f"{where} has only the class {names[0]}, but a target problem needs at least two.")
+    return names
+
+
+def _check_model(where, model, datasets, classes):
+    _check_names(f"{where}.dataset", [model["dataset"]], list(datasets), "the name of a data set under datasets")
+    dataset = datasets[model["dataset"]]
+    _check_architecture(f"{where}.architecture", model["architecture"])
+    _check_weights(f"{where}.weights", model, dataset, classes[model["dataset"]])
+    if "training" in model and model["weights"] != "train":
+        raise UserError(f"{where}.training is given, but weights is {shown(model['weights'])}, not train: drop one.")
+    if model["normalization"] is None and _is_file(model["weights"]):
+        raise UserError(
+            f"{where}.normalization is missing, but a weights file of your own needs it: "
+            "give the mean and std that the model was trained with."
+        )
+    if model["architecture"] == "vgg16_bn" and not 32 <= dataset.get("size", 32) < 64:
+        raise UserError(
+            f"{where}.architecture is 'vgg16_bn', which takes images of 32 px, "
+            f"but datasets.{model['dataset']}.size is {dataset['size']}."
+        )
+
+
+def _check_architecture(key, architecture):
+    path, colon, name = architecture.rpartition(":")
+    if path == "torchvision":
+        known = torchvision_weights()
+        if known and name not in known:
+            raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{_hint(name, known)}.")
+    elif path.endswith(".py"):
+        _check_factory(key, path, name)
+    elif architecture not in models.ARCHITECTURES:
+        close = _meant(architecture, models.ARCHITECTURES)
+        allowed = f"{', '.join(models.ARCHITECTURES)}, torchvision:NAME or path/to/file.py:factory"
+        raise UserError(f"{key} is {shown(architecture)}, but must be {allowed}{close}.")
+
+
+def _check_factory(key, path, factory):
+    """The file is read, not run: names that it defines at its top level are enough."""
+    if not Path(path).is_file():
+        raise UserError(f"{key} names the file {path}, but there is no such file.")
+    try:
+        body = ast.parse(Path(path).read_text(encoding="utf-8"), path).body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{key} names the file {path}, but it is not Python ({error}).") from error
+    names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    names += [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names += [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
+    if factory not in names and "*" not in names:
+        raise UserError(f"{key} names the function {factory}, but {path} has none of that name{_hint(factory, names)}.")
+
+
+def _check_weights(key, model, dataset, classes):
+    weights, architecture = model["weights"], model["architecture"]
+    problem = f"{key} is {shown(weights)}, but"
+    if weights == "train":
+        return
+    if weights == "hub":
+        if (architecture, dataset["kind"]) not in models.HUB_FILES:
+            known = ", ".join(f"{a} for {kind}" for a, kind in models.HUB_FILES)
+            raise UserError(
+                f"{problem} the hub has no {architecture} for data of kind {dataset['kind']}: it has {known}."
+            )
+    elif _is_file(weights):
+        if not Path(weights).is_file():
+            raise UserError(f"{problem} there is no such file.")
+    elif architecture.startswith("torchvision:"):
+        known = torchvision_weights().get(architecture.removeprefix("torchvision:"), [weights])
+        if weights not in known:
+            raise UserError(f"{problem} must be train, a weights file or one of {', '.join(known)}{_meant(weights, known)}.")
+        if dataset["kind"] != "imagenet" and len(classes) != IMAGENET_CLASSES:
+            raise UserError(
+                f"{problem} these weights know ImageNet's {IMAGENET_CLASSES} classes and datasets.{model['dataset']} "
+                f"has {len(classes)}: write train, or give a file of your own."
+            )
+    else:
+        allowed = f"train, hub or a file that ends in {_one_of(WEIGHT_FILES)}"
+        raise UserError(f"{problem} must be {allowed}{_meant(weights, ['train', 'hub'])}.")
+
+
+def _check_direct_reuse(config, classes):
+    taken = {}
+    for where, entry in _direct_reuse(config):
+        _check_names(f"{where}.model", [entry["model"]], list(config["models"]), "the name of a model under models")
+        name = config["models"][entry["model"]]["dataset"]
+        targets = _targets(where, entry, config["datasets"][name], classes[name])
+        for target in targets:
+            folder = folder_name(target)
+            if not folder:
+                raise UserError(
+                    f"{where}.targets names {shown(target)}, of which no folder name can be made: "
+                    "give the class a name with letters from a to z or digits."
+                )
+            first = taken.setdefault((entry["model"], entry["problem"], folder), (where, target))
+            if first != (where, target):
+                other, same = first
+                raise UserError(
+                    f"{where}.targets names {shown(target)}, but {other}.targets has {shown(same)} for the same model "
+                    f"and problem, with results in the same folder ({folder}): leave one out or rename it."
+                )
+        if classes[name] is not None:
+            _check_names(f"{where}.overrides", entry.get("overrides", {}), list(targets), "a target of this entry")
+
+
+def _targets(where, entry, dataset, classes):
+    """{name: its classes} of an entry's targets. Without the data (`classes` None) only the shapes are checked."""
+    key, problem, targets = f"{where}.targets", entry["problem"], entry["targets"]
+    if problem == "binary":
+        if targets != "all" and not isinstance(targets, list):
+            raise UserError(f"{key} is {shown(targets)}, but problem: binary takes all or a list of class names.")
+        names = classes or [] if targets == "all" else targets
+        _check_names(key, names, classes, f"a class of the model's data set ({dataset['kind']})")
+        return {name: [name] for name in names}
+    if isinstance(targets, dict):
+        for name, members in targets.items():
+            _check_names(f"{key}.{name}", members, classes, f"a class of the model's data set ({dataset['kind']})")
+        return targets
+    if targets == "all":
+        raise UserError(
+            f"{key} is 'all', but problem: multiclass takes groups: write superclasses, or name some, {{pets: [cat, dog]}}."
+        )
+    if classes is None:
+        return {}
+    try:
+        groups = data.groups(dataset)
+    except UserError as error:
+        raise UserError(f"{key} is {shown(targets)}, but {str(error).rstrip('.')}.") from error
+    names = list(groups) if targets == "superclasses" else targets
+    _check_names(key, names, list(groups), f"a superclass of {dataset['kind']}")
+    return {name: groups[name] for name in names}
+
+
+def _direct_reuse(config):
+    return [(f"direct_reuse[{i}]", entry) for i, entry in enumerate(config["direct_reuse"])]
+
+
+def _is_file(weights):
+    return weights.endswith(WEIGHT_FILES)
+
+
+def _sorted(mapping):
+    return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(mapping.items())}
+
+
+@functools.cache
+def torchvision_weights():
+    """{model: [names of its weights]} of torchvision's classification models, read from its source text.
+
+    Importing torchvision takes seconds and this is asked each time that the Snakefile is read. Empty where
+    torchvision is not installed or looks different: the job that builds the model then finds a wrong name.
+    """
+    package = importlib.util.find_spec("torchvision")
+    if package is None:
+        return {}
+    enums, named = {}, {}
+    for path in sorted(Path(package.submodule_search_locations[0], "models").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for enum, body in re.findall(r"^class (\w+)\(WeightsEnum\):\n((?:    .*\n|\n)+)", text, re.M):
+            enums[enum] = re.findall(r"^    (\w+) = ", body, re.M)
+        named |= re.findall(r"^def (\w+)\(\s*\*,\s*weights: Optional\[(\w+)\]", text, re.M)
+    return {model: enums[enum] for model, enum in named.items() if enum in enums}
+
+
+# ------------------------------------------------------------------ wording
+
+
+def dotted(path):
+    """A path as people write it: ["direct_reuse", 0, "search"] is `direct_reuse[0].search`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+
+
+def shown(value):
+    """A value as an error message shows it."""
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return f"keys with values ({', '.join(value)})" if value else "an empty mapping"
+    if isinstance(value, list):
+        return f"the list [{', '.join(map(str, value))}]" if value else "an empty list"
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _check_names(key, names, known, what):
+    """Raises UserError for the first of `names` that is not in `known` (None: not known yet)."""
+    for name in names:
+        if known is not None and name not in known:
+            raise UserError(f"{key} has {shown(name)}, which is not {what}{_hint(name, known)}.")
+
+
+def _hint(name, known, most=12):
+    """How to go on from a wrong name: the closest of the known ones, or these."""
+    close = _close(name, known)
+    if close:
+        return f": did you mean {close}?".rstrip("?") + "?"
+    known = list(known)
+    more = f", ... ({len(known)} in all)" if len(known) > most else ""
+    return f": known are {', '.join(known[:most])}{more}" if known else ": there is none"
+
+
+def _meant(name, known):
+    close = _close(name, known)
+    return f" (did you mean {close}?)" if close else ""
+
+
+def _close(name, known):
+    by_lower = {str(other).lower(): str(other) for other in known}
+    return next((by_lower[m] for m in difflib.get_close_matches(str(name).lower(), by_lower, n=1)), None)
+
+
+def _one_of(names):
+    *some, last = map(str, names)
+    return f"{', '.join(some)} or {last}" if some else last

@@ -1,0 +1,70 @@
+"""A folder of images of one's own: train/<class>/ and test/<class>/, sub-folders included."""
+
+import os
+from pathlib import Path
+
+from seam.files import UserError
+from seam.progress import log
+
+SIZE = 32
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def names(entry):
+    if not entry.get("root"):
+        raise UserError("root: it is missing: give the folder that holds train/ and test/.")
+    return class_folders(entry["root"])
+
+
+def augmentation(size):
+    return ["crop" if size < 128 else "resized-crop", "flip"]
+
+
+def load(entry, wanted, cache):
+    return load_folders(entry["root"], wanted, entry.get("size") or SIZE)
+
+
+def class_folders(root, train="train", test="test"):
+    """The sorted names of the folders in root/train; root/test must have the same."""
+    found = {}
+    for name in (train, test):
+        folder = Path(root) / name
+        if not folder.is_dir():
+            raise UserError(f"root: {folder} is not a folder: give as root the folder that holds {train}/ and {test}/, each with a folder for each class.")
+        with os.scandir(folder) as items:
+            found[name] = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+        if not found[name]:
+            raise UserError(f"root: {folder} has no folders in it: put the images of each class into a folder of its own there.")
+    if odd := sorted(set(found[train]) ^ set(found[test])):
+        here, there = (train, test) if odd[0] in found[train] else (test, train)
+        raise UserError(f"root: the class {odd[0]} is in {Path(root) / here} but not in {Path(root) / there}: add it there or remove it here.")
+    return found[train]
+
+
+def load_folders(root, wanted, size, train="train", test="test"):
+    """{"train": Split, "test": Split} of files, sorted by class, then by name; what is no image is left out."""
+    import numpy as np
+
+    from seam.data.storage import Split
+
+    splits = {}
+    for name, folder in (("train", train), ("test", test)):
+        found = [image_files(Path(root) / folder / label) for label in wanted]
+        labels = np.repeat(np.arange(len(wanted)), [len(files) for files in found])
+        splits[name] = Split(labels, (size, size), files=[file for files in found for file in files])
+    return splits
+
+
+def image_files(folder):
+    """Sorted paths of the images in `folder` and below. Raises UserError where there are none."""
+    found, others = [], 0
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES]
+        found += [os.path.join(os.path.abspath(place), name) for name in images]
+        others += len(files) - len(images)
+    if others:
+        log.info("%s: %d files that are no images are left out", folder, others)
+    if not found:
+        raise UserError(f"root: {folder} has no images in it ({', '.join(sorted(SUFFIXES))}): add some or remove the folder.")
+    return sorted(found)

@@ -1,0 +1,81 @@
+"""How all figures look: one style, a palette that colour-blind people can tell apart, the same bytes for the same data."""
+
+import itertools
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from seam.files import whole
+
+INK, GREY, FAINT = "#222222", "#767676", "#d9d9d9"
+BLUE, RED = "#0072B2", "#D55E00"  # better and worse; as all colours here from Okabe and Ito's palette
+COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+
+
+def style():
+    """The style of every figure, for `with style():` or as `@style()` on a function that draws."""
+    return matplotlib.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 6,
+            "axes.labelsize": 9,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": GREY,
+            "axes.linewidth": 0.7,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.axisbelow": True,
+            "axes.grid": True,
+            "grid.color": "#ececec",
+            "grid.linewidth": 0.7,
+            "xtick.color": GREY,
+            "ytick.color": GREY,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "text.color": INK,
+            "lines.linewidth": 1.4,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "figure.titlesize": 11,
+            "figure.titleweight": "bold",
+            "savefig.dpi": 200,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def blank(width, height, title):
+    """A figure of so many inches with its title and, as long as nothing is drawn, no axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def empty(title, sentence):
+    """A figure that says why there is nothing to see."""
+    figure = blank(7, 1.6, title)
+    figure.text(0.01, 0.45, sentence, color=GREY)
+    return figure
+
+
+def looks(names):
+    """{name: {"color", "marker"}}: no two alike among the first thirty-six."""
+    rounds = ((colour, marker) for marker, colour in itertools.product(MARKERS, COLOURS))
+    return {name: {"color": colour, "marker": marker} for name, (colour, marker) in zip(names, rounds, strict=False)}
+
+
+@style()
+def save(figure, paths):
+    """Write the figure to each path in the format that its suffix names, whole or not at all, without a time stamp."""
+    for path in paths:
+        kind = str(path).rsplit(".", 1)[-1]
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        with whole(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata)

@@ -1,0 +1,102 @@
+"""A mask on any model: one real number per weight, which is kept where the number is above zero.
+
+The masked network is the module itself. Before each step its weights become `w * [m > 0]`, with the
+source's weights `w` kept aside; after the backward pass the gradient of those effective weights becomes
+that of the masks. So no architecture is rewritten, autograd never sees a mask, and what the search ends
+with is a plain module whose unneeded weights are zero.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+
+MASKED_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+
+
+def maskable(module, exclude=()):
+    """name: parameter for the weights and biases of all convolutions and linear layers.
+
+    A parameter that several layers share appears once. `exclude` names layers to leave out.
+    """
+    found, seen = {}, set()
+    for layer, child in module.named_modules():
+        if isinstance(child, MASKED_LAYERS) and layer not in exclude:
+            for name, parameter in child.named_parameters(recurse=False):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{layer}.{name}" if layer else name] = parameter
+    return found
+
+
+class Masks:
+    """Masks on `module`, all ones at first.
+
+    values: the masks, float32 whatever the network runs in, since the penalty's gradient is as small
+        as 1e-8 per mask; give them to an optimizer.
+    """
+
+    def __init__(self, module, exclude=()):
+        self.parameters = maskable(module, exclude)
+        if not self.parameters:
+            raise ValueError("the model has no convolution or linear layer to mask")
+        self.weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
+        self.count = sum(value.numel() for value in self.values.values())
+
+    @torch.no_grad()
+    def apply(self):
+        """Set the module's weights to the source's where the mask is above zero, else to zero."""
+        for name, parameter in self.parameters.items():
+            torch.mul(self.weights[name], self.values[name] > 0, out=parameter.data)
+
+    @torch.no_grad()
+    def backward(self, alpha):
+        """Turn the gradient of the module's weights into that of the masks.
+
+        The loss is cross entropy + alpha * retention rate. The straight-through estimator (Bengio et al.,
+        2013) with the hard tanh of the published code passes the gradient g * w, clipped to [-1, 1];
+        the penalty's gradient is the constant alpha / number of masks.
+        """
+        for name, parameter in self.parameters.items():
+            gradient, parameter.grad = parameter.grad, None
+            if gradient is None:  # not used by the forward pass
+                gradient = torch.zeros_like(parameter)
+            gradient.mul_(self.weights[name]).clamp_(-1, 1).add_(alpha / self.count)
+            self.values[name].grad = gradient
+
+    @torch.no_grad()
+    def kept(self):
+        """How many weights are kept, as a tensor on the device (reading it waits for the device)."""
+        return torch.stack([(value > 0).sum() for value in self.values.values()]).sum()
+
+    def bits(self):
+        """name: boolean mask on the CPU, True where the weight is kept."""
+        return {name: (value > 0).cpu() for name, value in self.values.items()}
+
+
+@torch.no_grad()
+def bake(module, bits):
+    """Set to zero, for good, the weights of `module` whose bit is False."""
+    parameters = maskable(module)
+    for name, bit in bits.items():
+        if name not in parameters or parameters[name].shape != bit.shape:
+            raise ValueError(f"mask {name} of shape {tuple(bit.shape)} does not fit the model")
+        parameters[name].masked_fill_(~bit.to(parameters[name].device), 0.0)
+    return module
+
+
+def pack(bits):
+    """name: uint8 tensor, eight masks a byte (row-major, the first in the highest bit)."""
+    return {name: torch.from_numpy(np.packbits(bit.contiguous().numpy())) for name, bit in bits.items()}
+
+
+def unpack(packed, module):
+    """The inverse of `pack`, with the shapes of `module`'s parameters."""
+    shapes = {name: parameter.shape for name, parameter in maskable(module).items()}
+    bits = {}
+    for name, data in packed.items():
+        if name not in shapes or data.numel() != -(-shapes[name].numel() // 8):
+            raise ValueError(f"mask {name} does not fit the model")
+        flat = np.unpackbits(data.numpy(), count=shapes[name].numel())
+        bits[name] = torch.from_numpy(flat.astype(bool)).reshape(shapes[name])
+    return bits

@@ -1,0 +1,182 @@
+"""Source models: a registry of architectures, and where their weights come from.
+
+An architecture is a registered name (`resnet20`, `vgg16_bn`), `torchvision:NAME`, or
+`path/to/file.py:factory`, a function of your own that takes the number of classes and returns a module.
+"""
+
+import importlib.util
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from seam.files import UserError, fetch, load_tensors, save_tensors, sha256
+
+ARCHITECTURES = ("resnet20", "vgg16_bn")
+
+HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
+HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
+    ("resnet20", "cifar10"): "resnet/cifar10_resnet20-4118986f.pt",
+    ("resnet20", "cifar100"): "resnet/cifar100_resnet20-23dac2f1.pt",
+    ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
+    ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
+}
+HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpoints were trained with
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+}
+IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass
+class Source:
+    """A trained model: `module` maps normalised images [B, 3, H, W] to logits [B, len(classes)]."""
+
+    module: object
+    classes: list
+    normalization: tuple
+    architecture: str
+
+
+def build(architecture, classes):
+    """A new module of this architecture with `classes` outputs, randomly initialised."""
+    if architecture in ARCHITECTURES:
+        from seam.models import cifar
+
+        return getattr(cifar, architecture)(classes)
+    if architecture.startswith("torchvision:"):
+        return _torchvision(architecture, num_classes=classes)
+    path, _, factory = architecture.rpartition(":")
+    if not path.endswith(".py"):
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{architecture} is no known architecture: write {known}, torchvision:NAME or file.py:factory.")
+    if not Path(path).is_file():
+        raise UserError(f"{path}, the file of architecture {architecture}, does not exist.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    file = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(file)
+    if not callable(getattr(file, factory, None)):
+        raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
+    return getattr(file, factory)(classes)
+
+
+def fetch_weights(architecture, weights, kind, class_lists, path, normalization=None, cache="data/weights"):
+    """Write the trained model of a config entry to `path`, from a hub, torchvision or a local file.
+
+    `kind` is the kind of its data set; `class_lists` are the lists of class names that its outputs may
+    stand for (those of the config's subset, or the data set's own); the first of fitting length is taken.
+    """
+    if weights == "hub":
+        if (architecture, kind) not in HUB_FILES:
+            known = "; ".join(f"{a} on {k}" for a, k in HUB_FILES)
+            raise UserError(f"weights: hub has no {architecture} for data of kind {kind}, only {known}.")
+        name = HUB_FILES[architecture, kind]
+        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=re.search(r"-(\w{8})\.pt", name)[1])
+        state, usual = read_state(file), HUB_NORMALIZATION[kind]
+    elif architecture.startswith("torchvision:") and not Path(weights).suffix:
+        state, usual = _torchvision_state(architecture, weights, cache), IMAGENET_NORMALIZATION
+    else:
+        state, usual = read_state(weights), None
+    normalization = normalization or usual
+    if normalization is None:
+        raise UserError(f"{weights} does not say how its images were normalised: give the model a normalization.")
+    problem = None
+    for classes in class_lists:
+        module = build(architecture, len(classes))
+        problem = load_state(module, state, weights)
+        if problem is None:
+            return save(path, Source(module, classes, normalization, architecture))
+    raise UserError(problem)
+
+
+def read_state(path):
+    """The state dictionary (name: tensor) in a safetensors file or a torch checkpoint.
+
+    Code in a pickle is never run (`weights_only`). Raises UserError for any other content.
+    """
+    import torch
+
+    if Path(path).suffix == ".safetensors":
+        return load_tensors(path)[0]
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"The weights file {path} does not exist.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, which is refused since unpickling could run code: "
+            "save its state_dict() instead, best as safetensors."
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a whole torch checkpoint: copy or download it again.") from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dictionary (names and tensors): save the model's state_dict().")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_state(module, state, origin):
+    """Put `state` into `module`; None if it fits, else the sentence that says how it does not."""
+    own = module.state_dict()
+    # Checkpoints older than torch 0.4.1 lack this counter, which inference does not use.
+    state = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | state
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if missing:
+        return f"{origin} does not fit the architecture: {missing[0]} is missing in it ({len(missing)} such)."
+    if unknown:
+        return f"{origin} does not fit the architecture, which has no {unknown[0]} ({len(unknown)} such)."
+    if shapes:
+        name, found, wanted = shapes[0], tuple(state[shapes[0]].shape), tuple(own[shapes[0]].shape)
+        return f"{origin} does not fit the architecture and the classes: {name} is {found}, not {wanted}."
+    module.load_state_dict(state)
+    return None
+
+
+def save(path, source):
+    metadata = {
+        "architecture": source.architecture,
+        "classes": source.classes,
+        "normalization": source.normalization,
+    }
+    save_tensors(path, source.module.state_dict(), metadata)
+
+
+def open(folder, checksum=None):
+    """The source model that the workflow keeps in `folder`/source.safetensors, in eval mode.
+
+    Raises UserError if `checksum`, a SHA-256, is given and the file has another.
+    """
+    path = Path(folder) / "source.safetensors"
+    state, about = load_tensors(path)
+    if checksum is not None and sha256(path) != checksum:
+        raise UserError(f"{path} is not the source model that the masks were searched for: run the workflow again.")
+    module = build(about["architecture"], len(about["classes"]))
+    problem = load_state(module, state, path)
+    if problem:
+        raise UserError(problem)
+    return Source(module.eval(), about["classes"], tuple(map(tuple, about["normalization"])), about["architecture"])
+
+
+def _torchvision(architecture, **options):
+    import torchvision
+
+    name = architecture.removeprefix("torchvision:")
+    try:
+        return torchvision.models.get_model(name, weights=None, **options)
+    except ValueError as error:
+        raise UserError(f"torchvision has no model called {name}.") from error
+
+
+def _torchvision_state(architecture, weights, cache):
+    import torchvision
+
+    enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
+    if weights not in enum.__members__:
+        raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
+    url = enum[weights].url
+    name = url.rsplit("/", 1)[-1]
+    return read_state(fetch(url, Path(cache) / name, checksum=re.search(r"-([0-9a-f]{8,})\.pth", name)[1]))

@@ -1,0 +1,93 @@
+"""Target problems: which images a re-engineered model is searched, selected and judged on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from seam.files import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one split: `indices` into it and `labels`, the head's output for each; int64 [N]."""
+
+    indices: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A classification problem over some classes of a data set.
+
+    classes: the head's outputs in order; a binary problem has (target, "rest").
+    members: the data set's classes that are the target, by name.
+    train, holdout: parts of the training split; test: of the test split.
+    """
+
+    kind: str
+    classes: tuple
+    members: tuple
+    train: Part
+    holdout: Part
+    test: Part
+
+
+def binary(dataset, target, seed, holdout=0.0):
+    """`target` against the rest: label 0 for the target's images, 1 for as many drawn from all others."""
+    index = _index(dataset, target)
+
+    def balanced(split, number):
+        positives, others = np.flatnonzero(split.labels == index), np.flatnonzero(split.labels != index)
+        random = np.random.default_rng([seed, number])
+        negatives = np.sort(random.choice(others, min(len(positives), len(others)), replace=False))
+        return Part(
+            np.concatenate([positives, negatives]),
+            np.repeat(np.array([0, 1], np.int64), [len(positives), len(negatives)]),
+        )
+
+    return _problem("binary", (target, "rest"), (target,), dataset, balanced, seed, holdout)
+
+
+def multiclass(dataset, classes, seed, holdout=0.0):
+    """A group of classes among themselves, all their images; labels in the order of `classes`."""
+    label = np.full(len(dataset.classes), -1, np.int64)
+    for number, name in enumerate(classes):
+        label[_index(dataset, name)] = number
+
+    def group(split, _):
+        indices = np.flatnonzero(label[split.labels] >= 0)
+        return Part(indices, label[split.labels[indices]])
+
+    return _problem("multiclass", tuple(classes), tuple(classes), dataset, group, seed, holdout)
+
+
+def _problem(kind, classes, members, dataset, choose, seed, share):
+    train, test = choose(dataset.train, 0), choose(dataset.test, 1)
+    for name, part in (("training", train), ("test", test)):
+        for label, of in enumerate(classes):
+            if not (part.labels == label).any():
+                raise UserError(f"The {name} images of the problem {'/'.join(classes)} hold none of class {of}.")
+    train, holdout = split(train, share, seed)
+    return Problem(kind, classes, members, train, holdout, test)
+
+
+def split(part, share, seed):
+    """(rest, held out): `share` of each class's images, at least one, drawn at random, is held out."""
+    if not share:
+        return part, Part(part.indices[:0], part.labels[:0])
+    random, held = np.random.default_rng([seed, 2]), np.zeros(len(part), bool)
+    for label in np.unique(part.labels):
+        images = np.flatnonzero(part.labels == label)
+        if len(images) < 2:
+            raise UserError("A class with a single training image cannot be split: add images, or set selection: test.")
+        held[random.choice(images, max(1, round(share * len(images))), replace=False)] = True
+    return Part(part.indices[~held], part.labels[~held]), Part(part.indices[held], part.labels[held])
+
+
+def _index(dataset, name):
+    if name not in dataset.classes:
+        raise UserError(f"The data set has no class {name}; it has {', '.join(dataset.classes[:10])}, ...")
+    return dataset.classes.index(name)

@@ -1,0 +1,42 @@
+"""Logs: everything a job says goes to its log file; the terminal sees a mistake as one sentence."""
+
+import contextlib
+import logging
+import sys
+import traceback
+from pathlib import Path
+
+from seam.files import UserError
+
+log = logging.getLogger("seam")
+
+
+@contextlib.contextmanager
+def job(path):
+    """Send the log, warnings and any error of the block to the file `path`.
+
+    An error ends the process with status 1: a UserError as its sentence on the terminal, anything
+    else as its last line with the place of the log; the traceback is in the log.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException as error:
+        log.error("%s", "".join(traceback.format_exception(error)))
+        if not isinstance(error, Exception):
+            raise
+        handler.flush()
+        if isinstance(error, UserError):
+            print(f"\nError: {error}\n", file=sys.stderr)
+        else:
+            print(f"\nError: {type(error).__name__}: {error} (this is not expected; all of it is in {path})\n", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        root.removeHandler(handler)
+        handler.close()

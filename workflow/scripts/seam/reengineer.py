@@ -1,0 +1,128 @@
+"""Direct reuse as a procedure: from a source model and a target problem to a model that is kept in a folder."""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from seam import data, evaluate, masking, models, problems
+from seam.data.batches import batches as batches_of
+from seam.device import derive_seed, select
+from seam.files import UserError, load_tensors, save_tensors, sha256, write_csv, write_json
+from seam.progress import log
+from seam.search import Settings, search, with_head
+
+
+def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device):
+    """Search one target problem and write masks.safetensors, history.csv and metrics.json into `folder`.
+
+    model, dataset, problem, target: names, as in the result folders. members: the target's classes.
+    settings: a dictionary of `search.Settings`. Every random choice derives from `seed` and these names.
+    """
+    start, settings, device = time.perf_counter(), Settings(**settings), select(device)
+    images, source = data.open(dataset_folder), models.open(model_folder)
+    chosen = settings.selection == "holdout"
+    share = settings.holdout if chosen else 0.0
+    # Drawn from the problem alone, so that all models are compared on the same images.
+    draw = derive_seed(seed, "problem", dataset, problem, target)
+    if problem == "binary":
+        task = problems.binary(images, members[0], draw, share)
+    else:
+        task = problems.multiclass(images, members, draw, share)
+    log.info("%d training, %d held-out and %d test images", len(task.train), len(task.holdout), len(task.test))
+
+    def batches(split, part, **options):
+        return batches_of(
+            split, part.indices, part.labels, settings.batch_size,
+            normalization=source.normalization, device=device, **options,
+        )  # fmt: skip
+
+    test = batches(images.test, task.test)
+    selection = batches(images.train, task.holdout) if chosen else test
+    network = source.module.to(device, memory_format=torch.channels_last)
+    baseline = {
+        name: evaluate.source_accuracy(*evaluate.outputs(network, part), task, source.classes)
+        for name, part in (("selection", selection), ("test", test))
+    }
+
+    job = derive_seed(seed, "search", model, problem, target)
+    torch.manual_seed(job)
+    generator = torch.Generator().manual_seed(job)
+    train = batches(
+        images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True
+    )
+    network = with_head(network, len(source.classes), len(task.classes)).to(device)
+    result = search(network, train, selection, baseline["selection"][0], settings)
+
+    folder = Path(folder)
+    source_path = Path(model_folder) / "source.safetensors"
+    save_tensors(
+        folder / "masks.safetensors",
+        {f"mask/{name}": packed for name, packed in masking.pack(result.bits).items()}
+        | {f"head/{name}": value for name, value in result.head.items()},
+        {
+            "source": os.path.relpath(source_path.parent, folder),
+            "source_sha256": sha256(source_path),
+            "classes": task.classes,
+        },
+    )
+    write_csv(folder / "history.csv", pd.DataFrame(result.history))
+    # What is reported is what is stored: the model is read back from its folder.
+    accuracy = evaluate.accuracy(*evaluate.outputs(load(folder).to(device), test))
+    row, kept = result.history[result.selected_epoch - 1], sum(int(b.sum()) for b in result.bits.values())
+    metrics = {
+        "model": model,
+        "dataset": dataset,
+        "architecture": source.architecture,
+        "problem": problem,
+        "target": target,
+        "classes": list(task.classes),
+        "seed": seed,
+        "settings": asdict(settings),
+        "images": {"train": len(task.train), "holdout": len(task.holdout), "test": len(task.test)},
+        "accuracy": {
+            "source": baseline["test"][0],
+            "source_restricted": baseline["test"][1],
+            "reengineered": accuracy,
+        },
+        "holdout_accuracy": {"source": baseline["selection"][0], "reengineered": row["accuracy"]} if chosen else None,
+        "retention": kept / sum(b.numel() for b in result.bits.values()),
+        "weights": sum(b.numel() for b in result.bits.values()),
+        "kept": kept,
+        "epochs": len(result.history),
+        "selected_epoch": result.selected_epoch,
+        "seconds": time.perf_counter() - start,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    write_json(folder / "metrics.json", metrics)
+    log.info("accuracy %.4f (source %.4f), retention %.4f", accuracy, baseline["test"][0], metrics["retention"])
+    return metrics
+
+
+def load(folder, source=None):
+    """The re-engineered model in `folder`: a plain module, its unneeded weights zero, in eval mode.
+
+    It maps images [B, 3, H, W], normalised by its attribute `normalization` (mean, standard deviation per
+    channel), to logits [B, n] over its attribute `classes`. `source` is the folder of the source model,
+    if that is no longer where it was. Raises UserError where a file is missing, damaged or another one.
+    """
+    folder = Path(folder)
+    tensors, about = load_tensors(folder / "masks.safetensors")
+    origin = models.open(source or folder / about["source"], about["source_sha256"])
+    parts = {"mask": {}, "head": {}}
+    for name, tensor in tensors.items():
+        kind, _, name = name.partition("/")
+        parts[kind][name] = tensor
+    try:
+        masking.bake(origin.module, masking.unpack(parts["mask"], origin.module))
+        model = with_head(origin.module, len(origin.classes), len(about["classes"]))
+        model.head.load_state_dict(parts["head"])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}/masks.safetensors does not fit its source model ({error}).") from error
+    model.classes, model.normalization = about["classes"], origin.normalization
+    return model.eval()

@@ -1,0 +1,56 @@
+"""Train a source model on its data set."""
+
+from pathlib import Path
+
+
+def train_source(weights, history, model, dataset, settings, device):
+    """Train the model of a config entry (`settings`), and write its weights and its history."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from seam import data, models
+    from seam.data.batches import batches as batches_of
+    from seam.device import derive_seed, select
+    from seam.files import write_csv
+    from seam.train import Settings, train
+
+    images, device, training = data.open(dataset), select(device), Settings(**settings["training"])
+    seed = derive_seed(settings["seed"], "train", model)
+    torch.manual_seed(seed)
+    normalization = settings["normalization"] or (images.mean, images.std)
+    module = models.build(settings["architecture"], len(images.classes))
+    module = module.to(device, memory_format=torch.channels_last)
+
+    def batches(split, **options):
+        everything = np.arange(len(split))
+        return batches_of(
+            split, everything, split.labels, training.batch_size, normalization=normalization, device=device, **options
+        )
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = train(
+        module,
+        batches(images.train, augmentation=images.augmentation, generator=generator, shuffle=True),
+        training,
+        batches(images.test),
+    )
+    models.save(weights, models.Source(module.cpu(), images.classes, normalization, settings["architecture"]))
+    write_csv(history, pd.DataFrame(rows))
+
+
+if "snakemake" in globals():
+    import torch
+
+    from seam.progress import job
+
+    with job(snakemake.log[0]):
+        torch.set_num_threads(snakemake.threads)
+        train_source(
+            snakemake.output.weights,
+            snakemake.output.history,
+            snakemake.wildcards.model,
+            Path(snakemake.input.manifest).parent,
+            snakemake.params.settings,
+            snakemake.params.device,
+        )
