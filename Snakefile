@@ -6,7 +6,7 @@ from snakemake.utils import min_version
 min_version("9.12")
 
 
-configfile: workflow.source_path("config.yaml")
+configfile: f"{workflow.basedir}/config.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -1,7 +1,6 @@
 # What the stages share: the checked config, and where things are.
 
 import ast
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -59,12 +58,13 @@ def modules(script):
             for name in names:
                 stem = scripts.joinpath(*name.split("."))
                 for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-                    if name.split(".")[0] == "seam" and file.exists() and file not in found:
+                    if name.startswith("seam.") and file.exists() and file not in found:
                         found.add(file)
                         visit(file)
 
     visit(scripts / script)
-    return sorted(map(str, found | ({scripts / "seam" / "__init__.py"} if found else set())))
+    here = Path.cwd()
+    return sorted(str(file.relative_to(here) if here in file.parents else file) for file in found)
 
 
 def dataset_of(wildcards):
@@ -88,11 +88,11 @@ def model_settings(wildcards):
 
 
 def model_files(wildcards):
-    """The user's own files that a source model is made of: its weights, its architecture's code."""
-    model = config["models"][wildcards.model]
-    code = model["architecture"].rpartition(":")[0]
-    files = [model["weights"], code]
-    return [file for file in files if Path(file).suffix in {".py", ".pt", ".pth", ".safetensors"}]
+    return plan.model_files(config, wildcards.model)
+
+
+def dataset_entry_of_model(wildcards):
+    return plan.dataset_entry(config, dataset_of(wildcards))
 
 
 def problem_of(wildcards):
@@ -103,7 +103,7 @@ def search_settings(wildcards):
     """All that a search depends on, in one sorted dictionary: Snakemake compares it whole."""
     problem = problem_of(wildcards)
     return {
-        "dataset": dataset_of(wildcards),
+        "dataset": problem.dataset,
         "members": problem.classes,
         "seed": config["seed"],
         "settings": problem.settings,

@@ -50,6 +50,7 @@ rule fetch_weights:
         runtime=60,
     params:
         settings=model_settings,
+        entry=dataset_entry_of_model,
     script:
         "../scripts/fetch_weights.py"
 

@@ -63,12 +63,15 @@ def columns(engines, settings):
 
 
 def row(problem, macs, model, latency, settings):
-    """One problem as a dictionary by column. `latency`: its records by engine; an engine that is not there has no value."""
+    """One problem as a dictionary by column. `latency`: its records by engine, only those that are there."""
     before, after = problem["accuracy", "source"], problem["accuracy", "reengineered"]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
     holdout = problem.data.get("holdout_accuracy") or {}  # nothing is held out where the test images select
     cells = {
-        **{name: problem[name] for name in ["model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch"]},
+        **{
+            name: problem[name]
+            for name in ["model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch"]
+        },
         **{name: problem[name] for name in ["seconds", "seed", "device", "threads", "torch"]},
         "architecture": model["architecture"],
         "weights_origin": model["weights_origin"],
@@ -102,21 +105,20 @@ def tables(metrics, macs, latency, models, engines):
     Raises UserError where a file lacks a value, or where a problem's MACs or model are missing.
     """
     problems, counts, times = records(metrics), records(macs), latencies(latency)
-    sources = {record["model"]: record for record in records(models).values()}
+    sources = {folder.name: record for folder, record in records(models).items()}
     settings = settings_of(problems.values())
     rows = {"binary": [], "multiclass": []}
     for folder, problem in problems.items():
         if folder not in counts:
             raise UserError(f"{folder}/macs.json is missing: run the workflow again to make it.")
         if problem["model"] not in sources:
-            raise UserError(f"There is no metrics.json of model {problem['model']}: run the workflow again to make it.")
+            raise UserError(f"The model {problem['model']} has no metrics.json: run the workflow again to make it.")
         measured = {engine: times[folder, engine] for engine in engines if (folder, engine) in times}
-        for engine in engines:
-            if engine not in measured:
-                log.warning("%s has no latency by %s", folder, engine_name(engine))
-        rows[problem["problem"]].append(
-            row(problem, counts[folder], sources[problem["model"]], measured, settings)
-        )
+        rows[problem["problem"]].append(row(problem, counts[folder], sources[problem["model"]], measured, settings))
+    for engine in engines:
+        missing = sum((folder, engine) not in times for folder in problems)
+        if missing:
+            log.warning("no latency by %s for %d of %d problems", engine_name(engine), missing, len(problems))
     return {kind: pd.DataFrame(cells, columns=columns(engines, settings)) for kind, cells in rows.items()}
 
 
@@ -131,4 +133,4 @@ if "snakemake" in globals():
         )
         for kind, table in found.items():
             write_csv(snakemake.output[kind], table)
-            log.info("%s: %d problems", snakemake.output[kind], len(table))
+            log.info("%s: target problems: %d", snakemake.output[kind], len(table))

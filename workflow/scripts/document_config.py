@@ -1,7 +1,6 @@
 """docs/configuration.md, made from workflow/schemas/config.schema.yaml.
 
-    python workflow/scripts/document_config.py                          # prints it
-    python workflow/scripts/document_config.py docs/configuration.md    # writes it
+`python workflow/scripts/document_config.py` prints it; with a path it is written there.
 """
 
 import argparse
@@ -20,16 +19,18 @@ INTRODUCTION = """\
      python workflow/scripts/document_config.py docs/configuration.md -->
 
 `config.yaml` holds the published evaluation of direct reuse. For a run of your own, write a file with what differs and
-give it with `--configfile mine.yaml`: it is merged over `config.yaml`. Keys that it does not mention stay as they are; a
-list replaces the whole list. A profile can bring such a file too, as `profiles/demo` does.
+give it with `--configfile mine.yaml`: it is merged over `config.yaml`. Keys that it does not mention stay as they are;
+a list replaces the whole list. A profile can bring such a file too, as `profiles/demo` does.
 
 - The whole configuration is checked before any job starts; a mistake ends in one sentence that names the key.
+- `--config seed=1` sets a key of the top level. Nested numbers, as in `--config 'search={epochs: 3}'`, arrive as text
+  and are refused: write them in a file.
 - Paths start at the working directory; `~` is your home folder.
 - YAML reads `1e-3` as text: write 0.001. It reads yes, no, on and off as true and false: put quotes around them where a
   class is called so. Classes that are called by whole numbers need no quotes.
 - Names of models, data sets and groups become folders: letters, digits, `_`, `-` and `.`.
-- Settings of a search come, first to last, from `overrides` for the target, `search` of the entry, `search`, the default.
-  A change reruns the jobs whose settings it changes, and what is made from their results.
+- A search takes each setting from the first of these that has it: `overrides` for the target, the entry's `search`,
+  `search`, the default. A change reruns the jobs whose settings it changes, and what is made from their results.
 """
 
 ENTRIES = {"datasets": "An entry, under a name of your choice:", "models": "An entry, under a name of your choice:"}
@@ -87,7 +88,7 @@ def _default(key, own, rules, defaults):
 def _kinds_with(key, schema):
     """Which kinds of data sets take the key, where not all do."""
     cases = schema["$defs"]["dataset"]["allOf"]
-    without = [_kind(case) for case in cases if case["then"].get("properties", {}).get(key) is False]
+    without = [_kind(case) for case in cases if "not" in case["then"].get("properties", {}).get(key, {})]
     return f"Only for {', '.join(_kind(c) for c in cases if _kind(c) not in without)}. " if without else ""
 
 
@@ -103,7 +104,7 @@ def _values(rules):
         "integer": "whole number", "number": "number", "string": "text", "object": "keys with values", "null": "null"
     }  # fmt: skip
     kinds = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
-    described = ", ".join(_list(rules) if kind == "array" else words[kind] for kind in kinds)
+    described = " or ".join(_list(rules) if kind == "array" else words[kind] for kind in kinds)
     bounds = {
         "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"
     }  # fmt: skip
@@ -111,7 +112,7 @@ def _values(rules):
 
 
 def _list(rules):
-    inner = _values(rules["items"])
+    inner = "names" if rules["items"].get("type") == ["string", "integer"] else _values(rules["items"])
     if "minItems" in rules and rules["minItems"] == rules.get("maxItems"):
         return f"list of {rules['minItems']}: {inner}"
     return f"list of {inner}"

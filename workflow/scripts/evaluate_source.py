@@ -3,6 +3,13 @@
 from pathlib import Path
 
 
+def origin(weights):
+    """Where a model's weights come from: train, hub, torchvision or file, from the config's `weights`."""
+    if weights in ("train", "hub"):
+        return weights
+    return "file" if Path(weights).suffix in (".safetensors", ".pt", ".pth") else "torchvision"
+
+
 def evaluate_source(metrics, model, weights, dataset, settings, device):
     """Write the accuracy over all of the data set's classes, and per class."""
     import numpy as np
@@ -34,7 +41,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
             "model": model,
             "dataset": settings["dataset"],
             "architecture": source.architecture,
-            "weights_origin": settings["weights"],
+            "weights_origin": origin(settings["weights"]),
             "accuracy": share(right),
             "per_class": {
                 name: share(right[labels == index]) for name, index in zip(images.classes, position, strict=True)

@@ -6,15 +6,14 @@ if "snakemake" in globals():
     from seam.progress import job
 
     with job(snakemake.log[0]):
-        settings = snakemake.params.settings
-        entry = settings["dataset_entry"]
-        complete = {key: value for key, value in entry.items() if key != "classes"}
+        settings, entry = snakemake.params.settings, snakemake.params.entry
+        normalization = settings["normalization"]
         fetch_weights(
             settings["architecture"],
             settings["weights"],
             entry["kind"],
-            # Weights from elsewhere were usually trained on all classes, also where the config asks for a subset.
-            [data.classes(complete), data.classes(entry)],
+            # Weights from elsewhere know all classes as a rule, also where the config asks for a subset.
+            [data.classes({**entry, "classes": None}), data.classes(entry)],
             snakemake.output.weights,
-            settings["normalization"],
+            normalization and (normalization["mean"], normalization["std"]),
         )

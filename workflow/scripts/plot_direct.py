@@ -8,12 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from seam.figures import BLUE, COLOURS, FAINT, GREY, INK, RED, blank, empty, looks, save, style
+from seam.figures import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, save, style
 from seam.progress import job, log
 from seam.tables import PROBLEMS, engine_name, engines, read_table
 
 CHUNK = 50  # targets in one column of a panel
 LINE = 0.155  # inches from one target to the next
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly: a jitter that is always the same
 LONGEST = 26  # characters of a target's name
 
 
@@ -35,8 +36,29 @@ def chunks(table, most):
     return [table.iloc[start : start + length] for start in range(0, len(table), length)]
 
 
-def dumbbells(axes, rows, limits, restricted):
-    """One line per target, the first at the top: before as a ring, after as a dot, both in per cent."""
+def pairs(sizes):
+    """The models of {model: its number of targets}, smallest first, in lines of one or two of like size."""
+    lines = []
+    for model, size in sizes.items():
+        if lines and len(lines[-1]) == 1 and size <= 3 * sizes[lines[-1][0]]:
+            lines[-1].append(model)
+        else:
+            lines.append([model])
+    return lines
+
+
+def spread(values):
+    """The limits of an axis that shows all these values."""
+    low, high = values.min().min(), values.max().max()
+    room = max(0.05 * (high - low), 0.15)
+    return low - room, high + room
+
+
+def dumbbells(axes, rows, room, limits, restricted):
+    """One line per target, the first at the top: before as a ring, after as a dot, both in per cent.
+
+    `room` is how many lines the panel is high, `limits` the ends of its axis of accuracies.
+    """
     places = range(len(rows))
     before, after = 100 * rows["accuracy_source"], 100 * rows["accuracy_reengineered"]
     colours = [BLUE if gain >= 0 else RED for gain in rows["accuracy_gain_points"]]
@@ -49,43 +71,43 @@ def dumbbells(axes, rows, limits, restricted):
     axes.set_yticks(places, [short(name) for name in rows["target"]], fontsize=8 if len(rows) <= 25 else 7)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(*limits)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(room - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("accuracy (%)")
 
 
 @style()
 def accuracy(table, problem):
-    """Accuracy on each target before and after, one panel per model, its targets sorted by the source model's accuracy."""
+    """Accuracy on each target before and after, one panel per model, sorted by the source model's accuracy."""
     kind = PROBLEMS[problem]
     title = f"Accuracy before and after re-engineering, {kind} problems"
     if not len(table):
         return empty(title, f"There are no {kind} problems in this config.")
     restricted = bool((table["accuracy_source_restricted"].dropna() != table["accuracy_source"]).any())
     names = ["accuracy_source", "accuracy_reengineered"] + ["accuracy_source_restricted"] * restricted
-    values = 100 * table[names]
-    low, high = values.min().min(), values.max().max()
-    room = max(0.04 * (high - low), 0.15)
-    limits = low - room, high + room
+    limits = {name: spread(100 * rows[names]) for name, rows in table.groupby("dataset")}
     models = sorted(table["model"].unique(), key=lambda name: (table["model"] == name).sum())  # like sizes side by side
-    beside = min(2, len(models))
+    lines = pairs({model: int((table["model"] == model).sum()) for model in models})
+    beside = max(len(line) for line in lines)
     panels = {}
     for model in models:
         rows = table[table["model"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
         panels[model] = chunks(rows, 4 // beside)
     split = max(len(pieces) for pieces in panels.values())
-    lines = [models[start : start + beside] for start in range(0, len(models), beside)]
-    heights = [max(len(panels[model][0]) for model in line) * LINE + 0.75 for line in lines]
-    figure = blank((3.4 if split > 1 else 4.0) * beside * split + (1.5 if beside * split == 1 else 0), sum(heights) + 0.8, title)
+    rooms = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
+    heights = [room * LINE + 0.85 for room in rooms]
+    width = max(7.2, (3.4 if split > 1 else 4.0) * beside * split)
+    figure = blank(width, sum(heights) + 0.8, title)
     grid = figure.add_gridspec(len(lines), beside * split, height_ratios=heights)
     for line, members in enumerate(lines):
         for place, model in enumerate(members):
             pieces = panels[model]
-            width = split // len(pieces) if split % len(pieces) == 0 else 1
+            whole = beside * split // len(members)
+            span = whole // len(pieces)
             for piece, rows in enumerate(pieces):
-                left = place * split + piece * width
-                axes = figure.add_subplot(grid[line, left : left + width])
-                dumbbells(axes, rows, limits, restricted)
+                left = place * whole + piece * span
+                axes = figure.add_subplot(grid[line, left : left + span])
+                dumbbells(axes, rows, rooms[line], limits[rows["dataset"].iloc[0]], restricted)
                 if piece == 0:
                     all_rows = table[table["model"] == model]
                     means = [100 * all_rows[name].mean() for name in ("accuracy_source", "accuracy_reengineered")]
@@ -100,9 +122,11 @@ def accuracy(table, problem):
         Line2D([], [], color=RED, label="re-engineered, worse", **ring),
     ]
     if restricted:
-        tick = Line2D([], [], color=INK, marker="|", linestyle="", markersize=7, label="source model, target's classes only")
-        handles.insert(1, tick)
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), handletextpad=0.2)
+        name = "source model, target's classes only"
+        handles.insert(1, Line2D([], [], color=INK, marker="|", linestyle="", markersize=7, label=name))
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=len(handles) if width > 7.2 else 2, handletextpad=0.2
+    )
     return figure
 
 
@@ -152,9 +176,10 @@ def retention_accuracy(binary, multiclass, published):
         fontsize=7.5,
     )
     axes.set_xlim(left=0)
+    axes.set_ylim(*spread(100 * pd.concat([rows[["accuracy_reengineered"]] for _, _, rows in groups])))
     axes.set_xlabel("weights kept (%)")
     axes.set_ylabel("accuracy on the target problem (%)")
-    figure.legend(loc="outside right upper", handletextpad=0.2)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
     return figure
 
 
@@ -169,7 +194,7 @@ def savings(table):
     ]
     for engine in engines(table):
         ratio = table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"]
-        panels.append((f"Time, {engine_name(engine)}", 100 * (1 - ratio), "inference_time_reduction", engine))
+        panels.append((f"Inference time, {engine_name(engine)}", 100 * (1 - ratio), "inference_time_reduction", engine))
     return panels
 
 
@@ -177,33 +202,39 @@ def savings(table):
 def cost(binary, multiclass, published):
     """What re-engineering saves, per model: bars are means, dots the problems. `published`: {(quantity, engine): %}."""
     title = "Saved by re-engineering, mean over problems (bars) and each problem (dots)"
-    tables = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass)) if len(frame)]
-    if not tables:
+    parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
+    if not any(len(part) for part in parts):
         return empty(title, "There are no target problems in this config.")
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     groups = list(table.groupby(["model", "problem"], sort=False).groups)
     panels = savings(table)
     figure = blank(1.6 + 2.5 * len(panels), 1.5 + 0.55 * len(groups), title)
     plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, values, quantity, engine) in zip(plots, panels, strict=True):
         axes.set_title(name)
+        if values.notna().any():
+            axes.text(1.03, 1.02, "mean", transform=axes.transAxes, color=GREY, fontsize=8)
         for place, group in enumerate(groups):
             chosen = values[(table["model"] == group[0]) & (table["problem"] == group[1])]
             measured = chosen.dropna()
             if len(measured):
-                axes.barh(place, measured.mean(), height=0.62, color=BLUE, alpha=0.35, linewidth=0)
-                spread = [place + 0.2 * math.sin(2.4 * index) for index in range(len(measured))]  # a fixed jitter
-                axes.scatter(measured, spread, s=9, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
+                axes.barh(place, measured.mean(), height=0.62, color=BLUE, alpha=0.3, linewidth=0)
+                jitter = [place + 0.5 * (index * GOLDEN % 1 - 0.5) for index in range(1, len(measured) + 1)]
+                axes.scatter(measured, jitter, s=9, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
+                mean = f"{measured.mean():.1f}".replace("-", "−")
+                axes.text(1.03, place, mean, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
             if len(measured) < len(chosen):
                 gap = f"{len(measured)} of {len(chosen)} measured" if len(measured) else "not measured"
-                axes.annotate(gap, (0, place), xytext=(4, 0), textcoords="offset points", va="center", color=GREY, fontsize=8)
+                beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(gap, (0, place), color=GREY, fontsize=8, **beside)
         value = published.get((quantity, engine))
-        if value is not None:
+        if value is not None and values.notna().any():
             axes.axvline(value, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(min(0, values.min() * 1.1) if values.notna().any() else 0, 100)
+        lowest = values.min()  # NaN where nothing is measured
+        axes.set_xlim(lowest - 4 if lowest < 0 else 0, 100)
         axes.set_xlabel("saved (%)")
     plots[0].set_yticks(range(len(groups)), [f"{model}\n{PROBLEMS[kind]}" for model, kind in groups])
     plots[0].set_ylim(len(groups) - 0.5, -0.5)
@@ -235,51 +266,58 @@ def course(axes, steps, row):
     axes.plot(epochs, 100 * steps["retention"], color=RED, label="retention", zorder=3)
     chosen = steps[epochs == row["selected_epoch"]]
     axes.axvline(row["selected_epoch"], color=INK, linewidth=0.9, zorder=2, label="selected")
+    dots = {"s": 26, "edgecolors": "white", "linewidths": 0.8, "zorder": 4, "clip_on": False}
     for name, colour in (("accuracy", BLUE), ("retention", RED)):
-        axes.scatter(chosen["epoch"], 100 * chosen[name], s=26, color=colour, edgecolors="white", linewidths=0.8, zorder=4)
+        axes.scatter(chosen["epoch"], 100 * chosen[name], color=colour, **dots)
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     axes.set_ylim(0, 102)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="x", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
 
 
 @style()
 def history(binary, multiclass, histories):
-    """The search of the first target of each model and kind of problem. `histories`: {folder: frame of its history.csv}."""
+    """The search of the first target of each model and kind of problem.
+
+    `histories`: {folder of the problem: frame of its history.csv}.
+    """
     title = "Course of the search, first target of each model"
     searches = first_targets(binary, multiclass)
     if not searches:
         return empty(title, "There are no target problems in this config.")
     columns = min(len(searches), 2 if len(searches) in (2, 4) else 3)
     rows = math.ceil(len(searches) / columns)
-    figure = blank(3.6 * columns + (1.5 if columns == 1 else 0), 2.6 * rows + 0.9, title)
+    figure = blank(max(6.5, 3.6 * columns), 2.75 * rows + 0.8, title)
     plots = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for place, axes in enumerate(plots.flat):
         if place >= len(searches):
             axes.remove()
             continue
         kind, row = searches[place]
-        axes.set_title(f"{row['model']}, {PROBLEMS[kind]}: {short(row['target'])}")
+        axes.set_title(f"{row['model']}\n{PROBLEMS[kind]}: {short(row['target'])}")
         if row["folder"] in histories:
             course(axes, histories[row["folder"]], row)
         else:
+            axes.set_xticks([])
             axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xlabel("epoch")
         if place % columns == 0:
-            axes.set_ylabel("%")
+            axes.set_ylabel("accuracy, weights kept (%)")
     handles = [
-        Line2D([], [], color=BLUE, label="accuracy on the images that select"),
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="the source model's"),
+        Line2D([], [], color=BLUE, label="accuracy, selection images"),
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="source model's accuracy, same images"),
         Line2D([], [], color=RED, label="weights kept"),
         Line2D([], [], color=INK, linewidth=0.9, label="selected epoch"),
         Patch(color=FAINT, alpha=0.45, linewidth=0, label="head-only epoch"),
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 3 if columns < 3 else 5))
+    figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 3 else 5)
     return figure
 
 
 def published_savings(published):
     """{(quantity, engine): per cent saved} for the quantities that the paper gives over its whole evaluation."""
-    overall = published[(published["reuse"] == "direct") & (published["architecture"] == "") & (published["unit"] == "%")]
+    overall = published[(published["reuse"] == "direct") & (published["architecture"] == "")]
+    overall = overall[overall["unit"] == "%"]
     values = {(row.quantity, row.engine): row.value for row in overall.itertuples()}
     values["weights_kept", ""] = 100 - values["weights_kept", ""]
     return values

@@ -14,10 +14,11 @@ from seam.tables import PROBLEMS, engine_name, engines, read_table
 
 COLUMNS = ["quantity", "engine", "group", "problems", "problems_as_published", "ours_mean", "published", "unit"]
 WIDTH = 79
+PUBLISHED_WEIGHTS = ["hub", "IMAGENET1K_V1"]  # of the source models that the paper re-engineered
 
 
 def quantities(table):
-    """(quantity, engine, unit, value of each problem) for all that is summarised. Reuse on other data sets comes later."""
+    """(quantity, engine, unit, value of each problem) of all that is summarised."""
     yield "weights_kept", "", "%", 100 * table["retention"]
     for engine in engines(table):
         ratio = table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"]
@@ -29,12 +30,12 @@ def quantities(table):
 
 
 def as_published(table, published):
-    """Which problems have a source model, data set and kind of problem of the published evaluation: a boolean Series."""
+    """Which problems have a source model, data set and kind of the published evaluation: a boolean Series."""
     evaluation = published[(published["reuse"] == "direct") & (published["quantity"] == "problems")]
     names = ["architecture", "dataset", "problem"]
     known = set(evaluation[names].itertuples(index=False, name=None))
     same = [problem in known for problem in table[names].itertuples(index=False, name=None)]
-    return pd.Series(same, index=table.index, dtype=bool) & table["weights_origin"].isin(["hub", "torchvision"])
+    return pd.Series(same, index=table.index, dtype=bool) & table["weights_origin"].isin(PUBLISHED_WEIGHTS)
 
 
 def published_value(published, quantity, engine, group):
@@ -67,10 +68,10 @@ def summary(binary, multiclass, published):
 
 
 def label(quantity, engine, unit, measured, problems):
-    """What stands before a line of numbers: "inference time saved, DeepSparse (%; 3 of 5)" where two have no value."""
+    """What stands before a line of numbers: "time saved, DeepSparse (%; 3 of 5)" where two have no value."""
     name = {
         "weights_kept": "weights kept",
-        "inference_time_reduction": f"inference time saved, {engine_name(engine)}",
+        "inference_time_reduction": f"time saved, {engine_name(engine)}",
         "macs_reduction": "MACs saved",
         "accuracy_gain": "accuracy gain",
         "accuracy_gain_restricted": "accuracy gain, like for like",
@@ -113,10 +114,11 @@ def render(table):
         unit, measured = part["unit"].iloc[0], part.loc["all", "problems"]
         values = [*(part.loc[group, "ours_mean"] for group in heads), part.loc["all", "published"]]
         lines[label(quantity, engine, unit, measured, problems)] = [number(value, unit) for value in values]
-    text = pd.DataFrame(lines.values(), index=lines.keys(), columns=[*heads.values(), "published"]).to_string(col_space=9)
+    frame = pd.DataFrame(lines.values(), index=list(lines), columns=[*heads.values(), "published"])
     as_published = first.loc["all", "problems_as_published"]
     paragraphs = [textwrap.fill(note, WIDTH) for note in notes(problems, as_published)]
-    return "\n".join(["Direct reuse: means over the target problems", "", text, "", *paragraphs])
+    numbers = [line.rstrip() for line in frame.to_string(col_space=8).splitlines()]
+    return "\n".join(["Direct reuse: means over the target problems", "", *numbers, "", *paragraphs])
 
 
 if "snakemake" in globals():

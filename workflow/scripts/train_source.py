@@ -18,7 +18,8 @@ def train_source(weights, history, model, dataset, settings, device):
     images, device, training = data.open(dataset), select(device), Settings(**settings["training"])
     seed = derive_seed(settings["seed"], "train", model)
     torch.manual_seed(seed)
-    normalization = settings["normalization"] or (images.mean, images.std)
+    given = settings["normalization"]
+    normalization = (given["mean"], given["std"]) if given else (images.mean, images.std)
     module = models.build(settings["architecture"], len(images.classes))
     module = module.to(device, memory_format=torch.channels_last)
 

@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib.util
 import math
+import operator
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def validated(raw, schema_path):
     config = _plain(_complete(config, schema, schema))
     classes = {name: _check_dataset(f"datasets.{name}", entry) for name, entry in config["datasets"].items()}
     for name, model in config["models"].items():
-        _check_model(f"models.{name}", model, config["datasets"], classes)
+        _check_model(f"models.{name}", model, config["datasets"])
     _check_direct_reuse(config, classes)
     return config
 
@@ -90,16 +91,15 @@ def problems(config):
 
 
 def left_out(config):
-    """One line for each data set that `direct_reuse` needs and that is not given: what is left out, and why."""
+    """One line for each data set that `direct_reuse` needs and that is not given: why, and what is left out."""
     waiting = {}
     for _, entry in _direct_reuse(config):
-        dataset = config["models"][entry["model"]]["dataset"]
-        if data.available(config["datasets"][dataset]):
-            waiting.setdefault(dataset, {})[f"{entry['model']} {entry['problem']}"] = None
-    return [
-        f"Left out: {', '.join(entries)}, as datasets.{name}.root is not given in the config."
-        for name, entries in waiting.items()
-    ]
+        name = config["models"][entry["model"]]["dataset"]
+        dataset = config["datasets"][name]
+        if reason := data.available(dataset):
+            line = f"datasets.{name}: {reason.removeprefix(dataset['kind'] + ': ')}"
+            waiting.setdefault(line, {})[f"{entry['model']} {entry['problem']}"] = None  # a set that keeps its order
+    return [f"{line} ({', '.join(entries)})." for line, entries in waiting.items()]
 
 
 def dataset_entry(config, name):
@@ -128,17 +128,17 @@ def model_files(config, name):
 
 
 def folder_name(name):
-    """The folder of a target's results: its name, with `-` for whatever a folder should not be called.
+    """The folder of a target's results: its name, with `_` for spaces and what else is trouble in a folder's name.
 
-    >>> folder_name("aquarium_fish"), folder_name("marine mammals"), folder_name("crème brûlée (hot)")
-    ('aquarium_fish', 'marine-mammals', 'creme-brulee-hot')
+    >>> folder_name("aquarium_fish"), folder_name("golden retriever"), folder_name("crème brûlée (hot)")
+    ('aquarium_fish', 'golden_retriever', 'creme_brulee_hot')
 
     Empty if the name has neither a letter from a to z nor a digit.
     """
     if FOLDER_NAME.fullmatch(name):
         return name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
 
 
 # ------------------------------------------------------------------ the schema: shapes, bounds, defaults
@@ -151,33 +151,38 @@ def _check_schema(config, schema):
     if errors:
         # A misspelt key often means a missing one too: name the misspelt one.
         first = next((error for error in errors if error.validator == "additionalProperties"), errors[0])
-        raise UserError(sentence(first, schema))
+        raise UserError(sentence(first, schema, config))
 
 
-def sentence(error, schema):
-    """A jsonschema ValidationError as one sentence: the key, what was found, what is allowed."""
+def sentence(error, schema, config):
+    """A jsonschema ValidationError of the config as one sentence: the key, what was found, what is allowed."""
     path, value, rule, rules = list(error.absolute_path), error.instance, error.validator, error.schema
-    key = dotted(path)
+    key = dotted(path) or "The config"
     if rule == "additionalProperties":
         unknown = next(name for name in value if name not in rules["properties"])
         return _unknown_key(path, unknown, rules, schema)
     if rule == "required":
         missing = next(name for name in error.validator_value if name not in value)
         return f"{dotted([*path, missing])} is missing: docs/configuration.md says what it may be."
-    if rule is None:  # a key that the schema refuses for this kind of data set
-        return f"{key} is not for this kind of data set: leave it out, or choose the kind that takes it."
-    if rule == "pattern" and error.parent is None and "|" in rules["pattern"]:
+    if rule == "not":  # a key that the schema refuses for this kind of data set
+        kind = functools.reduce(operator.getitem, path[:-1], config)["kind"]
+        return f"{key} is not for data of kind {kind}: leave it out."
+    if rule == "pattern" and "propertyNames" in error.absolute_schema_path:
+        return (
+            f"{key} has the name {shown(value)}, but a name can only have letters, digits, '_', '-' and '.', "
+            "and none of the last two first."
+        )
+    if rule == "pattern":
         names = rules["pattern"].strip("^()$").split("|")
-        return f"{key} is {shown(value)}, but must be {_one_of(names)}, a list or groups by name{_meant(value, names)}."
-    if rule == "pattern":  # of a name
-        return f"{key} has the name {shown(value)}, but a name may hold only letters, digits, '_', '-' and '.'."
+        allowed = f"{', '.join(names)}, a list of names or groups by name"
+        return f"{key} is {shown(value)}, but must be {allowed}{_meant(value, names)}."
     if rule == "enum":
         return f"{key} is {shown(value)}, but must be {_one_of(rules['enum'])}{_meant(value, rules['enum'])}."
     if rule == "type":
         return _wrong_type(key, value, rules)
     if rule == "uniqueItems":
         twice = next(item for item in value if value.count(item) > 1)
-        return f"{key} names {twice} twice: once is enough."
+        return f"{key} names {shown(twice)} twice: once is enough."
     if rule in ("minItems", "maxItems", "minProperties"):
         least, most = rules.get("minItems", rules.get("minProperties")), rules.get("maxItems")
         wanted = f"exactly {least}" if least == most else f"at least {least}"
@@ -206,25 +211,28 @@ def _wrong_type(key, value, rules):
     problem = f"{key} is {shown(value)}, but must be {_one_of([words[kind] for kind in kinds])}"
     if isinstance(value, bool) and "string" in kinds:
         return f"{problem}: put quotes around words such as yes, no, on and off, which YAML reads as true and false."
-    number = _number(value) if {"integer", "number"} & set(kinds) else None
+    number = _number(value, whole="integer" in kinds) if {"integer", "number"} & set(kinds) else None
     if number and isinstance(value, str):
-        return f"{problem}: write {number} (YAML reads numbers in quotes and those like 1e-3 as text)."
-    if number and float(value).is_integer():
+        why = "numbers in quotes or like 1e-3 are text to YAML, and so are nested ones in --config"
+        return f"{problem}: write {number} in a config file ({why})."
+    if number:
         return f"{problem}: write {number}."
     if isinstance(value, str) and "array" in kinds:
         return f"{problem}: write [{value}]."
+    if value is None:
+        return f"{problem}: give it a value or leave it out."
     return f"{problem}."
 
 
-def _number(value):
-    """Text like 1e-3, or a float, as a plain decimal number; None if it is none or would be long."""
+def _number(value, whole):
+    """Text like 1e-3, or a float, as a plain decimal number; None if it is none, is not `whole` or would be long."""
     try:
-        size = abs(float(value))
+        number = float(value)
     except (TypeError, ValueError):
         return None
-    if size and not 1e-9 <= size < 1e9:
+    if isinstance(value, bool) or (whole and not number.is_integer()) or not (number == 0 or 1e-9 <= abs(number) < 1e9):
         return None
-    return f"{float(value):.12f}".rstrip("0").rstrip(".")
+    return f"{number:.12f}".rstrip("0").rstrip(".")
 
 
 def _range(rules):
@@ -247,7 +255,7 @@ def _properties(schema, value):
     for case in schema.get("allOf", []):
         if Draft202012Validator(case["if"]).is_valid(value):
             for key, rules in case["then"].get("properties", {}).items():
-                properties[key] = {**properties[key], **rules} if rules else False
+                properties[key] = {**properties[key], **rules}
     return properties
 
 
@@ -257,12 +265,12 @@ def _complete(value, schema, root):
     if isinstance(value, list):
         return [_complete(item, schema.get("items", {}), root) for item in value]
     if isinstance(value, dict):
-        properties = {key: _resolved(rules, root) for key, rules in _properties(schema, value).items() if rules}
+        properties = {key: _resolved(rules, root) for key, rules in _properties(schema, value).items()}
         for key, rules in properties.items():
             default = copy.deepcopy(rules.get("default"))
             if isinstance(default, dict):
                 value = {**value, key: {**default, **value.get(key, {})}}
-            elif "default" in rules and key not in value:
+            elif "default" in rules and "not" not in rules and key not in value:
                 value = {**value, key: default}
         others = schema.get("additionalProperties") or {}
         return {key: _complete(item, properties.get(key, others), root) for key, item in value.items()}
@@ -323,8 +331,10 @@ def _check_dataset(where, entry):
         return None
     try:
         known = data.classes({**entry, "classes": None})
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        if entry.get("groups") is not None:
+            data.groups({**entry, "classes": None})
+    except UserError as error:  # its sentence begins with the key
+        raise UserError(f"{where}.{error}") from error
     _check_names(f"{where}.classes", entry["classes"] or [], known, f"a class of {entry['kind']}")
     names = entry["classes"] or known
     if len(names) < 2:
@@ -332,13 +342,15 @@ def _check_dataset(where, entry):
     return names
 
 
-def _check_model(where, model, datasets, classes):
+def _check_model(where, model, datasets):
     _check_names(f"{where}.dataset", [model["dataset"]], list(datasets), "the name of a data set under datasets")
     dataset = datasets[model["dataset"]]
     _check_architecture(f"{where}.architecture", model["architecture"])
-    _check_weights(f"{where}.weights", model, dataset, classes[model["dataset"]])
+    _check_weights(f"{where}.weights", model, dataset)
     if "training" in model and model["weights"] != "train":
-        raise UserError(f"{where}.training is given, but weights is {shown(model['weights'])}, not train: drop one.")
+        raise UserError(
+            f"{where}.training is given, but weights is {shown(model['weights'])}, not train: drop one of the two."
+        )
     if model["normalization"] is None and _is_file(model["weights"]):
         raise UserError(
             f"{where}.normalization is missing, but a weights file of your own needs it: "
@@ -356,7 +368,7 @@ def _check_architecture(key, architecture):
     if path == "torchvision":
         known = torchvision_weights()
         if known and name not in known:
-            raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{_hint(name, known)}.")
+            raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{_hint(name, known)}")
     elif path.endswith(".py"):
         _check_factory(key, path, name)
     elif architecture not in models.ARCHITECTURES:
@@ -377,10 +389,10 @@ def _check_factory(key, path, factory):
     names += [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
     names += [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
     if factory not in names and "*" not in names:
-        raise UserError(f"{key} names the function {factory}, but {path} has none of that name{_hint(factory, names)}.")
+        raise UserError(f"{key} names the function {factory}, but {path} has none of that name{_hint(factory, names)}")
 
 
-def _check_weights(key, model, dataset, classes):
+def _check_weights(key, model, dataset):
     weights, architecture = model["weights"], model["architecture"]
     problem = f"{key} is {shown(weights)}, but"
     if weights == "train":
@@ -397,15 +409,18 @@ def _check_weights(key, model, dataset, classes):
     elif architecture.startswith("torchvision:"):
         known = torchvision_weights().get(architecture.removeprefix("torchvision:"), [weights])
         if weights not in known:
-            raise UserError(f"{problem} must be train, a weights file or one of {', '.join(known)}{_meant(weights, known)}.")
-        if dataset["kind"] != "imagenet" and len(classes) != IMAGENET_CLASSES:
+            allowed = f"train, a weights file or one of {', '.join(known)}"
+            raise UserError(f"{problem} must be {allowed}{_meant(weights, known)}.")
+        count = IMAGENET_CLASSES if dataset["kind"] == "imagenet" else len(data.classes({**dataset, "classes": None}))
+        if count != IMAGENET_CLASSES:
             raise UserError(
                 f"{problem} these weights know ImageNet's {IMAGENET_CLASSES} classes and datasets.{model['dataset']} "
-                f"has {len(classes)}: write train, or give a file of your own."
+                f"has {count}: write train, or give a file of your own."
             )
     else:
-        allowed = f"train, hub or a file that ends in {_one_of(WEIGHT_FILES)}"
-        raise UserError(f"{problem} must be {allowed}{_meant(weights, ['train', 'hub'])}.")
+        names = ["train", "hub"] if architecture in models.ARCHITECTURES else ["train"]
+        files = f"a file that ends in {_one_of(WEIGHT_FILES)}"
+        raise UserError(f"{problem} must be {_one_of([*names, files])}{_meant(weights, names)}.")
 
 
 def _check_direct_reuse(config, classes):
@@ -447,14 +462,16 @@ def _targets(where, entry, dataset, classes):
         return targets
     if targets == "all":
         raise UserError(
-            f"{key} is 'all', but problem: multiclass takes groups: write superclasses, or name some, {{pets: [cat, dog]}}."
+            f"{key} is 'all', but problem: multiclass takes superclasses or groups by name, as in {{pets: [cat, dog]}}."
         )
     if classes is None:
         return {}
     try:
         groups = data.groups(dataset)
     except UserError as error:
-        raise UserError(f"{key} is {shown(targets)}, but {str(error).rstrip('.')}.") from error
+        raise UserError(f"{key}: {error}") from error
+    if not groups:
+        raise UserError(f"{key} is {shown(targets)}, but no superclass lies wholly within the data set's classes.")
     names = list(groups) if targets == "superclasses" else targets
     _check_names(key, names, list(groups), f"a superclass of {dataset['kind']}")
     return {name: groups[name] for name in names}
@@ -513,20 +530,23 @@ def shown(value):
 
 
 def _check_names(key, names, known, what):
-    """Raises UserError for the first of `names` that is not in `known` (None: not known yet)."""
+    """Raises UserError for the first of `names` that comes twice or is not in `known` (None: not known yet)."""
+    seen, right = set(), known if known is None else set(known)
     for name in names:
-        if known is not None and name not in known:
-            raise UserError(f"{key} has {shown(name)}, which is not {what}{_hint(name, known)}.")
+        if name in seen:
+            raise UserError(f"{key} names {shown(name)} twice: once is enough.")
+        seen.add(name)
+        if right is not None and name not in right:
+            raise UserError(f"{key} names {shown(name)}, which is not {what}{_hint(name, known)}")
 
 
 def _hint(name, known, most=12):
-    """How to go on from a wrong name: the closest of the known ones, or these."""
-    close = _close(name, known)
+    """The end of a sentence about a wrong name: the closest of the known ones, or these."""
+    known, close = list(known), _close(name, known)
     if close:
-        return f": did you mean {close}?".rstrip("?") + "?"
-    known = list(known)
-    more = f", ... ({len(known)} in all)" if len(known) > most else ""
-    return f": known are {', '.join(known[:most])}{more}" if known else ": there is none"
+        return f": did you mean {close}?"
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return f": known are {', '.join(known[:most])}{more}." if known else ": there is none."
 
 
 def _meant(name, known):
@@ -535,8 +555,11 @@ def _meant(name, known):
 
 
 def _close(name, known):
+    """The one of `known` that is written most like `name`; None if none is (`gpu` is not meant to be `cpu`)."""
     by_lower = {str(other).lower(): str(other) for other in known}
-    return next((by_lower[m] for m in difflib.get_close_matches(str(name).lower(), by_lower, n=1)), None)
+    likeness = 0.7 if len(str(name)) <= 3 else 0.6
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=likeness)
+    return by_lower[close[0]] if close else None
 
 
 def _one_of(names):

@@ -1,6 +1,4 @@
-"""How all figures look: one style, a palette that colour-blind people can tell apart, the same bytes for the same data."""
-
-import itertools
+"""How all figures look: one style, colours that everyone can tell apart, the same bytes for the same data."""
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -66,9 +64,12 @@ def empty(title, sentence):
 
 
 def looks(names):
-    """{name: {"color", "marker"}}: no two alike among the first thirty-six."""
-    rounds = ((colour, marker) for marker, colour in itertools.product(MARKERS, COLOURS))
-    return {name: {"color": colour, "marker": marker} for name, (colour, marker) in zip(names, rounds, strict=False)}
+    """{name: {"color", "marker"}}: no two alike among the first thirty-six, and neighbours differ in both."""
+    size = len(COLOURS)
+    return {
+        name: {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size) % size]}
+        for place, name in enumerate(names)
+    }
 
 
 @style()

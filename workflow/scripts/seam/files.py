@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 
@@ -29,11 +30,17 @@ def whole(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary), temporary, str(path.parent), str(path)):
-            raise UserError(f"Cannot write {path}: {error.strerror or error}. Free some space or mend its permissions, then run again.") from error
+        if error.errno and error.filename in (None, str(temporary), temporary, str(path.parent), str(path)):
+            raise _unwritable(path, error) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _unwritable(path, error):
+    reason = error.strerror or error
+    return UserError(f"Cannot write {path} ({reason}): free some space or mend its permissions, then run again.")
 
 
 def write_text(path, text):
@@ -77,7 +84,7 @@ def load_tensors(path):
     try:
         with safe_open(path, framework="pt") as file:
             header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, header
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
     except (SafetensorError, ValueError) as error:
@@ -89,47 +96,84 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class ResumingDownloader:
-    """A pooch downloader that goes on from the bytes of an earlier try, kept in `partial`."""
-
-    def __init__(self, partial, progress=True):
-        self.partial, self.progress = Path(partial), progress
-
-    def __call__(self, url, output_file, pooch_or_none, check_only=False):
-        import requests
-        from tqdm import tqdm
-
-        done = self.partial.stat().st_size if self.partial.exists() else 0
-        headers = {"Range": f"bytes={done}-"} if done else {}
-        with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-            if answer.status_code == 416:  # nothing is left to ask for: the checksum decides
-                answer.close()
-            else:
-                answer.raise_for_status()
-                if answer.status_code != 206:  # the server sends the file from its start
-                    done = 0
-                total = int(answer.headers.get("Content-Length", 0)) + done
-                with open(self.partial, "ab" if done else "wb") as file, tqdm(
-                    total=total or None, initial=done, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[-1], disable=not self.progress
-                ) as bar:
-                    for chunk in answer.iter_content(1 << 20):
-                        file.write(chunk)
-                        bar.update(len(chunk))
-        os.replace(self.partial, output_file)
-
-
 def fetch(url, path, checksum, attempts=4, progress=True):
-    """Download `url` to `path` unless a file with this checksum is there already.
+    """Download `url` to `path` unless a file with this checksum is there already; gives the path.
 
     `checksum` is a whole SHA-256 in hexadecimal, or its first characters where the publisher gives no
-    more. A broken transfer goes on where it stopped, also in a later run. Raises UserError where the
-    server cannot be reached or what it sends is not the file that was published.
+    more. A broken transfer goes on where it stopped, also in a later run; jobs that want the same file
+    wait for the first. Raises UserError where the server cannot be reached or what it sends is not the
+    file that was published: `path` holds the published file or nothing.
     """
-
     path = Path(path)
-    if path.exists() and sha256(path).startswith(checksum):
+    if _published(path, checksum):
         return path
-    if path.exists():
-        raise UserError(f"{path} is not the published file (its SHA-256 does not start with {checksum}): delete it, and it is fetched again.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    import requests
+    from filelock import FileLock
+    from urllib3.exceptions import HTTPError
+
     partial = path.with_name(path.name + ".partial")
+    by_hand = f"run again, or put the file at {path} yourself"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if _published(path, checksum):  # another job was faster
+                return path
+            for attempt in range(attempts):
+                resumed = partial.exists()
+                try:
+                    _transfer(url, partial, progress)
+                except (requests.RequestException, HTTPError) as error:
+                    status = getattr(getattr(error, "response", None), "status_code", None)
+                    if attempt + 1 == attempts or (status and status < 500 and status not in (408, 429)):
+                        raise UserError(f"Cannot download {url} ({_reason(error)}): {by_hand}.") from error
+                    time.sleep(2**attempt)
+                    continue
+                found = sha256(partial)
+                if found.startswith(checksum):
+                    os.replace(partial, path)
+                    return path
+                partial.unlink()
+                if not resumed or attempt + 1 == attempts:  # what was resumed may have been another file: once more
+                    raise UserError(f"{url} is not the published file (SHA-256 {found}, not {checksum}): {by_hand}.")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _published(path, checksum):
+    """Whether the file is there. Raises UserError if it is another than the published one."""
+    if not path.exists():
+        return False
+    if not sha256(path).startswith(checksum):
+        raise UserError(f"{path} is not the published file (SHA-256 {checksum}): delete it, and it is fetched again.")
+    return True
+
+
+def _transfer(url, partial, progress):
+    """Download `url` onto the end of the file `partial`. Raises an error of requests or urllib3 where it breaks off."""
+    import requests
+    from tqdm import tqdm
+
+    done = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
+        if answer.status_code == 416:  # nothing is left to ask for: the checksum decides
+            return
+        answer.raise_for_status()
+        if answer.status_code != 206:  # the server sends the file from its start
+            done = 0
+        total = done + int(answer.headers.get("Content-Length", 0))
+        shown = {"desc": partial.stem, "unit": "B", "unit_scale": True, "disable": None if progress else True}
+        with tqdm(total=total, initial=done, **shown) as bar, open(partial, "ab" if done else "wb") as file:
+            for chunk in answer.raw.stream(1 << 20, decode_content=False):  # the bytes as they lie on the server
+                file.write(chunk)
+                bar.update(len(chunk))
+    if partial.stat().st_size < total:
+        raise requests.ConnectionError("the transfer broke off")
+
+
+def _reason(error):
+    """In a few words, why a download failed."""
+    if getattr(error, "response", None) is not None:
+        return f"the server says {error.response.status_code} {error.response.reason}"
+    return "the server cannot be reached or the connection broke off"

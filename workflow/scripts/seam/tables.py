@@ -3,10 +3,26 @@
 from seam.files import UserError
 
 # Columns of names, in any table here: text even where it looks like a number (a class may be called 3 or NA).
-TEXT = (
-    "model dataset architecture weights_origin target search_selection device torch folder "
-    "reuse problem student quantity engine group unit source phase"
-).split()
+TEXT = [
+    "model",
+    "dataset",
+    "architecture",
+    "weights_origin",
+    "target",
+    "search_selection",
+    "device",
+    "torch",
+    "folder",
+    "reuse",
+    "problem",
+    "student",
+    "quantity",
+    "engine",
+    "group",
+    "unit",
+    "source",
+    "phase",
+]
 
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
 ENGINES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}

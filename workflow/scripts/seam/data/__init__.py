@@ -39,7 +39,7 @@ def classes(entry):
     names = KINDS[entry["kind"]].names(entry)
     wanted = entry.get("classes") or names
     if unknown := [name for name in wanted if name not in set(names)]:
-        raise UserError(f"classes: {unknown[0]} is not a class of this {entry['kind']} data set: choose among {_some(names)}.")
+        raise UserError(f"classes: {unknown[0]} is no class of this {entry['kind']}: choose among {_some(names)}.")
     if len(set(wanted)) < len(wanted):
         twice = next(name for name in wanted if wanted.count(name) > 1)
         raise UserError(f"classes: {twice} is listed twice: list each class once.")
@@ -58,7 +58,10 @@ def groups(entry, cache="data"):
         names = set(module.names(entry))
         for name, members in found.items():
             if unknown := [member for member in members if member not in names]:
-                raise UserError(f"groups: {entry['groups']} puts {unknown[0]} into {name}, which is no class of the data set: correct its name.")
+                raise UserError(
+                    f"groups: {entry['groups']} puts {unknown[0]} into {name}, which is no class of the data set: "
+                    "correct its name."
+                )
     elif hasattr(module, "groups"):
         found = module.groups(entry, cache)
     else:
@@ -66,10 +69,11 @@ def groups(entry, cache="data"):
     return {name: members for name, members in found.items() if len(members) > 1 and known.issuperset(members)}
 
 
-def prepare(entry, folder, cache="data"):
+def prepare(entry, folder, cache="data", workers=None):
     """Make the data set in `folder`: arrays/ and, last, dataset.json. Downloads are kept in `cache`/<kind>/.
 
     Images of 128 px or more stay files, decoded at each use, unless the entry's `storage` is "arrays".
+    workers: processes that decode; by default one for each core.
     """
     from seam.data import storage
 
@@ -86,6 +90,7 @@ def prepare(entry, folder, cache="data"):
         groups={name: members for name, members in own.items() if set(members) <= set(wanted)},
         augmentation=list(module.augmentation(size) if entry.get("augmentation") is None else entry["augmentation"]),
         normalization=getattr(module, "NORMALIZATION", None),
+        workers=workers,
     )
 
 

@@ -5,12 +5,14 @@
 """
 
 import math
-import os
+import sys
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+from seam.data.decoding import cores, open_image, read_image
 from seam.files import UserError
 
 RESIDENT = 4 << 30  # bytes of images that are kept on the device; what is more is read batch by batch
@@ -43,16 +45,15 @@ def batches(
     """
     if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
-    kind = FileBatches if split.images is None else ArrayBatches
-    return kind(split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle, workers)
+    common = (split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle)
+    return ArrayBatches(*common) if split.images is not None else FileBatches(*common, workers)
 
 
 class _Batches:
-    def __init__(self, split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle, workers):
+    def __init__(self, split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle):
         self.split, self.indices = split, np.asarray(indices, np.int64)
-        self.batch_size, self.device, self.generator, self.shuffle = batch_size, torch.device(device), generator, shuffle
-        self.augmentation = frozenset(augmentation)
-        self.workers = workers
+        self.batch_size, self.device = batch_size, torch.device(device)
+        self.augmentation, self.generator, self.shuffle = frozenset(augmentation), generator, shuffle
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in normalization)
         self.scale = (1 / (255 * std)).float().to(self.device)
         self.shift = (-mean / std).float().to(self.device)
@@ -149,3 +150,79 @@ def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None):
     planes = images.permute(0, 3, 1, 2).float()
     grid = F.affine_grid(transform, planes.shape, align_corners=False)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
+
+
+class FileBatches(_Batches):
+    """Of images in files, decoded by worker processes. Each image has a seed of its own, so that the number of
+    processes changes nothing."""
+
+    def __init__(self, *common_and_workers):
+        *common, workers = common_and_workers
+        super().__init__(*common)
+        if workers is None:
+            workers = min(cores(), 16)
+        if sys.platform != "linux":  # a spawned process would run a script's main part again
+            workers = 0
+        self.keys = [None] * len(self.indices)  # of this epoch, in its order: (position, seed)
+        self.loader = torch.utils.data.DataLoader(
+            _Files(self.split, self.indices, self.augmentation),
+            sampler=self.keys,
+            batch_size=self.batch_size,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # the loader's own draw leaves the global one alone
+        )
+
+    def __iter__(self):
+        self.keys[:] = self._keys()
+        try:
+            for images, positions in self.loader:
+                images = images.to(self.device, non_blocking=True)
+                yield self._normalized(images), self.labels.index_select(0, positions.to(self.device))
+        except UserError as error:  # one of a worker comes with the worker's traceback
+            raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.files.UserError: ")) from None
+
+    def _keys(self):
+        order = self._order().tolist()
+        if not self.augmentation:
+            return [(position, 0) for position in order]
+        seeds = torch.randint(2**62, (len(order),), **self._source()).tolist()
+        return list(zip(order, seeds, strict=True))
+
+
+class _Files(torch.utils.data.Dataset):
+    """(position, seed) -> uint8 [H, W, 3] and the position."""
+
+    def __init__(self, split, indices, augmentation):
+        self.files, self.size = [split.files[index] for index in indices], split.size[0]
+        self.transform = _transform(self.size, augmentation)
+        self.whole = "resized-crop" in augmentation
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, key):
+        position, seed = key
+        if not self.transform:
+            return np.array(read_image(self.files[position], self.size)), position
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            file = self.files[position]
+            image = open_image(file) if self.whole else Image.fromarray(read_image(file, self.size))
+            return np.array(self.transform(image)), position
+
+
+def _transform(size, augmentation):
+    """The augmentation of one Pillow image, None where there is none."""
+    if not augmentation:
+        return None
+    from torchvision.transforms import v2
+
+    steps = {
+        "resized-crop": v2.RandomResizedCrop(size, antialias=True),
+        "crop": v2.RandomCrop(size, padding=size // 8),
+        "flip": v2.RandomHorizontalFlip(),
+    }
+    return v2.Compose([step for name, step in steps.items() if name in augmentation])

@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,24 +38,26 @@ def check(entry, archive):
 
 
 def read(entry, archive, cache):
-    """The archive's pickled dictionaries, {member: dictionary}; it is downloaded to `cache`/<kind>/ if the entry has no root."""
+    """The archive's pickled dictionaries, {member: dictionary}. Without a root it is downloaded to `cache`/<kind>/."""
     check(entry, archive)
     if root := entry.get("root"):
         path = Path(root) / archive.name
         if sha256(path) != archive.sha256:
-            raise UserError(f"root: {path} is not the published archive (its SHA-256 is not {archive.sha256}): download it anew.")
+            raise UserError(f"root: {path} is not the published file (SHA-256 {archive.sha256}): download it anew.")
     else:
         path = fetch(archive.home + archive.name, Path(cache) / archive.kind / archive.name, archive.sha256)
-    members = (*archive.train, *archive.test, archive.meta)
+    wanted = {f"{archive.folder}/{name}": name for name in (*archive.train, *archive.test, archive.meta)}
+    found = {}
     try:
         with tarfile.open(path, "r:gz") as tar:  # read in place: nothing of it is unpacked onto the disk
-            found = {member.name: _Unpickler(tar.extractfile(member), encoding="latin1").load() for member in tar
-                     if member.isfile() and member.name in {f"{archive.folder}/{name}" for name in members}}
-    except (tarfile.TarError, EOFError, OSError, pickle.UnpicklingError) as error:
+            for member in tar:
+                if member.isfile() and member.name in wanted:
+                    found[wanted[member.name]] = _Unpickler(tar.extractfile(member), encoding="latin1").load()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again.") from error
-    if missing := [name for name in members if f"{archive.folder}/{name}" not in found]:
-        raise UserError(f"{path} has no file {archive.folder}/{missing[0]}: delete it and run again.")
-    return {name: found[f"{archive.folder}/{name}"] for name in members}
+    if missing := wanted.keys() - {f"{archive.folder}/{name}" for name in found}:
+        raise UserError(f"{path} has no file {min(missing)}: delete it and run again.")
+    return found
 
 
 def load(entry, archive, names, wanted, cache):
@@ -77,11 +80,14 @@ def load(entry, archive, names, wanted, cache):
 class _Unpickler(pickle.Unpickler):
     """Of NumPy arrays, lists, numbers and text alone: what a pickle could do beyond is refused."""
 
-    ALLOWED = {"_reconstruct", "ndarray", "dtype", "_frombuffer", "scalar"}
-
     def find_class(self, module, name):
-        if module.split(".")[0] == "numpy" and name in self.ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        import numpy as np
+
+        allowed = {
+            "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": lambda name, align, copy: np.dtype(name, align=bool(align), copy=bool(copy)),
+        }
+        if f"{module}.{name}" not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return allowed[f"{module}.{name}"]

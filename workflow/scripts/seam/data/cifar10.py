@@ -3,7 +3,7 @@
 from seam.data import cifar
 
 SIZE = cifar.SIZE
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ARCHIVE = cifar.Archive(
     kind="cifar10",
     name="cifar-10-python.tar.gz",

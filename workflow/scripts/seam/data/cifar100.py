@@ -57,8 +57,11 @@ def augmentation(size):
 def load(entry, wanted, cache):
     splits, content = cifar.load(entry, ARCHIVE, CLASSES, wanted, cache)
     coarse_names = content[ARCHIVE.meta]["coarse_label_names"]
-    for member in (*ARCHIVE.train, *ARCHIVE.test):
-        for fine, coarse in set(zip(content[member]["fine_labels"], content[member]["coarse_labels"], strict=True)):
+    for batch in (content["train"], content["test"]):
+        for fine, coarse in set(zip(batch["fine_labels"], batch["coarse_labels"], strict=True)):
             if CLASSES[fine] not in GROUPS.get(coarse_names[coarse], ()):
-                raise UserError(f"{ARCHIVE.name} puts {CLASSES[fine]} into {coarse_names[coarse]}, unlike the published one: download it anew.")
+                raise UserError(
+                    f"{ARCHIVE.name} puts {CLASSES[fine]} into {coarse_names[coarse]}, unlike the published one: "
+                    "download it anew."
+                )
     return splits

@@ -23,7 +23,8 @@ def load(entry, wanted, cache):
     size = entry.get("size") or SIZE
     digits = load_digits()
     grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    images = np.stack([Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR).convert("RGB") for image in grey])
+    scaled = (Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in grey)
+    images = np.stack([image.convert("RGB") for image in scaled])
     test = np.zeros(len(images), bool)
     for label in range(10):
         test[np.flatnonzero(digits.target == label)[::5]] = True

@@ -30,14 +30,14 @@ def class_folders(root, train="train", test="test"):
     for name in (train, test):
         folder = Path(root) / name
         if not folder.is_dir():
-            raise UserError(f"root: {folder} is not a folder: give as root the folder that holds {train}/ and {test}/, each with a folder for each class.")
+            raise UserError(f"root: there is no folder {folder}: give the folder that holds {train}/ and {test}/.")
         with os.scandir(folder) as items:
             found[name] = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
         if not found[name]:
-            raise UserError(f"root: {folder} has no folders in it: put the images of each class into a folder of its own there.")
+            raise UserError(f"root: {folder} has no folders in it: put the images of each class into one of their own.")
     if odd := sorted(set(found[train]) ^ set(found[test])):
         here, there = (train, test) if odd[0] in found[train] else (test, train)
-        raise UserError(f"root: the class {odd[0]} is in {Path(root) / here} but not in {Path(root) / there}: add it there or remove it here.")
+        raise UserError(f"root: {root} has {here}/{odd[0]} but no {there}/{odd[0]}: add the one or remove the other.")
     return found[train]
 
 
@@ -66,5 +66,6 @@ def image_files(folder):
     if others:
         log.info("%s: %d files that are no images are left out", folder, others)
     if not found:
-        raise UserError(f"root: {folder} has no images in it ({', '.join(sorted(SUFFIXES))}): add some or remove the folder.")
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UserError(f"root: {folder} has no images in it ({kinds}): add some or remove the folder.")
     return sorted(found)

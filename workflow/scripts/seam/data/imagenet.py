@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC2012): one's own copy, train/<wnid>/*.JPEG and val/<wnid>/*.JPEG; its classes are the sorted wnids."""
+"""ImageNet (ILSVRC2012), one's own copy: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Its classes: the sorted wnids."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from seam.files import UserError, fetch
 
 SIZE = 224
 NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PUBLISHED = "https://raw.githubusercontent.com/qibinhang/SeaM/529aae1b229f2ad6cd1b2e1eca5ddf475f028561/src/multi_class/datasets/"
+COMMIT = "529aae1b229f2ad6cd1b2e1eca5ddf475f028561"
+PUBLISHED = f"https://raw.githubusercontent.com/qibinhang/SeaM/{COMMIT}/src/multi_class/datasets/"
 FILES = {
     "imagenet_superclass_scn2c.csv": "b71f726f2c3215b94085d670a424ef270194c79d1974190d66b16eea15abb008",
     "imagenet_superclass_idx2sc.csv": "480d2e68718ab16644d93d7bfc33d1d1cca926a7e19244733b04be07646b4575",
@@ -26,10 +27,11 @@ def names(entry):
 
 def groups(entry, cache):
     """The published 67 groups of classes, in their published order."""
-    members, order = (fetch(PUBLISHED + name, Path(cache) / "imagenet" / name, checksum, progress=False) for name, checksum in FILES.items())
+    folder = Path(cache) / "imagenet"
+    members, order = (fetch(PUBLISHED + name, folder / name, sha256, progress=False) for name, sha256 in FILES.items())
     found = read_groups(members)
     numbered = (line.split(",", 1) for line in order.read_text(encoding="utf-8").splitlines())
-    return {name: found[name] for name in (plain(name) for _, name in sorted(numbered, key=lambda pair: int(pair[0])))}
+    return {plain(name): found[plain(name)] for _, name in sorted(numbered, key=lambda pair: int(pair[0]))}
 
 
 def augmentation(size):
@@ -41,11 +43,11 @@ def load(entry, wanted, cache):
 
 
 def read_groups(path):
-    """{group: [class, ...]} of a file with a line `group,class class ...` for each; a space in a group's name becomes _."""
+    """{group: [class, ...]} of a file with a line `group,class class ...` for each; a name's spaces become _."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"groups: {path} cannot be read ({error}): give a CSV file with lines like `group,class class`.") from error
+        raise UserError(f"groups: {path} cannot be read ({error}): give a file of `group,class class ...`.") from error
     found = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -54,7 +54,7 @@ def select(images, labels, names, wanted):
     return Split(labels[kept], images.shape[1:3], images[kept])
 
 
-def write(folder, splits, kind, classes, groups, augmentation, normalization=None, decode=True):
+def write(folder, splits, kind, classes, groups, augmentation, normalization=None, decode=True, workers=None):
     """Write `splits` {"train": Split, "test": Split}; dataset.json comes last. Returns its content.
 
     decode: files of images become an array too, at their split's size.
@@ -70,7 +70,7 @@ def write(folder, splits, kind, classes, groups, augmentation, normalization=Non
             save_array(written[-1], split.images)
         elif decode:
             written.append(arrays / f"{name}_images.npy")
-            splits[name] = replace(split, images=decode_array(written[-1], split))
+            splits[name] = replace(split, images=decode_array(written[-1], split, workers))
         else:
             written.append(arrays / f"{name}_files.jsonl")
             write_text(written[-1], "".join(json.dumps(file) + "\n" for file in split.files))
@@ -110,7 +110,7 @@ def read(folder):
             if len(labels) != sum(content["counts"][name].values()):
                 raise ValueError("its labels are not all there")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The data set in {folder} is damaged ({error}): delete the folder and run the workflow again.") from error
+            raise UserError(f"The data set in {folder} is damaged ({error}): delete it and run again.") from error
     return Dataset(
         content["kind"],
         content["classes"],
@@ -128,13 +128,13 @@ def save_array(path, array):
         np.save(file, array)
 
 
-def decode_array(path, split):
+def decode_array(path, split, workers=None):
     """Write the images of a split's files as an array; gives it memory-mapped."""
     from seam.data.decoding import read_images
 
     with whole(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(split), *split.size, 3))
-        read_images(split.files, split.size[0], array)
+        read_images(split.files, split.size[0], array, workers)
         array.flush()
     return np.load(path, mmap_mode="r")
 

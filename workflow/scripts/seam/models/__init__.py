@@ -108,7 +108,7 @@ def read_state(path):
             f"{path} holds more than tensors, which is refused since unpickling could run code: "
             "save its state_dict() instead, best as safetensors."
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a whole torch checkpoint: copy or download it again.") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -1,0 +1,55 @@
+"""A small world for the tests: images of four colours as files, a small network trained on them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60), "yellow": (190, 190, 60)}
+
+
+def paint(root, train=40, test=20, size=16, seed=0):
+    """train/CLASS/*.png and test/CLASS/*.png: noise around the colour of the class."""
+    random = np.random.default_rng(seed)
+    for split, count in (("train", train), ("test", test)):
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.normal(colour, 60, (size, size, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory):
+    """The folder of the images."""
+    return paint(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(colours, tmp_path_factory):
+    """The data set as the workflow keeps it."""
+    from seam import data
+
+    folder = tmp_path_factory.mktemp("datasets") / "colours"
+    data.prepare({"kind": "imagefolder", "root": str(colours), "size": 16}, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(dataset_folder, tmp_path_factory):
+    """A small source model trained on it, as the workflow keeps it."""
+    from train_source import train_source
+
+    folder = tmp_path_factory.mktemp("models") / "small"
+    settings = {
+        "architecture": str(ARCHITECTURE),
+        "normalization": None,
+        "seed": 0,
+        "training": {"epochs": 4, "batch_size": 16, "lr": 0.05},
+    }
+    train_source(folder / "source.safetensors", folder / "training.csv", "small", dataset_folder, settings, "cpu")
+    return folder
+
+
+ARCHITECTURE = f"{__file__.rsplit('/', 1)[0]}/small.py:build"

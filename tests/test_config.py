@@ -1,0 +1,681 @@
+"""The configuration: what is refused and how, what is filled in, which problems come of it."""
+
+import copy
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import document_config
+import pytest
+import yaml
+
+from seam import config as plan
+from seam.files import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+SEARCH = {
+    "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
+    "selection": "holdout", "holdout": 0.2, "patience": 50,
+}  # fmt: skip
+
+SMALL = """
+datasets:
+  digits: {kind: digits}
+  cifar10: {kind: cifar10}
+  cifar100: {kind: cifar100}
+  pets: {kind: imagefolder, root: pets}
+  imagenet: {kind: imagenet}
+models:
+  digits-resnet20: {architecture: resnet20, dataset: digits, weights: train}
+  resnet20-cifar10: {architecture: resnet20, dataset: cifar10, weights: hub}
+  resnet20-cifar100: {architecture: resnet20, dataset: cifar100, weights: hub}
+  resnet50: {architecture: "torchvision:resnet50", dataset: imagenet, weights: IMAGENET1K_V1}
+  mine:
+    architecture: my_models.py:build
+    dataset: pets
+    weights: mine.pt
+    normalization: {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}
+direct_reuse:
+  - {model: resnet20-cifar10, problem: binary, targets: [cat, ship]}
+  - {model: resnet20-cifar100, problem: multiclass, targets: {water: [otter, seal]}}
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A right configuration, with the files it names in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        for name in ("cat", "golden retriever", "rabbit"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+    (tmp_path / "my_models.py").write_text("import nowhere\n\ndef build(classes):\n    return nowhere.Net(classes)\n")
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    (tmp_path / "mine.pt").write_bytes(b"")
+    return yaml.safe_load(SMALL)
+
+
+def validated(raw):
+    return plan.validated(raw, SCHEMA)
+
+
+def changed(raw, path, value):
+    """A copy of `raw` with `value` at the dotted `path`."""
+    raw = copy.deepcopy(raw)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    place = raw
+    for part in parents:
+        place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+    place[last] = value
+    return raw
+
+
+# ------------------------------------------------------------------ what is refused
+
+# Where, = the value in YAML; under it the whole sentence (up to "..." if the data set's module has its own to say).
+REFUSED = """
+# keys
+serach = {}
+    serach is not a known key: did you mean search?
+search/lr_msk = 0.1
+    search.lr_msk is not a known key: did you mean lr_mask?
+indirect_reuse = []
+    indirect_reuse is not a known key: did you mean direct_reuse?
+cores = 4
+    cores is not a known key: known are seed, device, engines, datasets, models, training, search, timing,
+    direct_reuse.
+lr_mask = 0.1
+    lr_mask is not a known key: it belongs in search.
+datasets/pets/path = pets
+    datasets.pets.path is not a known key: known are kind, root, size, classes, groups, augmentation.
+models/mine/weight = mine.pt
+    models.mine.weight is not a known key: did you mean weights?
+direct_reuse/0/target = [cat]
+    direct_reuse[0].target is not a known key: did you mean targets?
+direct_reuse/0/alpha = 2.0
+    direct_reuse[0].alpha is not a known key: it belongs in direct_reuse[0].search.
+direct_reuse/0/overrides = {cat: {alfa: 1.0}}
+    direct_reuse[0].overrides.cat.alfa is not a known key: did you mean alpha?
+models/new = {architecture: resnet20, dataset: digits}
+    models.new.weights is missing: docs/configuration.md says what it may be.
+search = {yes: 1}
+    search has the key true, which is not text: put quotes around what was meant.
+datasets/digits/root = digits
+    datasets.digits.root is not for data of kind digits: leave it out.
+datasets/cifar10/size = 32
+    datasets.cifar10.size is not for data of kind cifar10: leave it out.
+datasets/pets/groups = a.csv
+    datasets.pets.groups is not for data of kind imagefolder: leave it out.
+
+# values
+seed = -1
+    seed is -1, but must be at least 0 and at most 4294967295.
+device = gpu
+    device is 'gpu', but must be auto, cpu, cuda or mps.
+engines = [deepspars]
+    engines[0] is 'deepspars', but must be deepsparse or onnxruntime (did you mean deepsparse?).
+engines = deepsparse
+    engines is 'deepsparse', but must be a list: write [deepsparse].
+search/lr_mask = 1e-3
+    search.lr_mask is '1e-3', but must be a number: write 0.001 in a config file (numbers in quotes or like 1e-3
+    are text to YAML, and so are nested ones in --config).
+search/epochs = '30'
+    search.epochs is '30', but must be a whole number: write 30 in a config file (numbers in quotes or like
+    1e-3 are text to YAML, and so are nested ones in --config).
+search/epochs = 30.0
+    search.epochs is 30.0, but must be a whole number: write 30.
+search/epochs = 2.5
+    search.epochs is 2.5, but must be a whole number.
+search/epochs = true
+    search.epochs is true, but must be a whole number.
+search/epochs = 0
+    search.epochs is 0, but must be at least 1.
+search/patience = 0
+    search.patience is 0, but must be at least 1.
+search/batch_size = 0
+    search.batch_size is 0, but must be at least 1.
+search/head_every = 1
+    search.head_every is 1, but must be at least 2.
+search/lr_head = 0
+    search.lr_head is 0, but must be more than 0.
+search/lr_mask = fast
+    search.lr_mask is 'fast', but must be a number.
+search/alpha = .nan
+    search.alpha is nan, but must be a finite number.
+direct_reuse/0/search = {alpha: -1}
+    direct_reuse[0].search.alpha is -1, but must be at least 0.
+search/holdout = 0.6
+    search.holdout is 0.6, but must be more than 0 and at most 0.5.
+search/selection = train
+    search.selection is 'train', but must be holdout or test.
+search = null
+    search is empty, but must be keys with values: give it a value or leave it out.
+training/lr = -0.1
+    training.lr is -0.1, but must be more than 0.
+training/momentum = 1
+    training.momentum is 1, but must be more than 0 and less than 1.
+timing/warmup = -1
+    timing.warmup is -1, but must be at least 0.
+direct_reuse/1/timing = {iterations: 0}
+    direct_reuse[1].timing.iterations is 0, but must be at least 1.
+
+# data sets
+datasets/digits/kind = digit
+    datasets.digits.kind is 'digit', but must be digits, cifar10, cifar100, imagefolder or imagenet (did you
+    mean digits?).
+datasets/my pets = {kind: digits}
+    datasets has the name 'my pets', but a name can only have letters, digits, '_', '-' and '.', and none of the
+    last two first.
+datasets/new = {kind: imagefolder}
+    datasets.new.root is missing: docs/configuration.md says what it may be.
+datasets/pets/root = null
+    datasets.pets.root is empty, but must be text: give it a value or leave it out.
+datasets/pets/root = dogs
+    datasets.pets.root is 'dogs', but there is no such folder.
+datasets/pets/root = pets/train
+    datasets.pets.root: ...
+datasets/cifar10/root = pets
+    datasets.cifar10.root: ...
+datasets/imagenet/groups = a.csv
+    datasets.imagenet.groups is 'a.csv', but there is no such file.
+datasets/pets/size = 4
+    datasets.pets.size is 4, but must be at least 8 and at most 512.
+datasets/pets/classes = [cat, rabit]
+    datasets.pets.classes names 'rabit', which is not a class of imagefolder: did you mean rabbit?
+datasets/digits/classes = [1, 2, '1']
+    datasets.digits.classes names '1' twice: once is enough.
+datasets/digits/classes = [1]
+    datasets.digits.classes has 1 value, but needs at least 2.
+datasets/digits/augmentation = [crop, mirror]
+    datasets.digits.augmentation[1] is 'mirror', but must be crop, flip or resized-crop.
+
+# models
+models/mine/dataset = pet
+    models.mine.dataset names 'pet', which is not the name of a data set under datasets: did you mean pets?
+models/mine/architecture = resnet21
+    models.mine.architecture is 'resnet21', but must be resnet20, vgg16_bn, torchvision:NAME or
+    path/to/file.py:factory (did you mean resnet20?).
+models/mine/architecture = torchvision:resnet49
+    models.mine.architecture is 'torchvision:resnet49', but torchvision has no such model: did you mean
+    resnet34?
+models/mine/architecture = yours.py:build
+    models.mine.architecture names the file yours.py, but there is no such file.
+models/mine/architecture = my_models.py:biuld
+    models.mine.architecture names the function biuld, but my_models.py has none of that name: did you mean
+    build?
+models/mine/architecture = broken.py:build
+    models.mine.architecture names the file broken.py, but it is not Python (invalid syntax (broken.py, line
+    1)).
+models/mine/weights = yours.pt
+    models.mine.weights is 'yours.pt', but there is no such file.
+models/mine/weights = IMAGENET1K_V1
+    models.mine.weights is 'IMAGENET1K_V1', but must be train or a file that ends in .safetensors, .pt or .pth.
+models/mine/normalization = null
+    models.mine.normalization is missing, but a weights file of your own needs it: give the mean and std that
+    the model was trained with.
+models/mine/normalization/std = [0.2, 0.0, 0.2]
+    models.mine.normalization.std[1] is 0.0, but must be more than 0 and at most 1.
+models/mine/normalization/mean = [123, 116, 103]
+    models.mine.normalization.mean[0] is 123, but must be at least 0 and at most 1.
+models/mine/normalization/mean = [0.5]
+    models.mine.normalization.mean has 1 value, but needs exactly 3.
+models/mine/training = {epochs: 5}
+    models.mine.training is given, but weights is 'mine.pt', not train: drop one of the two.
+models/digits-resnet20/weights = hub
+    models.digits-resnet20.weights is 'hub', but the hub has no resnet20 for data of kind digits: it has
+    resnet20 for cifar10, resnet20 for cifar100, vgg16_bn for cifar10, vgg16_bn for cifar100.
+models/digits-resnet20/weights = trian
+    models.digits-resnet20.weights is 'trian', but must be train, hub or a file that ends in .safetensors, .pt
+    or .pth (did you mean train?).
+models/resnet50/weights = IMAGENET1K_V3
+    models.resnet50.weights is 'IMAGENET1K_V3', but must be train, a weights file or one of IMAGENET1K_V1,
+    IMAGENET1K_V2, DEFAULT (did you mean IMAGENET1K_V2?).
+models/resnet50/dataset = pets
+    models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.pets
+    has 3: write train, or give a file of your own.
+
+# target problems
+direct_reuse/0/model = resnet20-cifar1
+    direct_reuse[0].model names 'resnet20-cifar1', which is not the name of a model under models: did you mean
+    resnet20-cifar10?
+direct_reuse/0/problem = multi-class
+    direct_reuse[0].problem is 'multi-class', but must be binary or multiclass (did you mean multiclass?).
+direct_reuse/0/targets = [Cat]
+    direct_reuse[0].targets names 'Cat', which is not a class of the model's data set (cifar10): did you mean
+    cat?
+direct_reuse/0/targets = [house]
+    direct_reuse[0].targets names 'house', which is not a class of the model's data set (cifar10): did you mean
+    horse?
+direct_reuse/0/targets = [7]
+    direct_reuse[0].targets names '7', which is not a class of the model's data set (cifar10): known are
+    airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
+direct_reuse/0/targets = [cat, cat]
+    direct_reuse[0].targets names 'cat' twice: once is enough.
+direct_reuse/0/targets = []
+    direct_reuse[0].targets has 0 values, but needs at least 1.
+direct_reuse/0/targets = [yes]
+    direct_reuse[0].targets[0] is true, but must be text or a whole number: put quotes around words such as yes,
+    no, on and off, which YAML reads as true and false.
+direct_reuse/0/targets = al
+    direct_reuse[0].targets is 'al', but must be all, superclasses, a list of names or groups by name (did you
+    mean all?).
+direct_reuse/0/targets = superclasses
+    direct_reuse[0].targets is 'superclasses', but problem: binary takes all or a list of class names.
+direct_reuse/0/targets = {pets: [cat, dog]}
+    direct_reuse[0].targets is keys with values (pets), but problem: binary takes all or a list of class names.
+direct_reuse/0/overrides = {shp: {alpha: 2.0}}
+    direct_reuse[0].overrides names 'shp', which is not a target of this entry: did you mean ship?
+direct_reuse/1/targets = all
+    direct_reuse[1].targets is 'all', but problem: multiclass takes superclasses or groups by name, as in
+    {pets: [cat, dog]}.
+direct_reuse/1/targets = {one: [otter]}
+    direct_reuse[1].targets.one has 1 value, but needs at least 2.
+direct_reuse/1/targets = {one: [otter, seel]}
+    direct_reuse[1].targets.one names 'seel', which is not a class of the model's data set (cifar100): did you
+    mean seal?
+direct_reuse/1/targets = {one: [otter, otter]}
+    direct_reuse[1].targets.one names 'otter' twice: once is enough.
+direct_reuse/1/targets = {a b: [otter, seal]}
+    direct_reuse[1].targets has the name 'a b', but a name can only have letters, digits, '_', '-' and '.', and
+    none of the last two first.
+direct_reuse/1/targets = [fishes]
+    direct_reuse[1].targets names 'fishes', which is not a superclass of cifar100: did you mean fish?
+direct_reuse/1 = {model: mine, problem: multiclass, targets: superclasses}
+    direct_reuse[1].targets: imagefolder has no superclasses of its own: ...
+direct_reuse/1 = {model: resnet20-cifar10, problem: binary, targets: all}
+    direct_reuse[1].targets names 'cat', but direct_reuse[0].targets has 'cat' for the same model and problem,
+    with results in the same folder (cat): leave one out or rename it.
+"""
+
+
+def refused():
+    cases = []
+    for line in REFUSED.splitlines():
+        if line.startswith(" "):
+            cases[-1][2] = f"{cases[-1][2]} {line.strip()}".strip()
+        elif line and not line.startswith("#"):
+            cases.append([*line.split(" = ", 1), ""])
+    return [pytest.param(*case, id=" = ".join(case[:2])) for case in cases]
+
+
+@pytest.mark.parametrize(("path", "text", "expected"), refused())
+def test_mistake_ends_in_one_sentence_that_names_the_key(small, path, text, expected):
+    raw = changed(small, path, yaml.safe_load(text))
+    with pytest.raises(UserError) as caught:
+        validated(raw)
+    found = str(caught.value)
+    assert found.startswith(expected.removesuffix("...")) if expected.endswith("...") else found == expected
+    assert "\n" not in found
+
+
+def test_right_configuration_is_accepted(small):
+    assert validated(small)["models"]["mine"]["weights"] == "mine.pt"
+
+
+def test_empty_configuration_is_refused():
+    with pytest.raises(UserError, match=r"^datasets is missing: "):
+        validated({})
+
+
+def test_subset_without_a_whole_superclass_is_refused(small):
+    raw = changed(small, "datasets/cifar100/classes", ["otter", "seal", "rose"])
+    raw["direct_reuse"][1]["targets"] = "superclasses"
+    with pytest.raises(UserError, match="no superclass lies wholly within the data set's classes"):
+        validated(raw)
+
+
+def test_vgg16_takes_images_of_32_pixels_only(small):
+    raw = changed(small, "models/large", {"architecture": "vgg16_bn", "dataset": "pets", "weights": "train"})
+    validated(raw)
+    with pytest.raises(UserError, match=r"models.large.architecture is 'vgg16_bn', .*datasets.pets.size is 64"):
+        validated(changed(raw, "datasets/pets/size", 64))
+
+
+def test_classes_whose_folder_names_meet_are_refused(small, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "golden_retriever").mkdir()
+    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": "all"}]
+    with pytest.raises(UserError, match=r"names 'golden_retriever', but .* has 'golden retriever' .*rename it"):
+        validated(small)
+
+
+def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "pets" / split / "猫").mkdir()
+    small["direct_reuse"] = [{"model": "mine", "problem": "multiclass", "targets": {"felines": ["cat", "猫"]}}]
+    validated(small)
+    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫"]}]
+    with pytest.raises(UserError, match=r"direct_reuse\[0\].targets names '猫', of which no folder name can be made"):
+        validated(small)
+
+
+# ------------------------------------------------------------------ what is filled in
+
+
+def test_defaults_are_filled_in_at_every_level(small):
+    config = validated(small)
+    assert (config["seed"], config["device"], config["engines"]) == (0, "auto", ["deepsparse", "onnxruntime"])
+    assert config["search"] == SEARCH
+    assert config["training"] == {
+        "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
+    }  # fmt: skip
+    assert config["timing"] == {"batch_size": 16, "warmup": 20, "iterations": 100, "runs": 2}
+    assert config["datasets"]["digits"] == {"kind": "digits", "size": 32, "classes": None, "augmentation": None}
+    assert config["datasets"]["cifar10"] == {"kind": "cifar10", "root": None, "classes": None, "augmentation": None}
+    assert [config["datasets"][name]["size"] for name in ("pets", "imagenet")] == [32, 224]
+    assert config["models"]["resnet50"]["normalization"] is None
+
+
+def test_given_values_stay_and_the_rest_is_filled_in(small):
+    config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7}
+    assert "search" not in config["direct_reuse"][0]
+
+
+def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):
+    before = copy.deepcopy(small)
+    config = validated(small)
+    assert small == before
+    assert validated(config) == config
+    config["search"]["alpha"] = 9.0
+    assert validated(small)["search"]["alpha"] == 1.0
+
+
+def test_two_ways_of_writing_a_number_are_equal(small):
+    whole = validated(changed(small, "direct_reuse/0/search", {"alpha": 1, "lr_mask": 1}))
+    assert repr(whole["direct_reuse"][0]["search"]) == "{'alpha': 1.0, 'lr_mask': 1.0}"
+    assert repr(validated(changed(small, "search", {"epochs": 5}))["search"]["epochs"]) == "5"
+
+
+def test_whole_numbers_as_class_names_are_read_as_text(small):
+    small["datasets"]["digits"]["classes"] = [1, 3, 8, "9"]
+    small["direct_reuse"] = [
+        {"model": "digits-resnet20", "problem": "binary", "targets": [3], "overrides": {3: {"alpha": 4}}},
+        {"model": "digits-resnet20", "problem": "multiclass", "targets": {"odd": [1, 3, 9]}},
+    ]
+    first, second = plan.problems(validated(small))
+    assert (first.target, first.classes, first.settings["alpha"]) == ("3", ["3"], 4.0)
+    assert (second.target, second.classes) == ("odd", ["1", "3", "9"])
+
+
+def test_home_folder_is_expanded(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small["datasets"]["pets"]["root"] = "~/pets"
+    small["models"]["mine"] |= {"weights": "~/mine.pt", "architecture": "~/my_models.py:build"}
+    config = validated(small)
+    assert config["datasets"]["pets"]["root"] == str(tmp_path / "pets")
+    assert plan.model_files(config, "mine") == [str(tmp_path / "mine.pt"), str(tmp_path / "my_models.py")]
+
+
+def test_torchvision_names_and_weights_are_those_of_torchvision():
+    models = pytest.importorskip("torchvision").models
+    names = models.list_models(module=models)
+    assert plan.torchvision_weights() == {name: list(models.get_model_weights(name).__members__) for name in names}
+
+
+def test_weights_for_1000_classes_fit_a_folder_with_as_many(small, tmp_path):
+    for split in ("train", "test"):
+        for number in range(1000):
+            (tmp_path / "many" / split / f"n{number:08}").mkdir(parents=True)
+    small["datasets"]["many"] = {"kind": "imagefolder", "root": "many", "classes": ["n00000001", "n00000002"]}
+    small["models"]["resnet50"]["dataset"] = "many"
+    assert validated(small)["models"]["resnet50"]["weights"] == "IMAGENET1K_V1"
+
+
+# ------------------------------------------------------------------ problems and settings
+
+
+def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small):
+    small["search"] = {"alpha": 2.0, "epochs": 100, "patience": 5}
+    small["direct_reuse"][0] |= {
+        "search": {"alpha": 3.0, "lr_mask": 0.2},
+        "overrides": {"ship": {"alpha": 4.0, "batch_size": 32}},
+        "timing": {"warmup": 1},
+    }
+    cat, ship, water = plan.problems(validated(small))
+    expected = {**SEARCH, "alpha": 3.0, "lr_mask": 0.2, "epochs": 100, "patience": 5}
+    assert cat.settings == expected
+    assert ship.settings == {**expected, "alpha": 4.0, "batch_size": 32}
+    assert water.settings == {**SEARCH, "alpha": 2.0, "epochs": 100, "patience": 5}
+    assert list(ship.settings) == sorted(ship.settings) and list(cat.timing) == sorted(cat.timing)
+    assert cat.timing == {"batch_size": 16, "iterations": 100, "runs": 2, "warmup": 1}
+    assert water.timing["warmup"] == 20
+
+
+def test_targets_of_each_form(small):
+    small["direct_reuse"] = [
+        {"model": "mine", "problem": "binary", "targets": "all"},
+        {"model": "mine", "problem": "multiclass", "targets": {"two": ["rabbit", "cat"]}},
+        {"model": "resnet20-cifar100", "problem": "multiclass", "targets": ["fish", "people"]},
+        {"model": "resnet20-cifar10", "problem": "binary", "targets": ["cat"]},
+        {"model": "resnet20-cifar10", "problem": "binary", "targets": ["ship"]},
+    ]
+    found = [(p.model, p.dataset, p.problem, p.target, p.classes) for p in plan.problems(validated(small))]
+    assert found == [
+        ("mine", "pets", "binary", "cat", ["cat"]),
+        ("mine", "pets", "binary", "golden_retriever", ["golden retriever"]),
+        ("mine", "pets", "binary", "rabbit", ["rabbit"]),
+        ("mine", "pets", "multiclass", "two", ["rabbit", "cat"]),
+        ("resnet20-cifar100", "cifar100", "multiclass", "fish", ["aquarium_fish", "flatfish", "ray", "shark", "trout"]),
+        ("resnet20-cifar100", "cifar100", "multiclass", "people", ["baby", "boy", "girl", "man", "woman"]),
+        ("resnet20-cifar10", "cifar10", "binary", "cat", ["cat"]),
+        ("resnet20-cifar10", "cifar10", "binary", "ship", ["ship"]),
+    ]
+
+
+def test_an_override_names_the_class_not_its_folder(small):
+    entry = {"model": "mine", "problem": "binary", "targets": "all", "overrides": {"golden retriever": {"alpha": 7.0}}}
+    small["direct_reuse"] = [entry]
+    assert [p.settings["alpha"] for p in plan.problems(validated(small))] == [1.0, 7.0, 1.0]
+
+
+def test_subset_of_classes_limits_targets_and_superclasses(small):
+    fish = ["trout", "shark", "ray", "flatfish", "aquarium_fish"]
+    small["datasets"]["cifar100"]["classes"] = [*fish, "rose"]
+    small["direct_reuse"] = [
+        {"model": "resnet20-cifar100", "problem": "binary", "targets": "all"},
+        {"model": "resnet20-cifar100", "problem": "multiclass", "targets": "superclasses"},
+    ]
+    found = plan.problems(validated(small))
+    assert [p.target for p in found] == [*fish, "rose", "fish"]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("cat", "cat"), ("aquarium_fish", "aquarium_fish"), ("large_man-made_outdoor_things",) * 2, ("0", "0"),
+        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"), ("../x", "x"),
+        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("猫", ""), ("..", ""), ("_x", "_x"),
+    ],
+)  # fmt: skip
+def test_folder_names(name, folder):
+    assert plan.folder_name(name) == folder
+
+
+def test_what_determines_a_source_model(small):
+    small["training"] = {"lr": 0.2}
+    small["models"]["digits-resnet20"]["training"] = {"epochs": 8}
+    config = validated(small)
+    assert plan.model_settings(config, "digits-resnet20") == {
+        "architecture": "resnet20",
+        "dataset": "digits",
+        "normalization": None,
+        "seed": 0,
+        "training": {
+            "batch_size": 128, "epochs": 8, "label_smoothing": 0.0, "lr": 0.2, "momentum": 0.9, "weight_decay": 0.0005,
+        },
+        "weights": "train",
+    }  # fmt: skip
+    mine = plan.model_settings(config, "mine")
+    assert list(mine) == ["architecture", "dataset", "normalization", "weights"]
+    assert plan.model_files(config, "mine") == ["mine.pt", "my_models.py"]
+    assert plan.model_files(config, "resnet50") == []
+    assert list(plan.dataset_entry(config, "pets")) == ["augmentation", "classes", "kind", "root", "size"]
+
+
+def test_what_lacks_its_data_is_left_out_with_one_line(small):
+    assert plan.left_out(validated(small)) == []  # nothing uses it
+    small["direct_reuse"] += [
+        {"model": "resnet50", "problem": "multiclass", "targets": "superclasses"},
+        {"model": "resnet50", "problem": "binary", "targets": ["n01440764"], "overrides": {"n01440764": {"alpha": 2}}},
+    ]
+    config = validated(small)
+    assert [p.model for p in plan.problems(config)] == ["resnet20-cifar10"] * 2 + ["resnet20-cifar100"]
+    assert plan.left_out(config) == [
+        "datasets.imagenet: its root is not given in the config, so what needs it is left out "
+        "(resnet50 multiclass, resnet50 binary)."
+    ]
+
+
+@pytest.fixture
+def ilsvrc(small, tmp_path):
+    for split in ("train", "val"):
+        for wnid in ("n01", "n02", "n03"):
+            (tmp_path / "ilsvrc" / split / wnid).mkdir(parents=True)
+    (tmp_path / "groups.csv").write_text("wild dog,n01 n03\nsingle,n02\n")
+    small["datasets"]["imagenet"] |= {"root": "ilsvrc", "groups": "groups.csv"}
+    small["direct_reuse"] = [{"model": "resnet50", "problem": "multiclass", "targets": "superclasses"}]
+    return small
+
+
+def test_imagenet_with_a_root_and_groups_of_its_own(ilsvrc):
+    (problem,) = plan.problems(validated(ilsvrc))
+    assert (problem.target, problem.classes) == ("wild_dog", ["n01", "n03"])
+    assert plan.left_out(validated(ilsvrc)) == []
+
+
+def test_mistake_in_a_file_of_groups_names_its_key(ilsvrc, tmp_path):
+    (tmp_path / "groups.csv").write_text("wild dog,n01 n04\n")
+    with pytest.raises(UserError, match=r"^datasets\.imagenet\.groups: .*n04"):
+        validated(ilsvrc)
+
+
+# ------------------------------------------------------------------ the files that come with the project
+
+
+@pytest.fixture
+def full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_config_yaml_is_the_published_evaluation(full):
+    start = time.perf_counter()
+    config = validated(full)
+    problems = plan.problems(config)
+    assert time.perf_counter() - start < 1
+    assert sum(p.problem == "binary" for p in problems) == 220
+    assert sum(p.problem == "multiclass" for p in problems) == 20
+    assert len({(p.model, p.problem, p.target) for p in problems}) == 240
+    (line,) = plan.left_out(config)
+    assert line.startswith("datasets.imagenet: ") and "resnet50-imagenet multiclass" in line
+    published = {
+        ("vgg16-cifar10", "binary"): (0.01, 1.0, 20, 100),
+        ("vgg16-cifar100", "binary"): (0.05, 1.5, 20, 100),
+        ("resnet20-cifar10", "binary"): (0.05, 1.0, 20, 100),
+        ("resnet20-cifar100", "binary"): (0.12, 1.5, 20, 100),
+        ("resnet20-cifar100", "multiclass"): (0.10, 2.0, 100, 200),
+    }
+    for p in problems:
+        lr_mask, alpha, warmup, iterations = published[p.model, p.problem]
+        assert p.settings == {**SEARCH, "lr_mask": lr_mask, "alpha": alpha}
+        assert p.timing == {"batch_size": 16, "warmup": warmup, "iterations": iterations, "runs": 2}
+    imagenet = config["direct_reuse"][-1]
+    assert imagenet["model"] == "resnet50-imagenet"
+    assert imagenet["search"] == {"lr_mask": 0.05, "alpha": 2.0}
+
+
+def test_config_yaml_restates_the_defaults(full):
+    config = validated({key: full[key] for key in ("datasets", "models")})
+    for key in ("seed", "device", "engines", "training", "search", "timing"):
+        assert config[key] == validated(full)[key], key
+
+
+def keys_of_the_schema():
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    found = set(schema["properties"])
+    for rules in schema["$defs"].values():
+        for key, own in rules.get("properties", {}).items():
+            found |= {key, *own.get("properties", {})}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("key", keys_of_the_schema())
+def test_config_yaml_explains_every_key(key):
+    """Each key stands in a comment, or on a line that has one or follows one."""
+    lines = (ROOT / "config.yaml").read_text(encoding="utf-8").splitlines()
+    explained = any(
+        re.search(rf"#.*\b{key}\b", line)
+        or (re.match(rf"\s*{key}:", line) and ("#" in line or lines[number - 1].lstrip().startswith("#")))
+        for number, line in enumerate(lines)
+    )
+    assert explained
+
+
+def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
+    update = pytest.importorskip("snakemake.utils").update_config
+    update(full, yaml.safe_load((ROOT / "profiles" / "demo" / "workflow.yaml").read_text(encoding="utf-8")))
+    config = validated(full)
+    found = [(p.model, p.problem, p.target) for p in plan.problems(config)]
+    assert [(model, problem) for model, problem, _ in found] == (
+        [("digits-resnet20", "binary")] * 3 + [("digits-resnet20", "multiclass"), ("digits-vgg16", "binary")]
+    )
+    assert {p.dataset for p in plan.problems(config)} == {"digits"}
+    assert [len(p.classes) for p in plan.problems(config)] == [1, 1, 1, 4, 1]
+    assert plan.left_out(config) == []
+    models = {name: plan.model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}
+    assert {name: (m["architecture"], m["weights"]) for name, m in models.items()} == {
+        "digits-resnet20": ("resnet20", "train"),
+        "digits-vgg16": ("vgg16_bn", "train"),
+    }
+
+
+# ------------------------------------------------------------------ the documentation
+
+
+def test_documentation_agrees_with_the_schema():
+    page = document_config.document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == page, "run: python workflow/scripts/document_config.py docs/configuration.md"
+
+
+@pytest.mark.parametrize("key", keys_of_the_schema())
+def test_documentation_has_every_key(key):
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert re.search(rf"^(## {key}$|\| `(\w+\.)?{key}` \|)", page, re.MULTILINE)
+
+
+def test_documentation_states_bounds_and_defaults():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert "| `holdout` | number, more than 0, at most 0.5 | `0.2` |" in page
+    assert "| `size` | whole number, at least 8, at most 512 | `32` (digits, imagefolder); `224` (imagenet) |" in page
+    assert "| `weights` | text | needed |" in page
+    assert "Value: `auto`, `cpu`, `cuda`, `mps`. Default: `auto`." in page
+
+
+def test_generator_prints_and_writes_the_page(tmp_path):
+    command = [sys.executable, str(ROOT / "workflow" / "scripts" / "document_config.py")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    subprocess.run([*command, str(tmp_path / "page.md")], check=True)
+    assert printed == (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert printed.startswith("# Configuration\n")
+
+
+def test_schema_is_a_valid_schema_and_its_defaults_are_valid(small):
+    from jsonschema import Draft202012Validator
+
+    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert not list(Draft202012Validator(schema).iter_errors(validated(small)))
+
+
+def test_reading_the_configuration_imports_neither_torch_nor_snakemake():
+    code = (
+        "import sys; from seam import config; config.torchvision_weights(); "
+        "print(sorted({'torch', 'torchvision', 'snakemake', 'numpy', 'scipy', 'sklearn', 'PIL'} & set(sys.modules)))"
+    )
+    scripts = ROOT / "workflow" / "scripts"
+    done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,268 @@
+import hashlib
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from server import serve
+
+from seam import data
+from seam.data import imagenet
+from seam.data.batches import batches
+from seam.data.decoding import read_image
+from seam.files import UserError
+
+
+def noise(size=(32, 32), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def save(root, files, image=None):
+    """Write each of `files`, {path: array}, under root as an image."""
+    for name, pixels in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, two training images and a test image each, all different, without loss."""
+    names = ["train/cat/a", "train/cat/b", "train/dog/a", "train/dog/b", "test/cat/a", "test/dog/a"]
+    return save(tmp_path / "pets", {f"{name}.png": noise(seed=seed) for seed, name in enumerate(names)})
+
+
+def prepare(root, tmp_path, **options):
+    data.prepare({"kind": "imagefolder", "root": str(root), **options}, tmp_path / "out")
+    return data.open(tmp_path / "out")
+
+
+def test_images_and_labels(root, tmp_path):
+    found = prepare(root, tmp_path)
+    assert found.classes == ["cat", "dog"] and found.size == (32, 32) and found.augmentation == ("crop", "flip")
+    assert found.train.labels.tolist() == [0, 0, 1, 1] and found.test.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(found.train.images, [noise(seed=seed) for seed in (0, 1, 2, 3)])
+    np.testing.assert_array_equal(found.test.images, [noise(seed=seed) for seed in (4, 5)])
+
+
+def test_many_files_keep_their_order(tmp_path):
+    files = {f"{split}/{name}/{number:04}.png": np.full((8, 8, 3), number % 256, np.uint8)
+             for split, count in (("train", 450), ("test", 2)) for name in "ab" for number in range(count)}  # fmt: skip
+    found = prepare(save(tmp_path / "many", files), tmp_path, size=8)
+    assert found.train.images[:, 0, 0, 0].tolist() == [number % 256 for number in range(450)] * 2
+
+
+def test_a_subset_takes_only_its_folders(root, tmp_path):
+    save(root, {"train/ape/a.png": noise(), "test/ape/a.png": noise()})
+    (root / "train/cat/a.png").write_text("damaged, but not wanted")
+    found = prepare(root, tmp_path, classes=["dog", "ape"])
+    assert found.classes == ["dog", "ape"] and found.train.labels.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(found.train.images[0], noise(seed=2))
+
+
+def test_folders_below_a_class_count_and_other_files_do_not(root, tmp_path, caplog):
+    save(root, {"train/cat/more/c.PNG": noise(seed=9)})
+    save(root, {"train/.cache/d.png": noise(), "train/cat/.thumbs/e.png": noise()})
+    for name in ("train/notes.txt", "train/cat/labels.csv", "train/cat/.hidden.png", "train/cat/README"):
+        (root / name).write_text("no image")
+    with caplog.at_level(logging.INFO, "seam"):
+        found = prepare(root, tmp_path)
+    assert found.classes == ["cat", "dog"] and found.train.labels.tolist() == [0, 0, 0, 1, 1]
+    np.testing.assert_array_equal(found.train.images[2], noise(seed=9))
+    assert "train/cat: 3 files that are no images are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda root: [path.unlink() for path in (root / "train/cat").iterdir()], "train/cat has no images in it"),
+        (lambda root: (root / "train/ant").mkdir(), "has train/ant but no test/ant"),
+        (lambda root: (root / "test/ant").mkdir(), "has test/ant but no train/ant"),
+        (lambda root: (root / "test").rename(root / "val"), "there is no folder .*pets/test: give the folder that"),
+        (lambda root: root.rename(root.with_name("moved")), "there is no folder .*pets/train"),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence(root, tmp_path, spoil, sentence):
+    spoil(root)
+    with pytest.raises(UserError, match=f"^root: .*{sentence}"):
+        prepare(root, tmp_path)
+
+
+def test_a_folder_without_classes_is_one_sentence(tmp_path):
+    (tmp_path / "pets/train").mkdir(parents=True)
+    with pytest.raises(UserError, match="^root: .*train has no folders in it"):
+        data.classes({"kind": "imagefolder", "root": str(tmp_path / "pets")})
+    with pytest.raises(UserError, match="^root: it is missing"):
+        data.classes({"kind": "imagefolder"})
+
+
+# ------------------------------------------------------------------ images of all kinds
+
+
+def test_16_bits_of_grey_are_scaled(tmp_path):
+    grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    expected = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, 2)
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", 16), expected)
+
+
+def test_cmyk(tmp_path):
+    ink = np.zeros((16, 16, 4), np.uint8)
+    ink[..., 1] = ink[..., 2] = 255  # magenta and yellow: red
+    Image.fromarray(ink, "CMYK").save(tmp_path / "red.jpg", quality=100)
+    np.testing.assert_allclose(read_image(tmp_path / "red.jpg", 16).mean((0, 1)), [255, 0, 0], atol=3)
+
+
+def test_palette_and_transparency(tmp_path):
+    image = Image.fromarray(noise((16, 16)))
+    for mode, suffix in (("P", "png"), ("P", "gif"), ("RGBA", "png"), ("LA", "png"), ("1", "png")):
+        converted = image.convert(mode)
+        options = {"transparency": bytes(range(256))} if (mode, suffix) == ("P", "png") else {}
+        converted.save(tmp_path / f"image.{suffix}", **options)
+        expected = np.asarray(converted.convert("RGB"))
+        np.testing.assert_array_equal(read_image(tmp_path / f"image.{suffix}", 16), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
+def test_an_image_is_turned_as_its_exif_data_say(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
+    Image.fromarray(noise()).save(tmp_path / f"image.{suffix}", exif=exif, **options.get(suffix, {}))
+    found = read_image(tmp_path / f"image.{suffix}", 32).astype(int)
+    np.testing.assert_allclose(found, np.rot90(noise(), -1), atol=5 if suffix == "jpg" else 0)
+
+
+def test_the_central_square_is_taken(tmp_path):
+    wide = np.zeros((40, 100, 3), np.uint8)
+    wide[:, 30:70] = 200  # the central square
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "high.png")
+    for name in ("wide", "high"):
+        found = read_image(tmp_path / f"{name}.png", 20)
+        assert found.shape == (20, 20, 3) and (found[1:-1, 1:-1] == 200).all()
+
+
+@pytest.mark.parametrize("size", [(333, 500), (500, 333), (224, 224), (900, 1300), (256, 300)])
+def test_a_large_size_is_cut_as_imagenet_is(tmp_path, size):
+    from torchvision.transforms import v2
+
+    Image.fromarray(noise(size)).save(tmp_path / "image.png")
+    expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.open(tmp_path / "image.png"))
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 224), np.asarray(expected))
+
+
+def test_a_much_larger_jpeg_is_reduced_while_decoding(tmp_path):
+    smooth = np.asarray(Image.fromarray(noise((4, 4))).resize((1200, 1600), Image.Resampling.BICUBIC))
+    Image.fromarray(smooth).save(tmp_path / "image.png")
+    Image.fromarray(smooth).save(tmp_path / "image.jpg", quality=95)
+    found, expected = (read_image(tmp_path / f"image.{suffix}", 32).astype(int) for suffix in ("jpg", "png"))
+    assert abs(found - expected).mean() < 2
+
+
+@pytest.mark.parametrize("content", [b"no image at all", b"", "truncated"])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_damaged_file_is_named(root, tmp_path, content, suffix):
+    path = root / "train" / "dog" / f"c.{suffix}"
+    Image.fromarray(noise()).save(path)
+    path.write_bytes(path.read_bytes()[:-100] if content == "truncated" else content)
+    with pytest.raises(UserError, match=f"train/dog/c.{suffix} cannot be read as an image .*: replace it or remove it"):
+        prepare(root, tmp_path)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert not list((tmp_path / "out").rglob("*images*"))
+
+
+# ------------------------------------------------------------------ large images, ImageNet
+
+
+def test_large_images_stay_files(tmp_path):
+    folders = ("train/cat", "train/dog", "test/cat", "test/dog")
+    names = [f"{folder}/{number}.png" for folder in folders for number in range(2)]
+    root = save(tmp_path / "large", {name: noise((150, 180), seed) for seed, name in enumerate(names)})
+    found = prepare(root, tmp_path, size=128)
+    assert found.train.images is None and len(found.train) == 4 and found.augmentation == ("resized-crop", "flip")
+    assert found.train.files == [str(root / name) for name in names[:4]]
+    options = {"normalization": (found.mean, found.std), "workers": 0}
+    images, labels = next(iter(batches(found.test, [3, 0], [7, 8], 2, **options)))
+    assert images.shape == (2, 3, 128, 128) and labels.tolist() == [7, 8]
+    expected = (read_image(root / names[7], 128) / 255 - found.mean) / found.std
+    torch.testing.assert_close(images[0], torch.from_numpy(expected.astype(np.float32)).permute(2, 0, 1))
+    images, _ = next(iter(batches(found.train, range(4), range(4), 4, augmentation=found.augmentation, **options)))
+    assert images.shape == (4, 3, 128, 128)
+
+    as_array = prepare(root, tmp_path, size=128, storage="arrays")
+    np.testing.assert_array_equal(as_array.test.images[3], read_image(root / names[7], 128))
+    np.testing.assert_allclose(as_array.mean, found.mean)
+    assert not list((tmp_path / "out" / "arrays").glob("*.jsonl"))
+
+
+WNIDS = ["n01440764", "n01443537", "n01484850", "n01704323"]
+MEMBERS = b"fish,n01440764 n01443537\nsea shark,n01484850 n01443537\ndinosaur,n01704323\nghosts,n09999998 n09999999"
+ORDER = b"0,sea shark\n1,fish\n2,ghosts\n3,dinosaur"
+
+
+@pytest.fixture
+def ilsvrc(tmp_path):
+    """A small copy in the published layout."""
+    files = {}
+    for number, wnid in enumerate(WNIDS):
+        files[f"train/{wnid}/{wnid}_{number}.JPEG"] = noise((300, 260), number)
+        files[f"val/{wnid}/ILSVRC2012_val_{number + 1:08}.JPEG"] = noise((260, 300), number + 10)
+    return save(tmp_path / "ilsvrc", files)
+
+
+@pytest.fixture
+def groupings(monkeypatch):
+    """The two published files of groups, small, on a server."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve(dict(zip(imagenet.FILES, (MEMBERS, ORDER), strict=True))) as site:
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in site.files.items()}
+        monkeypatch.setattr(imagenet, "PUBLISHED", site.url)
+        monkeypatch.setattr(imagenet, "FILES", checksums)
+        yield site
+
+
+def test_imagenet(ilsvrc, tmp_path):
+    entry = {"kind": "imagenet", "root": str(ilsvrc), "classes": WNIDS[2:0:-1]}
+    data.prepare(entry, tmp_path / "out", tmp_path / "cache")
+    found = data.open(tmp_path / "out")
+    assert found.classes == ["n01484850", "n01443537"] and found.size == (224, 224)
+    assert found.mean == (0.485, 0.456, 0.406) and found.std == (0.229, 0.224, 0.225)
+    assert found.augmentation == ("resized-crop", "flip")
+    assert [path.rpartition("/")[2] for path in found.train.files] == ["n01484850_2.JPEG", "n01443537_1.JPEG"]
+    assert [path.rpartition("/")[2] for path in found.test.files] == [
+        "ILSVRC2012_val_00000003.JPEG",
+        "ILSVRC2012_val_00000002.JPEG",
+    ]
+
+
+def test_imagenet_without_a_root_is_left_out():
+    entry = {"kind": "imagenet", "root": None}
+    assert data.available(entry) == "imagenet: its root is not given in the config, so what needs it is left out"
+    with pytest.raises(UserError, match="its root is not given in the config"):
+        data.classes(entry)
+    assert data.available({"kind": "digits"}) is None
+
+
+def test_the_published_groups_come_in_their_order_without_single_classes(ilsvrc, groupings, tmp_path):
+    entry = {"kind": "imagenet", "root": str(ilsvrc)}
+    expected = {"sea_shark": ["n01484850", "n01443537"], "fish": ["n01440764", "n01443537"]}
+    assert data.groups(entry, tmp_path) == expected
+    assert list(data.groups(entry, tmp_path)) == list(expected)
+    assert len(groupings.requests) == 2  # the second time they lie in the cache
+    assert data.groups({**entry, "classes": WNIDS[:2]}, tmp_path) == {"fish": ["n01440764", "n01443537"]}
+
+
+def test_other_groups_than_the_published_are_refused(ilsvrc, groupings, tmp_path):
+    groupings.files["imagenet_superclass_scn2c.csv"] += b"\nmore,n1 n2"
+    with pytest.raises(UserError, match="is not the published file"):
+        data.groups({"kind": "imagenet", "root": str(ilsvrc)}, tmp_path)
+
+
+def test_validation_images_in_one_folder_are_one_sentence(ilsvrc):
+    for path in list((ilsvrc / "val").rglob("*.JPEG")):
+        path.rename(ilsvrc / "val" / path.name)
+    with pytest.raises(UserError, match="^root: the images in .*val are not sorted by class: move each into"):
+        data.classes({"kind": "imagenet", "root": str(ilsvrc)})

@@ -1,0 +1,163 @@
+import json
+import logging
+
+import pytest
+import torch
+import torchvision
+from count_macs import count_macs
+from torch import nn
+
+from seam.macs import count
+
+
+class Residual(nn.Module):
+    """Grouped, strided and dilated convolutions, a shortcut, and one layer that is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=4)
+        self.dilated = nn.Conv2d(16, 16, (3, 1), padding=(2, 0), dilation=(2, 1), groups=16)
+        self.shortcut = nn.Conv2d(8, 16, 1, stride=2)
+        self.up = nn.ConvTranspose2d(16, 4, 2, stride=2)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images):
+        x = self.norm(self.stem(images)).relu()
+        x = self.twice(self.twice(x).relu())
+        x = self.dilated(self.grouped(x)) + self.shortcut(x)
+        return self.head(self.up(x).mean((2, 3)))
+
+
+class Tokens(nn.Module):
+    """Linear layers on inputs of two, three and four dimensions, one of them shared under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.pixels = nn.Linear(3, 6)
+        self.rows = self.again = nn.Linear(6, 6)
+        self.classes = nn.Linear(6, 4, bias=False)
+
+    def forward(self, images):
+        x = self.pixels(images.permute(0, 2, 3, 1)).relu()
+        return self.classes(self.again(self.rows(x.mean(1)).relu()).mean(1))
+
+
+def vgg():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(128, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 2),
+    )  # fmt: skip
+
+
+def prune(module, share, seed=0):
+    """Set that share of the weights of each convolution and linear layer to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+            weight = layer.weight.data
+            weight[torch.rand(weight.shape, generator=generator) < share] = 0
+    return module
+
+
+def by_hand(module, image_shape):
+    """{"convolution", "linear"}: MACs of the non-zero weights, counted while the module runs."""
+    macs = {"convolution": 0, "linear": 0}
+
+    def add(layer, inputs, output):
+        weights = int(layer.weight.count_nonzero())
+        if isinstance(layer, nn.Linear):
+            macs["linear"] += weights * inputs[0].shape[:-1].numel()
+        else:
+            places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+            macs["convolution"] += weights * places.shape[2:].numel()
+
+    layers = {layer for layer in module.modules() if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))}
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    module.eval()(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return macs
+
+
+NETWORKS = {
+    "residual": (Residual, (3, 17, 16)),
+    "tokens": (Tokens, (3, 5, 7)),
+    "vgg": (vgg, (3, 32, 32)),
+    "resnet18": (torchvision.models.resnet18, (3, 64, 64)),
+    "mobilenet": (torchvision.models.mobilenet_v3_small, (3, 32, 32)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dense_is_fvcores_and_sparse_is_the_count_by_hand(name):
+    from fvcore.nn import FlopCountAnalysis
+
+    build, shape = NETWORKS[name]
+    module = build().eval()
+    for parameter in module.parameters():
+        nn.init.ones_(parameter)  # random weights may be zero
+    reference = FlopCountAnalysis(module, torch.zeros(1, *shape)).unsupported_ops_warnings(False).total()
+    untouched = count(module, shape)
+    assert untouched["dense"]["total"] == reference
+    assert untouched["sparse"] == untouched["dense"]
+    assert by_hand(module, shape).items() <= untouched["dense"].items()
+
+    pruned = count(prune(module, 0.7), shape)
+    assert pruned["dense"] == untouched["dense"]
+    assert by_hand(module, shape).items() <= pruned["sparse"].items()
+    assert pruned["sparse"]["other"] == untouched["dense"]["other"]
+    for macs in pruned.values():
+        assert all(type(number) is int for number in macs.values())
+        assert macs["total"] == macs["convolution"] + macs["linear"] + macs["other"]
+
+
+def test_a_network_without_weights_left_keeps_what_is_not_weights():
+    macs = count(prune(vgg(), 1.1), (3, 32, 32))["sparse"]
+    assert (macs["convolution"], macs["linear"]) == (0, 0)
+    assert macs["total"] == macs["other"] > 0
+
+
+def test_masked_layers_count_by_their_effective_weight():
+    class Mask(nn.Module):
+        def forward(self, weight):
+            return weight * (torch.arange(weight.numel()).reshape(weight.shape) % 4 == 0)
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 16, 4))
+    for index in (0, 2):
+        nn.utils.parametrize.register_parametrization(module[index], "weight", Mask())
+    macs = count(module, (3, 4, 4))
+    assert macs["dense"] == {"convolution": 24 * 16, "linear": 512, "other": 0, "total": 896}
+    assert macs["sparse"] == {"convolution": 6 * 16, "linear": 128, "other": 0, "total": 224}
+
+
+def test_the_module_is_left_as_it_is():
+    module = vgg().train()
+    module[1].eval()  # frozen batch norm in a network that trains
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    modes = [layer.training for layer in module.modules()]
+    count(module, (3, 32, 32))
+    assert [layer.training for layer in module.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_what_fvcore_cannot_count_is_said_once(caplog):
+    with caplog.at_level(logging.INFO):
+        count(Residual(), (3, 16, 16))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "aten::add (1 times)" in messages[0]
+
+
+def test_script_writes_the_counts_of_both_models(tmp_path):
+    source, reengineered = vgg()[:13], prune(vgg(), 0.9)
+    count_macs(tmp_path / "macs.json", source, reengineered, (3, 32, 32))
+    macs = json.loads((tmp_path / "macs.json").read_text())
+    assert macs["source"] == count(source, (3, 32, 32))["dense"]
+    assert macs["reengineered_dense"]["total"] == macs["source"]["total"] + 20  # the head
+    assert macs["reengineered"] == count(reengineered, (3, 32, 32))["sparse"]
+    assert macs["reengineered"]["convolution"] < 0.15 * macs["source"]["convolution"]

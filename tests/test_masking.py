@@ -1,0 +1,146 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam.masking import Masks, bake, maskable, pack, unpack
+from seam.models import build
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build("resnet20", 10).eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def randomise(masks, share=0.5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for value in masks.values.values():
+        value.copy_(torch.rand(value.shape, generator=generator) - share)
+
+
+def test_a_mask_of_ones_changes_nothing(network, images):
+    before = network(images)
+    masks = Masks(network)
+    masks.apply()
+    assert torch.equal(network(images), before)
+    assert masks.kept() == masks.count
+
+
+def test_convolutions_and_linear_layers_are_masked_with_their_biases_and_nothing_else():
+    network = build("vgg16_bn", 10)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    assert len(convolutions) == 13 and len(linear) == 3
+    expected = sum(p.numel() for layer in convolutions + linear for p in layer.parameters())
+    assert Masks(network).count == expected == 15_245_130
+
+
+def test_a_shared_weight_has_one_mask():
+    layer = nn.Linear(5, 5)
+    tied = nn.Sequential(layer, nn.ReLU(), layer)
+    assert list(maskable(tied)) == ["0.weight", "0.bias"]
+
+
+def test_a_layer_can_be_left_out():
+    network = build("resnet20", 10)
+    assert maskable(network).keys() - maskable(network, exclude=["fc"]).keys() == {"fc.weight", "fc.bias"}
+
+
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ValueError, match="no convolution or linear layer"):
+        Masks(nn.ReLU())
+
+
+def test_baked_weights_equal_masked_ones(network, images):
+    baked = copy.deepcopy(network)
+    masks = Masks(network)
+    randomise(masks)
+    masks.apply()
+    bake(baked, unpack(pack(masks.bits()), baked))
+    assert torch.equal(network(images), baked(images))
+    zeros = sum(int((p == 0).sum()) for p in maskable(baked).values())
+    assert zeros >= masks.count - masks.kept() > 0
+
+
+def test_a_mask_above_zero_again_brings_the_weight_back(network, images):
+    before = network(images)
+    masks = Masks(network)
+    randomise(masks)
+    masks.apply()
+    for value in masks.values.values():
+        value.fill_(0.1)
+    masks.apply()
+    assert torch.equal(network(images), before)
+
+
+def test_the_gradient_is_that_of_straight_through_masks(network, images):
+    """Against autograd, with the masks written into the network as the published code has them."""
+
+    class Binarise(torch.autograd.Function):
+        @staticmethod
+        def forward(context, mask):
+            return (mask > 0).float()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient.clamp(-1, 1)
+
+    alpha, labels = 1.5, torch.tensor([0, 1, 2, 3])
+    masks = Masks(network)
+    randomise(masks)
+    reference = {name: value.clone().requires_grad_() for name, value in masks.values.items()}
+    weights = {name: masks.weights[name] * Binarise.apply(mask) for name, mask in reference.items()}
+    loss = 100 * cross_entropy(torch.func.functional_call(network, weights, images), labels)
+    retention = sum(Binarise.apply(mask).sum() for mask in reference.values()) / masks.count
+    (loss + alpha * retention).backward()
+
+    masks.apply()
+    (100 * cross_entropy(network(images), labels)).backward()
+    masks.backward(alpha)
+    largest = max(mask.grad.max() for mask in reference.values())
+    assert largest == pytest.approx(1 + alpha / masks.count, rel=1e-6)  # some are clipped
+    for name, mask in reference.items():
+        torch.testing.assert_close(masks.values[name].grad, mask.grad, rtol=1e-4, atol=1e-9)
+
+
+def test_the_penalty_alone_lowers_every_mask():
+    layer = nn.Linear(3, 2)
+    masks = Masks(layer)
+    layer(torch.zeros(1, 3))  # no gradient reaches the weights
+    masks.backward(alpha=2.0)
+    assert all((value.grad == 2.0 / masks.count).all() for value in masks.values.values())
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 1000])
+def test_packing_takes_a_bit_a_weight_and_loses_none(count):
+    layer = nn.Linear(count, 1, bias=False)
+    bits = {"weight": torch.rand(1, count, generator=torch.Generator().manual_seed(count)) > 0.5}
+    packed = pack(bits)
+    assert packed["weight"].numel() == -(-count // 8)
+    assert torch.equal(unpack(packed, layer)["weight"], bits["weight"])
+
+
+def test_masks_of_another_model_are_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        unpack(pack({"weight": torch.ones(4, 4, dtype=torch.bool)}), nn.Linear(9, 9))
+
+
+def test_memory_format_does_not_change_the_masks(network, images):
+    other = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    both = [Masks(network), Masks(other)]
+    for masks, module in zip(both, (network, other), strict=True):
+        randomise(masks)
+        masks.apply()
+        module(images).sum().backward()
+        masks.backward(1.0)
+    for name in both[0].values:
+        torch.testing.assert_close(both[0].values[name].grad, both[1].values[name].grad, rtol=1e-3, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(both[0].bits().values(), both[1].bits().values(), strict=True))

@@ -1,0 +1,185 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seam import models
+from seam.files import UserError
+from seam.models import build
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnet20", 272_474), ("vgg16_bn", 15_253_578)])
+def test_architectures_have_the_published_size(name, weights):
+    network = build(name, 10).eval()
+    assert count(network) == weights  # as the public models: 0.27 and 15.25 million
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def public_names(name, classes=10):
+    """The parameter names and shapes of the public checkpoints, as their published modules give them."""
+    if name == "resnet20":
+        state = {"conv1.weight": (16, 3, 3, 3)} | norm("bn1", 16)
+        inputs = 16
+        for stage, width in enumerate((16, 32, 64), 1):
+            for block in range(3):
+                prefix = f"layer{stage}.{block}"
+                state[f"{prefix}.conv1.weight"] = (width, inputs, 3, 3)
+                state[f"{prefix}.conv2.weight"] = (width, width, 3, 3)
+                state |= norm(f"{prefix}.bn1", width) | norm(f"{prefix}.bn2", width)
+                if inputs != width:
+                    state[f"{prefix}.downsample.0.weight"] = (width, inputs, 1, 1)
+                    state |= norm(f"{prefix}.downsample.1", width)
+                inputs = width
+        return state | {"fc.weight": (classes, 64), "fc.bias": (classes,)}
+    state, inputs, position = {}, 3, 0
+    for width in (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"):
+        if width == "M":
+            position += 1
+            continue
+        state |= {f"features.{position}.weight": (width, inputs, 3, 3), f"features.{position}.bias": (width,)}
+        state |= norm(f"features.{position + 1}", width)
+        inputs, position = width, position + 3
+    for number, outputs in ((0, 512), (3, 512), (6, classes)):
+        state |= {f"classifier.{number}.weight": (outputs, 512), f"classifier.{number}.bias": (outputs,)}
+    return state
+
+
+def norm(name, width):
+    shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (width,)) | {"num_batches_tracked": ()}
+    return {f"{name}.{part}": shape for part, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn"])
+def test_public_checkpoints_load_unchanged(name):
+    own = {key: tuple(value.shape) for key, value in build(name, 10).state_dict().items()}
+    assert own == public_names(name)
+
+
+def test_a_published_checkpoint_is_fetched_verified_and_kept(tmp_path, monkeypatch):
+    """The whole path of `weights: hub`, with a local file in the place of the download."""
+    asked = []
+
+    def fetch(url, path, checksum):
+        asked.append((url, checksum))
+        torch.save(build("resnet20", 10).state_dict(), tmp_path / "checkpoint.pt")
+        return tmp_path / "checkpoint.pt"
+
+    monkeypatch.setattr(models, "fetch", fetch)
+    names = [str(i) for i in range(10)]
+    models.fetch_weights("resnet20", "hub", "cifar10", [names], tmp_path / "source.safetensors")
+    assert asked == [(models.HUB + "resnet/cifar10_resnet20-4118986f.pt", "4118986f")]
+    source = models.open(tmp_path)
+    assert source.classes == names and source.normalization == models.HUB_NORMALIZATION["cifar10"]
+    assert not source.module.training
+
+
+def test_the_list_of_classes_is_the_one_that_fits(tmp_path):
+    torch.save(build("resnet20", 3).state_dict(), tmp_path / "mine.pt")
+    lists, normalization = [list("abcde"), list("abc")], ((0.5,) * 3, (0.2,) * 3)
+    arguments = ("resnet20", str(tmp_path / "mine.pt"), "imagefolder", lists, tmp_path / "source.safetensors")
+    models.fetch_weights(*arguments, normalization)
+    assert models.open(tmp_path).classes == ["a", "b", "c"]
+    with pytest.raises(UserError, match="give the model a normalization"):
+        models.fetch_weights(*arguments)
+
+
+def test_torchvision_models_are_built_by_name():
+    assert build("torchvision:resnet18", 7).fc.out_features == 7
+    with pytest.raises(UserError, match="no model called resnet19"):
+        build("torchvision:resnet19", 7)
+
+
+def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(models, "fetch", lambda url, path, checksum: asked.update(url=url, checksum=checksum) or path)
+    monkeypatch.setattr(models, "read_state", lambda path: build("torchvision:resnet50", 1000).state_dict())
+    names = [f"n{i:08}" for i in range(1000)]
+    models.fetch_weights("torchvision:resnet50", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
+    assert asked == {"url": "https://download.pytorch.org/models/resnet50-0676ba61.pth", "checksum": "0676ba61"}
+    assert models.open(tmp_path).normalization == models.IMAGENET_NORMALIZATION
+    with pytest.raises(UserError, match="no weights V9 .* only IMAGENET1K_V1"):
+        models.fetch_weights("torchvision:resnet50", "V9", "imagenet", [names], tmp_path / "source.safetensors")
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_local_files_are_read(tmp_path, wrap, suffix):
+    state, path = build("resnet20", 4).state_dict(), tmp_path / f"mine{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(wrap(state), path)
+    read = models.read_state(path)
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+class Bomb:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("echo exploded > exploded",)
+
+
+def garbage(path):
+    path.write_bytes(b"not a checkpoint at all")
+
+
+def truncated(path):
+    torch.save(build("resnet20", 4).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: torch.save({"a": Bomb()}, path), "could run code: save its state_dict"),
+        (lambda path: path.write_bytes(pickle.dumps(Bomb())), "could run code|not a whole torch checkpoint"),
+        (lambda path: torch.save(build("resnet20", 4), path), "could run code: save its state_dict"),
+        (lambda path: torch.save({"epoch": 3}, path), "holds no state dictionary"),
+        (lambda path: torch.save([1, 2], path), "holds no state dictionary"),
+        (garbage, "could run code|not a whole torch checkpoint"),
+        (truncated, "not a whole torch checkpoint"),
+        (lambda path: None, "does not exist"),
+    ],
+)
+def test_other_files_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch, write, sentence):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine.pt")
+    with pytest.raises(UserError, match=sentence) as error:
+        models.read_state(tmp_path / "mine.pt")
+    assert "mine.pt" in str(error.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s.pop("fc.bias"), "fc.bias is missing in it"),
+        (lambda s: s.update(extra=torch.zeros(1)), "has no extra"),
+        (lambda s: s.update({"fc.weight": torch.zeros(9, 64)}), r"fc.weight is \(9, 64\), not \(4, 64\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, sentence):
+    state = build("resnet20", 4).state_dict()
+    change(state)
+    assert sentence.replace("\\", "") in models.load_state(build("resnet20", 4), state, "mine.pt")
+
+
+def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
+    models.save(tmp_path / "source.safetensors", models.Source(build("resnet20", 2), ["a", "b"], ((0,) * 3, (1,) * 3), "resnet20"))
+    with pytest.raises(UserError, match="not the source model that the masks were searched for"):
+        models.open(tmp_path, checksum="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("resnet21", "no known architecture"), ("missing.py:build", "missing.py, .* does not exist"), (f"{__file__}:nothing", "no function nothing")],
+)
+def test_unknown_architectures_are_refused(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(name, 2)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import nn
+
+from seam.files import UserError
+from seam.search import Settings, _rank, search, training_mode, with_head
+
+
+def batches(count=96, size=16, seed=0):
+    """Images of two kinds, told apart by their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    images = torch.randn(count, 3, 8, 8, generator=generator) + (2.0 * labels[:, None, None, None] - 1)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    return with_head(network, 5, 2)
+
+
+def run(source_accuracy=0.9, **settings):
+    network = model()
+    settings = Settings(**{"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100} | settings)
+    torch.manual_seed(1)
+    return network, search(network, batches(), batches(48, seed=1), source_accuracy, settings)
+
+
+def test_weights_are_removed_while_the_problem_is_solved():
+    _, result = run(epochs=20)
+    selected = result.history[result.selected_epoch - 1]
+    assert selected["accuracy"] >= 0.9
+    assert selected["retention"] < 0.8
+    kept = sum(int(bits.sum()) for bits in result.bits.values())
+    assert kept / sum(bits.numel() for bits in result.bits.values()) == pytest.approx(selected["retention"])
+
+
+def test_the_first_of_every_five_epochs_trains_the_head_alone():
+    _, result = run(epochs=11)
+    assert [row["phase"] for row in result.history] == (["head"] + ["masks"] * 4) * 2 + ["head"]
+    retention = [row["retention"] for row in result.history]
+    assert retention[4] == retention[5]  # masks stand still in epoch 6
+    assert result.history[0]["retention"] == 1
+
+
+def test_source_weights_and_batch_norm_stay_as_they_are():
+    before = {name: value.clone() for name, value in model().source.state_dict().items()}
+    network, result = run()
+    after = network.source.state_dict()
+    for name, value in before.items():
+        if name in result.bits:
+            assert torch.equal(after[name][after[name] != 0], value[after[name] != 0]), name
+        else:
+            assert torch.equal(after[name], value), name
+
+
+def test_the_same_seed_gives_the_same_search():
+    (_, first), (_, again) = run(), run()
+    assert all(torch.equal(first.bits[name], again.bits[name]) for name in first.bits)
+    assert all(torch.equal(first.head[name], again.head[name]) for name in first.head)
+    without_time = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.history] for r in (first, again)]
+    assert without_time[0] == without_time[1]
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    _, result = run(alpha=3.0, epochs=6)
+    for row in result.history:
+        assert row["loss"] == pytest.approx(row["cross_entropy"] + row["penalty"])
+        assert row["penalty"] == pytest.approx(3.0 * row["retention"])
+
+
+def test_a_larger_alpha_keeps_fewer_weights():
+    retention = [run(alpha=alpha, epochs=15)[1].history[-1]["retention"] for alpha in (0.0, 1.0, 4.0)]
+    assert retention[0] > retention[1] > retention[2]
+
+
+def test_the_search_ends_when_the_selected_epoch_does_not_change():
+    _, result = run(epochs=50, patience=3, source_accuracy=0.0, alpha=0.0, lr_mask=1e-6)
+    assert len(result.history) == result.selected_epoch + 3 < 50
+
+
+def test_dropout_is_active_and_batch_norm_is_not():
+    network = model()
+    training_mode(network)
+    assert network.source[5].training and not network.source[1].training
+
+
+def test_the_selection_prefers_accuracy_of_the_source_then_retention():
+    rank = lambda accuracy, retention: _rank(accuracy, retention, source_accuracy=0.9)  # noqa: E731
+    assert rank(0.90, 0.5) > rank(0.89, 0.1)  # reaches the source's accuracy
+    assert rank(0.90, 0.3) > rank(0.99, 0.4)  # fewer weights
+    assert rank(0.95, 0.3004) > rank(0.94, 0.3001)  # equal in steps of 0.001: accuracy decides
+    assert rank(0.85, 0.2) > rank(0.88, 0.9)  # none reaches it: accuracy less retention
+    assert not rank(0.95, 0.3) > rank(0.95, 0.3)  # the earlier of equals stays
+
+
+def test_a_loss_that_is_not_finite_ends_the_search_with_a_sentence():
+    poisoned = [(images * float("inf"), labels) for images, labels in batches(32)]
+    with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 1: lower lr_mask"):
+        search(model(), poisoned, batches(16), 0.9, Settings(epochs=2))
+
+
+def test_a_search_that_removes_everything_says_so():
+    with pytest.raises(UserError, match="No weight was left in epoch 2"):
+        run(alpha=1e6, lr_mask=10.0)

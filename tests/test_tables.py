@@ -1,0 +1,336 @@
+"""Tables: what is in them is exactly what the problems' files say, and the means are right."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import collect_direct
+import pandas as pd
+import pytest
+import summarise
+import synthetic
+
+from seam.files import UserError, write_csv
+from seam.tables import engines, read_table
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "workflow" / "resources" / "published.csv"
+ENGINES = ["deepsparse", "onnxruntime"]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The demo's five problems as files in the working folder: {name: [paths]}."""
+    monkeypatch.chdir(tmp_path)
+    return synthetic.make(".", synthetic.DEMO)
+
+
+def collect(made, engines=ENGINES):
+    return collect_direct.tables(made["metrics.json"], made["macs.json"], made["latency"], made["models"], engines)
+
+
+def stored(frame, path="table.csv"):
+    """The frame after a trip to the disk and back."""
+    write_csv(path, frame)
+    return read_table(path)
+
+
+def rewrite(path, change):
+    """Change the dictionary in a JSON file."""
+    data = json.loads(Path(path).read_text())
+    change(data)
+    Path(path).write_text(json.dumps(data))
+
+
+def test_values_are_those_of_the_files(made):
+    tables = collect(made)
+    rows = {row["folder"]: row for kind in tables for row in stored(tables[kind]).to_dict("records")}
+    assert [len(tables[kind]) for kind in ("binary", "multiclass")] == [4, 1]
+    assert list(rows) == [str(Path(path).parent) for path in made["metrics.json"]]  # the config's order
+    for folder, row in rows.items():
+        metrics = json.loads(Path(folder, "metrics.json").read_text())
+        macs = json.loads(Path(folder, "macs.json").read_text())
+        for name in ("model", "dataset", "target", "retention", "weights", "epochs", "seconds", "seed"):
+            assert row[name] == metrics[name], name
+        for name in ("source", "source_restricted", "reengineered"):
+            assert row[f"accuracy_{name}"] == metrics["accuracy"][name]
+        for name in ("source", "reengineered"):
+            assert row[f"holdout_accuracy_{name}"] == metrics["holdout_accuracy"][name]
+            assert row[f"macs_{name}"] == macs[name]["total"]
+        for name, value in metrics["settings"].items():
+            assert row[f"search_{name}"] == value
+        for part in ("train", "holdout", "test"):
+            assert row[f"images_{part}"] == metrics["images"][part]
+        for engine in ENGINES:
+            times = json.loads(Path(folder, f"latency_{engine}.json").read_text())
+            assert row[f"latency_source_ms_{engine}"] == times["source_ms_mean"]
+            assert row[f"latency_reengineered_ms_{engine}"] == times["reengineered_ms_mean"]
+        assert row["weights_kept"] == metrics["kept"]
+        assert row["classes"] == len(metrics["classes"])
+        assert row["architecture"] in ("resnet20", "vgg16_bn")
+        assert row["weights_origin"] == "train"
+
+
+def test_derived_values(made):
+    folder = Path(made["metrics.json"][0]).parent
+    rewrite(folder / "metrics.json", lambda data: data["accuracy"].update(source=0.5, reengineered=0.75))
+    rewrite(
+        folder / "macs.json", lambda data: (data["source"].update(total=400), data["reengineered"].update(total=100))
+    )
+    times = {"source_ms_mean": 12.0, "reengineered_ms_mean": 4.0}
+    rewrite(folder / "latency_deepsparse.json", lambda data: data.update(times))
+    row = stored(collect(made)["binary"]).iloc[0]
+    assert row["accuracy_gain_points"] == 25
+    assert row["macs_reduction"] == 0.75
+    assert row["speedup_deepsparse"] == 3
+
+
+def test_one_row_stays_with_its_own_files_in_any_order(made):
+    shuffled = {name: paths[::-1] for name, paths in made.items()} | {"metrics.json": made["metrics.json"]}
+    for kind, frame in collect(made).items():
+        pd.testing.assert_frame_equal(collect(shuffled)[kind], frame)
+
+
+def test_large_seeds_and_odd_names_survive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = synthetic.make(".", [("net", "resnet20", "pets", "binary", ["NA", "3", "None"])])
+    rewrite(made["metrics.json"][1], lambda data: data.update(seed=2**63 - 1))
+    table = stored(collect(made)["binary"])
+    assert list(table["target"]) == ["NA", "3", "None"]
+    assert table["seed"][1] == 2**63 - 1
+
+
+def test_engine_that_is_not_configured_has_no_columns(made):
+    made["latency"] = [path for path in made["latency"] if "deepsparse" not in path]
+    tables = collect(made, ["onnxruntime"])
+    assert engines(tables["binary"]) == ["onnxruntime"]
+    assert not [name for name in tables["binary"].columns if "deepsparse" in name]
+    assert not [name for name in collect(made | {"latency": []}, [])["binary"].columns if "latency" in name]
+
+
+def test_missing_latency_leaves_cells_empty(made, caplog):
+    first = str(Path(made["metrics.json"][0]).parent / "latency_deepsparse.json")
+    made["latency"].remove(first)
+    table = stored(collect(made)["binary"])
+    names = ["latency_source_ms_deepsparse", "latency_reengineered_ms_deepsparse", "speedup_deepsparse"]
+    assert table.loc[0, names].isna().all()
+    assert table.loc[1:, names].notna().all(axis=None)
+    assert table["speedup_onnxruntime"].notna().all()
+    assert "no latency by DeepSparse for 1 of 5 problems" in caplog.text
+
+
+def test_tables_without_problems_have_the_same_columns(made):
+    full = collect(made)
+    empty = collect_direct.tables([], [], [], [], ENGINES)
+    for kind in full:
+        assert list(empty[kind].columns) == list(full[kind].columns)
+        assert stored(empty[kind]).empty
+    summary = summarise.summary(stored(empty["binary"]), stored(empty["multiclass"]), read_table(PUBLISHED))
+    assert (summary["problems"] == 0).all() and summary["ours_mean"].isna().all()
+    assert "no target problem" in summarise.render(summary)
+
+
+def test_published_selection_has_no_held_out_accuracy(made):
+    rewrite(made["metrics.json"][0], lambda data: data.update(holdout_accuracy=None))
+    table = stored(collect(made)["binary"])
+    assert pd.isna(table["holdout_accuracy_source"][0]) and pd.notna(table["holdout_accuracy_source"][1])
+
+
+def test_new_hyper_parameter_is_a_column_of_both_tables(made):
+    rewrite(made["metrics.json"][0], lambda data: data["settings"].update(warm_up=3))
+    tables = collect(made)
+    assert stored(tables["binary"])["search_warm_up"][0] == 3
+    assert "search_warm_up" in tables["multiclass"].columns
+
+
+def test_errors_name_the_file(made):
+    rewrite(made["metrics.json"][2], lambda data: data["accuracy"].pop("reengineered"))
+    with pytest.raises(UserError, match=r"binary/8/metrics.json lacks accuracy.reengineered: delete it"):
+        collect(made)
+
+
+def test_errors_of_absent_files(made):
+    with pytest.raises(UserError, match=r"binary/3/macs.json is missing"):
+        collect(made | {"macs.json": made["macs.json"][1:]})
+    with pytest.raises(UserError, match="vgg16-digits has no metrics.json"):
+        collect(made | {"models": made["models"][:1]})
+    with pytest.raises(UserError, match=r"no/such.csv is missing"):
+        read_table("no/such.csv")
+    Path("empty.csv").write_text("")
+    with pytest.raises(UserError, match=r"empty.csv is not a table"):
+        read_table("empty.csv")
+
+
+# The summary
+
+
+def problems(**columns):
+    """A table of problems with just what the summary reads."""
+    rows = len(next(iter(columns.values())))
+    same = {"architecture": "resnet20", "dataset": "cifar10", "weights_origin": "hub"}
+    return pd.DataFrame({name: [value] * rows for name, value in same.items()} | columns)
+
+
+@pytest.fixture
+def summary():
+    binary = problems(
+        retention=[0.125, 0.25],
+        macs_reduction=[0.5, 1.0],
+        accuracy_source=[0.5, 0.75],
+        accuracy_source_restricted=[0.5, 0.75],
+        accuracy_reengineered=[0.75, 0.75],
+        accuracy_gain_points=[25.0, 0.0],
+        latency_source_ms_deepsparse=[8.0, 10.0],
+        latency_reengineered_ms_deepsparse=[4.0, 7.5],
+        speedup_deepsparse=[2.0, 4 / 3],
+        latency_source_ms_onnxruntime=[4.0, float("nan")],
+        latency_reengineered_ms_onnxruntime=[5.0, float("nan")],
+        speedup_onnxruntime=[0.8, float("nan")],
+    )
+    multiclass = problems(
+        retention=[0.5],
+        macs_reduction=[0.75],
+        accuracy_source=[0.5],
+        accuracy_source_restricted=[1.0],
+        accuracy_reengineered=[0.75],
+        accuracy_gain_points=[25.0],
+        latency_source_ms_deepsparse=[1.0],
+        latency_reengineered_ms_deepsparse=[1.0],
+        speedup_deepsparse=[1.0],
+        latency_source_ms_onnxruntime=[2.0],
+        latency_reengineered_ms_onnxruntime=[1.0],
+        speedup_onnxruntime=[2.0],
+    )
+    return summarise.summary(binary, multiclass, read_table(PUBLISHED))
+
+
+def by_group(summary, quantity, engine, column):
+    """The column's values for all, binary and multi-class problems."""
+    rows = summary[(summary["quantity"] == quantity) & (summary["engine"] == engine)]
+    return list(rows.set_index("group")[column][["all", "binary", "multiclass"]])
+
+
+def test_means_by_hand(summary):
+    expected = {
+        ("weights_kept", ""): [(12.5 + 25 + 50) / 3, 18.75, 50],
+        ("inference_time_reduction", "deepsparse"): [(50 + 25 + 0) / 3, 37.5, 0],
+        ("inference_time_reduction", "onnxruntime"): [(-25 + 50) / 2, -25, 50],
+        ("macs_reduction", ""): [75, 75, 75],
+        ("accuracy_gain", ""): [50 / 3, 12.5, 25],
+        ("accuracy_gain_restricted", ""): [0, 12.5, -25],
+    }
+    assert len(summary) == 3 * len(expected)
+    for (quantity, engine), values in expected.items():
+        assert by_group(summary, quantity, engine, "ours_mean") == pytest.approx(values), quantity
+
+
+def test_counts_and_units(summary):
+    assert by_group(summary, "weights_kept", "", "problems") == [3, 2, 1]
+    assert by_group(summary, "inference_time_reduction", "onnxruntime", "problems") == [2, 1, 1]
+    # ResNet20 on CIFAR-10 is published for binary problems only.
+    assert by_group(summary, "weights_kept", "", "problems_as_published") == [2, 2, 0]
+    units = summary.groupby("quantity")["unit"].unique().map(list).to_dict()
+    assert units["weights_kept"] == units["macs_reduction"] == units["inference_time_reduction"] == ["%"]
+    assert units["accuracy_gain"] == units["accuracy_gain_restricted"] == ["points"]
+
+
+def test_published_values_stand_in_their_rows_only(summary):
+    given = summary[summary["published"].notna()]
+    found = given.set_index(["quantity", "engine", "group"])["published"].to_dict()
+    assert found == {
+        ("weights_kept", "", "all"): 10.11,
+        ("inference_time_reduction", "deepsparse", "all"): 42.41,
+        ("accuracy_gain", "", "all"): 5.85,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("architecture", "vgg11"), ("dataset", "photographs"), ("weights_origin", "train")]
+)
+def test_other_models_and_data_are_not_as_published(name, value):
+    published = read_table(PUBLISHED)
+    table = problems(problem=["binary", "binary"])
+    assert list(summarise.as_published(table, published)) == [True, True]
+    table.loc[1, name] = value
+    assert list(summarise.as_published(table, published)) == [True, False]
+
+
+def test_rendered_summary(summary):
+    text = summarise.render(summary)
+    assert max(map(len, text.splitlines())) <= 79
+    lines = {line.split("  ")[0]: line.split()[-4:] for line in text.splitlines() if "  " in line}
+    assert lines["weights kept (%)"] == ["29.17", "18.75", "50.00", "10.11"]
+    assert lines["time saved, DeepSparse (%)"] == ["25.00", "37.50", "0.00", "42.41"]
+    assert lines["time saved, ONNX Runtime (%; 2 of 3)"] == ["12.50", "-25.00", "50.00", "-"]
+    assert lines["accuracy gain (points)"] == ["+16.67", "+12.50", "+25.00", "+5.85"]
+    assert lines["accuracy gain, like for like (points)"] == ["+0.00", "+12.50", "-25.00", "-"]
+    assert re.search(r"target problems +3 +2 +1$", text, re.MULTILINE)
+    assert "2 of the 3 problems here have a source model and data set of the paper." in text.replace("\n", " ")
+
+
+def test_rendered_summary_warns_of_other_data(made):
+    tables = collect(made)
+    text = summarise.render(summarise.summary(tables["binary"], tables["multiclass"], read_table(PUBLISHED)))
+    assert "The models and data here are other ones" in text.replace("\n", " ")
+
+
+def test_rendered_summary_of_one_kind_of_problem(made):
+    tables = collect(made)
+    only = summarise.summary(tables["binary"], tables["multiclass"].iloc[:0], read_table(PUBLISHED))
+    head = summarise.render(only).splitlines()[2].split()
+    assert head == ["binary", "published"]
+
+
+def test_summary_in_the_terminal(summary, tmp_path):
+    path = tmp_path / "summary.csv"
+    write_csv(path, summary)
+    command = [sys.executable, ROOT / "workflow" / "scripts" / "summarise.py"]
+    done = subprocess.run([*command, path], capture_output=True, text=True, check=True)
+    assert done.stdout == summarise.render(summary) + "\n"
+    failed = subprocess.run([*command, tmp_path / "none.csv"], capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert failed.stderr == f"Error: {tmp_path}/none.csv is missing: run the workflow again to make it.\n"
+
+
+# The published values
+
+
+def test_published_values():
+    table = read_table(PUBLISHED)
+    assert (table["source"] != "").all() and table["value"].notna().all()
+    assert set(table["unit"]) == {"%", "points", "problems"}
+    evaluation = table[table["quantity"] == "problems"].groupby("problem")["value"].sum()
+    assert evaluation.to_dict() == {"binary": 220, "multiclass": 84}
+    students = table[table["student"] != ""]
+    study = students[students["student"] == "seam"]
+    assert len(study) == 5 * 5 * 2 and set(study["threshold"]) == {0.3, 0.4, 0.5, 0.6, 0.7}
+    others = students[students["student"] != "seam"]
+    assert len(others) == 4 * 5 * 2
+    cell = study.set_index(["quantity", "dataset", "threshold"])["value"]
+    assert cell["accuracy", "cub200", 0.7] == 72.6
+    assert cell["defect_inheritance_rate", "dog120", 0.3] == 63
+    cell = others.set_index(["architecture", "student", "quantity", "dataset"])["value"]
+    assert cell["torchvision:resnet50", "standard", "defect_inheritance_rate", "action40"] == 66.91
+    assert cell["torchvision:resnet18", "remos", "accuracy", "mit67"] == 74.40
+    assert not students.duplicated(["architecture", "student", "quantity", "dataset", "threshold"]).any()
+
+
+# The documentation
+
+
+def test_documentation_names_every_column(made, summary):
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    documented = set(re.findall(r"`([\w{}]+)`", text))
+    columns = {re.sub("_(deepsparse|onnxruntime)$", "_{engine}", name) for name in collect(made)["binary"].columns}
+    columns |= set(summary.columns) | set(read_table(PUBLISHED).columns)
+    columns |= set(pd.read_csv(made["history.csv"][0]).columns)
+    assert columns - documented == set()
+
+
+def test_results_readme_names_the_columns(made, summary):
+    text = (ROOT / "results" / "README.md").read_text()
+    columns = {re.sub("_(deepsparse|onnxruntime)$", "_{engine}", name) for name in collect(made)["binary"].columns}
+    columns = {name for name in columns if not name.startswith("search_")} | set(summary.columns)
+    assert columns - set(re.findall(r"`([\w{}]+)`", text)) == set()

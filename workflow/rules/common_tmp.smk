@@ -1,0 +1,130 @@
+# What the stages share: the checked config, and where things are.
+
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake_interface_executor_plugins.settings import ExecMode
+
+WORKFLOW = Path(workflow.basedir) / "workflow"
+sys.path.insert(0, str(WORKFLOW / "scripts"))
+
+from seam import config as plan
+
+from seam.files import UserError
+
+try:
+    config = plan.validated(config, WORKFLOW / "schemas" / "config.schema.yaml")
+    PROBLEMS = plan.problems(config)
+    LEFT_OUT = plan.left_out(config)
+    ENGINES = config["engines"] if PROBLEMS else []
+    MISSING = [reason for reason in []]
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
+    if MISSING:
+        raise WorkflowError(" ".join(MISSING))
+    for line in LEFT_OUT:
+        logger.warning(line)
+
+NAME = r"[^/]+"
+TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
+FETCHED = [name for name in config["models"] if name not in TRAINED]
+BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
+
+
+def one_of(names):
+    """A wildcard's regular expression for just these names."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def modules(script):
+    """The library files that a script imports, directly or not, found by reading them.
+
+    They are inputs of its rule, so that a change in one reruns what it can affect and nothing else.
+    """
+    scripts, found = WORKFLOW / "scripts", set()
+
+    def visit(path):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                stem = scripts.joinpath(*name.split("."))
+                for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if name.startswith("seam.") and file.exists() and file not in found:
+                        found.add(file)
+                        visit(file)
+
+    visit(scripts / script)
+    here = Path.cwd()
+    return sorted(str(file.relative_to(here) if here in file.parents else file) for file in found)
+
+
+def dataset_of(wildcards):
+    return config["models"][wildcards.model]["dataset"]
+
+
+def manifest_of(wildcards):
+    return f"results/datasets/{dataset_of(wildcards)}/dataset.json"
+
+
+def arrays_of(wildcards):
+    return f"results/datasets/{dataset_of(wildcards)}/arrays"
+
+
+def dataset_entry(wildcards):
+    return plan.dataset_entry(config, wildcards.dataset)
+
+
+def model_settings(wildcards):
+    return plan.model_settings(config, wildcards.model)
+
+
+def model_files(wildcards):
+    """The user's own files that a source model is made of: its weights, its architecture's code."""
+    model = config["models"][wildcards.model]
+    code = model["architecture"].rpartition(":")[0]
+    files = [model["weights"], code]
+    return [file for file in files if Path(file).suffix in {".py", ".pt", ".pth", ".safetensors"}]
+
+
+def problem_of(wildcards):
+    return BY_NAME[wildcards.model, wildcards.problem, wildcards.target]
+
+
+def search_settings(wildcards):
+    """All that a search depends on, in one sorted dictionary: Snakemake compares it whole."""
+    problem = problem_of(wildcards)
+    return {
+        "dataset": dataset_of(wildcards),
+        "members": problem.classes,
+        "seed": config["seed"],
+        "settings": problem.settings,
+    }
+
+
+def timing_settings(wildcards):
+    return problem_of(wildcards).timing
+
+
+def device(wildcards, threads):
+    """Where torch runs. It takes `threads` so that Snakemake does not rerun what ran elsewhere."""
+    return config["device"]
+
+
+def problem_files(name, kinds=("binary", "multiclass")):
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS if p.problem in kinds
+    ]
+
+
+def latency_files():
+    return [file for engine in ENGINES for file in problem_files(f"latency_{engine}.json")]

@@ -1,0 +1,152 @@
+# What a model costs: multiply-accumulates, and latency in the engines of the config.
+
+from snakemake.settings.types import DeploymentMethod
+
+# DeepSparse does not go into the main environment. Its own is made by make_env, or by conda where conda makes all.
+CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+DEEPSPARSE = [] if CONDA else ["envs/.built/deepsparse"]
+DEEPSPARSE_PYTHON = "python" if CONDA else "envs/.built/deepsparse/bin/python"
+PYTHON = latency.interpreter("deepsparse")
+
+
+localrules:
+    make_env,
+
+
+rule count_macs:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        modules=modules("count_macs.py"),
+    output:
+        macs="results/direct/{model}/{problem}/{target}/macs.json",
+    log:
+        "results/logs/count_macs/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/count_macs/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../scripts/count_macs.py"
+
+
+rule export_onnx:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        modules=modules("export_onnx.py"),
+    output:
+        model="results/direct/{model}/{problem}/{target}/model.onnx",
+    log:
+        "results/logs/export_onnx/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/export_onnx/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../scripts/export_onnx.py"
+
+
+rule export_source:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("export_source.py"),
+    output:
+        model="results/models/{model}/model.onnx",
+    log:
+        "results/logs/export_source/{model}.log",
+    benchmark:
+        "results/benchmarks/export_source/{model}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../scripts/export_source.py"
+
+
+rule make_env:
+    input:
+        requirements=f"{workflow.basedir}/envs/deepsparse.txt",
+    output:
+        env=directory("envs/.built/deepsparse"),
+    log:
+        "results/logs/make_env/deepsparse.log",
+    benchmark:
+        "results/benchmarks/make_env/deepsparse.tsv"
+    retries: 2
+    conda:
+        "../../envs/deepsparse.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "({PYTHON} -m venv {output.env} &&"
+        " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check"
+        " -r {input.requirements}) > {log} 2>&1"
+
+
+# The timing rules take all cores, so that nothing else runs beside them on the machine.
+
+
+rule time_deepsparse:
+    input:
+        source="results/models/{model}/model.onnx",
+        reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
+        env=ancient(DEEPSPARSE),
+        script=f"{WORKFLOW}/scripts/time_deepsparse.py",
+        modules=modules("time_deepsparse.py"),
+    output:
+        latency="results/direct/{model}/{problem}/{target}/latency_deepsparse.json",
+    log:
+        "results/logs/time_deepsparse/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/time_deepsparse/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/deepsparse.yaml"
+    threads: workflow.cores
+    resources:
+        timing=1,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        timing=timing_settings,
+    shell:
+        "{DEEPSPARSE_PYTHON} {input.script} --source {input.source} --reengineered {input.reengineered}"
+        " --output {output.latency} --log {log} --threads {threads}"
+        " --batch-size {params.timing[batch_size]} --warmup {params.timing[warmup]}"
+        " --iterations {params.timing[iterations]} --runs {params.timing[runs]}"
+
+
+rule time_onnxruntime:
+    input:
+        source="results/models/{model}/model.onnx",
+        reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
+        modules=modules("time_onnxruntime.py"),
+    output:
+        latency="results/direct/{model}/{problem}/{target}/latency_onnxruntime.json",
+    log:
+        "results/logs/time_onnxruntime/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/time_onnxruntime/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    threads: workflow.cores
+    resources:
+        timing=1,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        timing=timing_settings,
+    script:
+        "../scripts/time_onnxruntime.py"

@@ -1,0 +1,117 @@
+# The results: tables of all target problems, means beside the published values, figures.
+
+
+localrules:
+    collect_direct,
+    summarise,
+    plot_direct,
+
+
+rule collect_direct:
+    input:
+        metrics=problem_files("metrics.json"),
+        macs=problem_files("macs.json"),
+        latency=latency_files(),
+        models=expand(
+            "results/models/{model}/metrics.json", model=sorted({p.model for p in PROBLEMS})
+        ),
+        modules=modules("collect_direct.py"),
+    output:
+        binary=report(
+            "results/tables/direct_binary.csv",
+            caption="../report/direct_binary.rst",
+            category="Tables",
+            labels={"table": "Binary problems"},
+        ),
+        multiclass=report(
+            "results/tables/direct_multiclass.csv",
+            caption="../report/direct_multiclass.rst",
+            category="Tables",
+            labels={"table": "Multi-class problems"},
+        ),
+    log:
+        "results/logs/collect_direct.log",
+    benchmark:
+        "results/benchmarks/collect_direct.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    params:
+        engines=ENGINES,
+    script:
+        "../scripts/collect_direct.py"
+
+
+rule summarise:
+    input:
+        binary="results/tables/direct_binary.csv",
+        multiclass="results/tables/direct_multiclass.csv",
+        published=f"{WORKFLOW}/resources/published.csv",
+        modules=modules("summarise.py"),
+    output:
+        summary=report(
+            "results/tables/summary.csv",
+            caption="../report/summary.rst",
+            category="Tables",
+            labels={"table": "Summary"},
+        ),
+    log:
+        "results/logs/summarise.log",
+    benchmark:
+        "results/benchmarks/summarise.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    script:
+        "../scripts/summarise.py"
+
+
+rule plot_direct:
+    input:
+        binary="results/tables/direct_binary.csv",
+        multiclass="results/tables/direct_multiclass.csv",
+        histories=problem_files("history.csv"),
+        published=f"{WORKFLOW}/resources/published.csv",
+        modules=modules("plot_direct.py"),
+    output:
+        accuracy_binary=report(
+            "results/figures/accuracy_binary.png",
+            caption="../report/accuracy_binary.rst",
+            category="Figures",
+            labels={"figure": "Accuracy, binary problems"},
+        ),
+        accuracy_binary_pdf="results/figures/accuracy_binary.pdf",
+        accuracy_multiclass=report(
+            "results/figures/accuracy_multiclass.png",
+            caption="../report/accuracy_multiclass.rst",
+            category="Figures",
+            labels={"figure": "Accuracy, multi-class problems"},
+        ),
+        accuracy_multiclass_pdf="results/figures/accuracy_multiclass.pdf",
+        retention_accuracy=report(
+            "results/figures/retention_accuracy.png",
+            caption="../report/retention_accuracy.rst",
+            category="Figures",
+            labels={"figure": "Weights kept and accuracy"},
+        ),
+        retention_accuracy_pdf="results/figures/retention_accuracy.pdf",
+        cost=report(
+            "results/figures/cost.png",
+            caption="../report/cost.rst",
+            category="Figures",
+            labels={"figure": "Weights, MACs and time saved"},
+        ),
+        cost_pdf="results/figures/cost.pdf",
+        history=report(
+            "results/figures/history.png",
+            caption="../report/history.rst",
+            category="Figures",
+            labels={"figure": "Course of the search"},
+        ),
+        history_pdf="results/figures/history.pdf",
+    log:
+        "results/logs/plot_direct.log",
+    benchmark:
+        "results/benchmarks/plot_direct.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    script:
+        "../scripts/plot_direct.py"

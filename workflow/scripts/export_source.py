@@ -1,0 +1,19 @@
+"""Export a source model to ONNX, to be timed beside what is re-engineered from it."""
+
+if "snakemake" in globals():
+    from pathlib import Path
+
+    import torch
+
+    from seam import models
+    from seam.export import export
+    from seam.files import read_json
+    from seam.progress import job
+
+    with job(snakemake.log[0]):
+        torch.set_num_threads(snakemake.threads)
+        export(
+            models.open(Path(snakemake.input.weights).parent).module,
+            snakemake.output.model,
+            (3, *read_json(snakemake.input.manifest)["size"]),
+        )
