@@ -6,9 +6,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_executor_plugins.settings import ExecMode
 
 WORKFLOW = Path(workflow.basedir) / "workflow"
+CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam import config as plan
@@ -20,13 +22,13 @@ try:
     PROBLEMS = plan.problems(config)
     LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
-    MISSING = [reason for reason in map(latency.unavailable, ENGINES) if reason]
+    MISSING = [latency.unavailable(engine, CONDA) for engine in ENGINES]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
-    if MISSING:
-        raise WorkflowError(" ".join(MISSING))
+    if any(MISSING):
+        raise WorkflowError(" ".join(filter(None, MISSING)))
     for line in LEFT_OUT:
         logger.warning(line)
 
@@ -121,7 +123,9 @@ def device(wildcards, threads):
 
 def problem_files(name, kinds=("binary", "multiclass")):
     return [
-        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS if p.problem in kinds
+        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}"
+        for p in PROBLEMS
+        if p.problem in kinds
     ]
 
 

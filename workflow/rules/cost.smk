@@ -1,9 +1,6 @@
 # What a model costs: multiply-accumulates, and latency in the engines of the config.
 
-from snakemake.settings.types import DeploymentMethod
-
 # DeepSparse does not go into the main environment. Its own is made by make_env, or by conda where conda makes all.
-CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 DEEPSPARSE = [] if CONDA else ["envs/.built/deepsparse"]
 DEEPSPARSE_PYTHON = "python" if CONDA else "envs/.built/deepsparse/bin/python"
 PYTHON = latency.interpreter("deepsparse")
@@ -30,6 +27,8 @@ rule count_macs:
     resources:
         mem_mb=4000,
         runtime=30,
+    message:
+        "Counting the MACs of {wildcards.model}, {wildcards.problem} {wildcards.target}"
     script:
         "../scripts/count_macs.py"
 
@@ -51,6 +50,8 @@ rule export_onnx:
     resources:
         mem_mb=4000,
         runtime=30,
+    message:
+        "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
         "../scripts/export_onnx.py"
 
@@ -71,6 +72,8 @@ rule export_source:
     resources:
         mem_mb=4000,
         runtime=30,
+    message:
+        "Exporting the source model {wildcards.model} to ONNX"
     script:
         "../scripts/export_source.py"
 
@@ -90,6 +93,8 @@ rule make_env:
     resources:
         mem_mb=2000,
         runtime=60,
+    message:
+        "Making DeepSparse's own environment in {output.env}"
     shell:
         "({PYTHON} -m venv {output.env} &&"
         " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check"
@@ -121,6 +126,8 @@ rule time_deepsparse:
         runtime=60,
     params:
         timing=timing_settings,
+    message:
+        "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in DeepSparse"
     shell:
         "{DEEPSPARSE_PYTHON} {input.script} --source {input.source} --reengineered {input.reengineered}"
         " --output {output.latency} --log {log} --threads {threads}"
@@ -148,5 +155,7 @@ rule time_onnxruntime:
         runtime=60,
     params:
         timing=timing_settings,
+    message:
+        "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in ONNX Runtime"
     script:
         "../scripts/time_onnxruntime.py"

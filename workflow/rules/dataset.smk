@@ -19,5 +19,7 @@ rule prepare_dataset:
         runtime=120,
     params:
         entry=dataset_entry,
+    message:
+        "Preparing the images of {wildcards.dataset}"
     script:
         "../scripts/prepare_dataset.py"

@@ -24,5 +24,7 @@ rule reengineer:
     params:
         job=search_settings,
         device=device,
+    message:
+        "Re-engineering {wildcards.model} for the {wildcards.problem} problem {wildcards.target}"
     script:
         "../scripts/reengineer.py"

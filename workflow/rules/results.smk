@@ -37,6 +37,8 @@ rule collect_direct:
         "../../envs/seam.yaml"
     params:
         engines=ENGINES,
+    message:
+        "Collecting the results of all target problems"
     script:
         "../scripts/collect_direct.py"
 
@@ -60,6 +62,8 @@ rule summarise:
         "results/benchmarks/summarise.tsv"
     conda:
         "../../envs/seam.yaml"
+    message:
+        "Summarising beside the published values"
     script:
         "../scripts/summarise.py"
 
@@ -113,5 +117,7 @@ rule plot_direct:
         "results/benchmarks/plot_direct.tsv"
     conda:
         "../../envs/seam.yaml"
+    message:
+        "Drawing the figures"
     script:
         "../scripts/plot_direct.py"

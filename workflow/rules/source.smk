@@ -26,6 +26,8 @@ rule train_source:
     params:
         settings=model_settings,
         device=device,
+    message:
+        "Training the source model {wildcards.model}"
     script:
         "../scripts/train_source.py"
 
@@ -42,15 +44,17 @@ rule fetch_weights:
         "results/benchmarks/fetch_weights/{model}.tsv"
     wildcard_constraints:
         model=one_of(FETCHED),
+    retries: 2
     conda:
         "../../envs/seam.yaml"
-    retries: 2
     resources:
         mem_mb=4000,
         runtime=60,
     params:
         settings=model_settings,
         entry=dataset_entry_of_model,
+    message:
+        "Fetching the weights of {wildcards.model}"
     script:
         "../scripts/fetch_weights.py"
 
@@ -77,5 +81,7 @@ rule evaluate_source:
     params:
         settings=model_settings,
         device=device,
+    message:
+        "Evaluating the source model {wildcards.model}"
     script:
         "../scripts/evaluate_source.py"

@@ -63,8 +63,8 @@ def dumbbells(axes, rows, room, limits, restricted):
     before, after = 100 * rows["accuracy_source"], 100 * rows["accuracy_reengineered"]
     colours = [BLUE if gain >= 0 else RED for gain in rows["accuracy_gain_points"]]
     axes.hlines(places, before, after, colors=colours, linewidth=1.6, alpha=0.55, zorder=2)
-    axes.scatter(before, places, s=17, facecolors="white", edgecolors=GREY, linewidths=1.1, zorder=3, label="source")
-    axes.scatter(after, places, s=19, color=colours, linewidths=0, zorder=4, label="reengineered")
+    axes.scatter(before, places, s=26, facecolors="white", edgecolors=GREY, linewidths=1.1, zorder=3, label="source")
+    axes.scatter(after, places, s=15, color=colours, linewidths=0, zorder=4, label="reengineered")
     if restricted:
         fair = 100 * rows["accuracy_source_restricted"]
         axes.scatter(fair, places, s=34, marker="|", color=INK, linewidths=1.1, zorder=3, label="restricted")

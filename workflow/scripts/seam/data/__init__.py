@@ -9,7 +9,7 @@ job calls `prepare` once, and every later one `open`. Batches for training come 
 ['3', '8']
 >>> prepare(entry, "results/datasets/eights")            # doctest: +SKIP
 >>> open("results/datasets/eights").train.images.shape   # doctest: +SKIP
-(286, 32, 32, 3)
+(285, 32, 32, 3)
 
 A module of a kind has:
     SIZE                          its working size in pixels, unless the entry's `size` says another
