@@ -1,0 +1,276 @@
+"""The workflow as its users run it: a whole run on small images, what reruns after which change, its messages."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import ARCHITECTURE, COLOURS, paint
+from PIL import Image
+
+import seam
+
+ROOT = Path(__file__).parents[1]
+
+
+def snakemake(folder, *arguments, config=None, check=True):
+    """Run the workflow in `folder` with `config` merged over the default; gives its exit status and what it says."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", "2"]
+    if config is not None:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(config))
+        command += ["--configfile", path]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    said = result.stdout + result.stderr
+    assert not check or result.returncode == 0, said
+    return result.returncode, said
+
+
+def jobs(said):
+    """{rule: number of jobs} from the table that a dry run prints."""
+    table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", said, re.DOTALL)
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()} if table else {}
+
+
+def small_config(images):
+    return {
+        "engines": ["onnxruntime"],
+        "datasets": {"colours": {"kind": "imagefolder", "root": str(images), "size": 16}},
+        "models": {
+            "small": {
+                "architecture": ARCHITECTURE,
+                "dataset": "colours",
+                "weights": "train",
+                "training": {"epochs": 4, "batch_size": 16, "lr": 0.05},
+            }
+        },
+        "search": {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100},
+        "timing": {"batch_size": 4, "warmup": 2, "iterations": 5, "runs": 2},
+        "direct_reuse": [
+            {"model": "small", "problem": "binary", "targets": ["red", "blue"], "overrides": {"blue": {"alpha": 2.0}}},
+            {"model": "small", "problem": "multiclass", "targets": {"warm": ["red", "yellow"]}},
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, config, what it said) of a whole run."""
+    folder = tmp_path_factory.mktemp("run")
+    config = small_config(paint(folder / "images"))
+    _, said = snakemake(folder, config=config)
+    return folder, config, said
+
+
+PROBLEMS = ["binary/red", "binary/blue", "multiclass/warm"]
+
+
+def test_every_problem_has_all_its_files(run):
+    folder, _, _ = run
+    for problem in PROBLEMS:
+        names = {path.name for path in (folder / "results/direct/small" / problem).iterdir()}
+        assert names == {
+            "masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx", "latency_onnxruntime.json",
+        }  # fmt: skip
+
+
+def test_the_tables_hold_what_the_jobs_found(run):
+    folder, config, _ = run
+    binary = pd.read_csv(folder / "results/tables/direct_binary.csv").set_index("target")
+    multiclass = pd.read_csv(folder / "results/tables/direct_multiclass.csv").set_index("target")
+    assert sorted(binary.index) == ["blue", "red"] and list(multiclass.index) == ["warm"]
+    for problem in PROBLEMS:
+        kind, target = problem.split("/")
+        row = (binary if kind == "binary" else multiclass).loc[target]
+        found = json.loads((folder / "results/direct/small" / problem / "metrics.json").read_text())
+        assert row["accuracy_reengineered"] == found["accuracy"]["reengineered"]
+        assert row["retention"] == found["retention"] and 0 < row["retention"] <= 1
+        macs = json.loads((folder / "results/direct/small" / problem / "macs.json").read_text())
+        assert row["macs_reengineered"] == macs["reengineered"]["total"] < macs["reengineered_dense"]["total"]
+        assert row["speedup_onnxruntime"] > 0
+    assert binary.loc["blue", "search_alpha"] == 2.0 and binary.loc["red", "search_alpha"] == 1.0
+    assert (binary["images_test"] == 40).all()
+    assert binary["accuracy_reengineered"].min() > 0.7
+
+
+def test_the_summary_is_the_mean_over_the_problems(run):
+    folder, _, _ = run
+    tables = [pd.read_csv(folder / f"results/tables/direct_{kind}.csv") for kind in ("binary", "multiclass")]
+    summary = pd.read_csv(folder / "results/tables/summary.csv").set_index(["quantity", "group"])
+    retention = pd.concat(tables)["retention"]
+    assert summary.loc[("weights_kept", "all"), "ours_mean"] == pytest.approx(100 * retention.mean())
+    assert summary.loc[("weights_kept", "all"), "published"] == 10.11
+    assert summary.loc[("weights_kept", "all"), "problems"] == 3
+
+
+def test_the_figures_are_pictures(run):
+    folder, _, _ = run
+    pictures = sorted((folder / "results/figures").glob("*.png"))
+    assert len(pictures) >= 5
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 5
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_reengineered_model_is_loaded_from_its_folder(run):
+    import torch
+
+    model = seam.load(run[0] / "results/direct/small/multiclass/warm")
+    assert model.classes == ["red", "yellow"]
+    assert model(torch.zeros(3, 3, 16, 16)).shape == (3, 2)
+
+
+def test_the_source_model_is_judged_on_its_own_data(run):
+    metrics = json.loads((run[0] / "results/models/small/metrics.json").read_text())
+    assert metrics["images"] == 80 and set(metrics["per_class"]) == set(COLOURS)
+    assert metrics["accuracy"] == pytest.approx(sum(metrics["per_class"].values()) / 4)
+    assert metrics["accuracy"] > 0.7
+
+
+def test_a_second_run_has_nothing_to_do(run):
+    folder, config, _ = run
+    assert "Nothing to be done" in snakemake(folder, config=config)[1]
+
+
+# ---------------------------------------------------------------------- what reruns after which change
+
+RESULTS = {"collect_direct": 1, "plot_direct": 1, "summarise": 1}
+ONE = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_onnxruntime": 1}
+
+
+def times(number, rules):
+    return {rule: number * count for rule, count in rules.items()}
+
+
+def change(config, path, value):
+    config = json.loads(json.dumps(config))
+    *parents, last = path
+    place = config
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (["direct_reuse", 0, "overrides", "blue", "alpha"], 3.0, ONE | RESULTS),
+        (["direct_reuse", 1, "search"], {"lr_mask": 0.2}, ONE | RESULTS),
+        (["search", "epochs"], 13, times(3, ONE) | RESULTS),
+        (["direct_reuse", 0, "targets"], ["red", "blue", "green"], ONE | RESULTS),
+        (["timing", "iterations"], 6, {"time_onnxruntime": 3} | RESULTS),
+        (["direct_reuse", 1, "timing"], {"runs": 3}, {"time_onnxruntime": 1} | RESULTS),
+        (
+            ["models", "small", "training", "epochs"],
+            5,
+            times(3, ONE) | RESULTS | {"train_source": 1, "evaluate_source": 1, "export_source": 1},
+        ),
+        (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
+        (["device"], "cpu", {}),
+    ],
+)
+def test_a_change_reruns_just_what_depends_on_it(run, path, value, expected):
+    folder, config, _ = run
+    changed = change(config, path, value)
+    found = jobs(snakemake(folder, "--dry-run", config=changed)[1])
+    found.pop("all", None)
+    assert found == expected
+
+
+def test_two_values_that_are_swapped_are_a_change(run):
+    folder, config, _ = run
+    one = change(change(config, ["search", "lr_head"], 0.2), ["search", "lr_mask"], 0.1)
+    two = change(change(config, ["search", "lr_head"], 0.1), ["search", "lr_mask"], 0.2)
+    for changed in (one, two):
+        assert jobs(snakemake(folder, "--dry-run", config=changed)[1])["reengineer"] == 3
+
+
+def test_a_changed_library_module_reruns_what_imports_it(run, tmp_path):
+    """In a copy of the workflow; its results are carried over, which is a run of its own to Snakemake."""
+    from importlib import util
+
+    # The helper that finds the modules, out of common.smk.
+    source = (ROOT / "workflow/rules/common.smk").read_text()
+    body = source[source.index("def modules(") : source.index("def dataset_of(")]
+    space = {"WORKFLOW": ROOT / "workflow", "Path": Path, "ast": __import__("ast")}
+    exec(body, space)  # noqa: S102
+    names = {script: {Path(p).stem for p in space["modules"](script)} for script in ("count_macs.py", "time_onnxruntime.py", "reengineer.py")}
+    assert {"macs", "masking", "reengineer", "files"} <= names["count_macs.py"]
+    assert "search" in names["reengineer.py"] and "latency" not in names["reengineer.py"]
+    assert names["time_onnxruntime.py"] == {"latency", "files", "progress"}
+    assert util.find_spec("seam.latency")
+
+
+# ---------------------------------------------------------------------- the config that comes with it
+
+
+def test_the_full_config_holds_the_published_evaluation(tmp_path):
+    _, said = snakemake(tmp_path, "--dry-run", "--quiet", "host")
+    found = jobs(said)
+    assert found["reengineer"] == 240  # 220 binary problems and 20 superclasses of CIFAR-100
+    assert found["time_deepsparse"] == found["time_onnxruntime"] == 240
+    assert found["fetch_weights"] == 4 and found["prepare_dataset"] == 2
+    assert said.count("datasets.imagenet: its root is not given in the config") == 1
+
+
+def test_the_demo_has_its_five_problems(tmp_path):
+    profile = ROOT / "profiles/demo/workflow.yaml"
+    _, said = snakemake(tmp_path, "--dry-run", "--configfile", profile)
+    found = jobs(said)
+    assert found["reengineer"] == 5 and found["train_source"] == 2 and found["time_deepsparse"] == 5
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (["search", "lr_msk"], 0.1, "search.lr_msk is not a known key: did you mean lr_mask?"),
+        (["direct_reuse", 0, "targets"], ["rad"], "direct_reuse[0].targets names 'rad', which is not a class"),
+        (["datasets", "colours", "root"], "/nowhere", "datasets.colours.root is '/nowhere', but there is no such folder"),
+        (["direct_reuse", 0, "model"], "smal", "did you mean small?"),
+        (["search", "lr_mask"], -1, "search.lr_mask is -1"),
+    ],
+)
+def test_a_mistake_in_the_config_ends_in_a_sentence_before_any_job(tmp_path, colours, path, value, sentence):
+    status, said = snakemake(tmp_path, config=change(small_config(colours), path, value), check=False)
+    assert status != 0
+    assert sentence in said
+    assert "Traceback" not in said and "Building DAG" not in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_mistake_that_only_a_job_can_see_ends_in_a_sentence(tmp_path):
+    images = paint(tmp_path / "images", train=4, test=2)
+    (images / "train" / "red" / "broken.png").write_text("this is no picture")
+    status, said = snakemake(tmp_path, config=small_config(images), check=False)
+    assert status != 0
+    assert "broken.png" in said and "Traceback" not in said
+    log = (tmp_path / "results/logs/prepare_dataset/colours.log").read_text()
+    assert "Traceback" in log and "broken.png" in log
+
+
+def test_results_in_another_folder_stay_apart(run, tmp_path):
+    """Two users of one clone: the same config in another working directory starts from nothing."""
+    _, config, _ = run
+    assert jobs(snakemake(tmp_path, "--dry-run", config=config)[1])["reengineer"] == 3
+
+
+def test_a_deleted_result_is_made_again_with_what_depends_on_it(run):
+    folder, config, _ = run
+    copy = folder / "results/direct/small/binary/red/macs.json"
+    kept = copy.with_suffix(".kept")
+    shutil.move(copy, kept)
+    try:
+        found = jobs(snakemake(folder, "--dry-run", config=config)[1])
+    finally:
+        shutil.move(kept, copy)
+    assert found.get("count_macs") == 1 and "reengineer" not in found
