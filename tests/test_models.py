@@ -118,6 +118,26 @@ def test_local_files_are_read(tmp_path, wrap, suffix):
     assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
+def test_a_safetensors_file_may_say_more_about_itself(tmp_path):
+    state = {f"module.{name}": value for name, value in build("resnet20", 4).state_dict().items()}
+    save_file(state, tmp_path / "mine.safetensors", {"format": "pt"})
+    assert models.load_state(build("resnet20", 4), models.read_state(tmp_path / "mine.safetensors"), "mine") is None
+
+
+def test_an_architecture_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text("WIDTH = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom torch import nn\nfrom parts import WIDTH\n"
+        "@dataclass\nclass Shape:\n    width: 'int' = WIDTH\n"
+        "def build(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(Shape().width, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = models.Source(build("mine.py:build", 2), ["a", "b"], ((0.0,) * 3, (1.0,) * 3), "mine.py:build")
+    models.save(tmp_path / "source.safetensors", source)
+    monkeypatch.chdir("/")
+    assert models.open(tmp_path).module[1].in_features == 7  # found from another working directory
+
+
 class Bomb:
     def __reduce__(self):
         import os
@@ -138,12 +158,12 @@ def truncated(path):
     ("write", "sentence"),
     [
         (lambda path: torch.save({"a": Bomb()}, path), "could run code: save its state_dict"),
-        (lambda path: path.write_bytes(pickle.dumps(Bomb())), "could run code|not a whole torch checkpoint"),
+        (lambda path: path.write_bytes(pickle.dumps(Bomb())), "could run code|not a whole weights file"),
         (lambda path: torch.save(build("resnet20", 4), path), "could run code: save its state_dict"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no state dictionary"),
         (lambda path: torch.save([1, 2], path), "holds no state dictionary"),
-        (garbage, "could run code|not a whole torch checkpoint"),
-        (truncated, "not a whole torch checkpoint"),
+        (garbage, "could run code|not a whole weights file"),
+        (truncated, "not a whole weights file"),
         (lambda path: None, "does not exist"),
     ],
 )
@@ -171,14 +191,21 @@ def test_weights_that_do_not_fit_are_named(change, sentence):
 
 
 def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
-    models.save(tmp_path / "source.safetensors", models.Source(build("resnet20", 2), ["a", "b"], ((0,) * 3, (1,) * 3), "resnet20"))
+    models.save(
+        tmp_path / "source.safetensors",
+        models.Source(build("resnet20", 2), ["a", "b"], ((0,) * 3, (1,) * 3), "resnet20"),
+    )
     with pytest.raises(UserError, match="not the source model that the masks were searched for"):
         models.open(tmp_path, checksum="0" * 64)
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("resnet21", "no known architecture"), ("missing.py:build", "missing.py, .* does not exist"), (f"{__file__}:nothing", "no function nothing")],
+    [
+        ("resnet21", "no known architecture"),
+        ("missing.py:build", "missing.py, .* does not exist"),
+        (f"{__file__}:nothing", "no function nothing"),
+    ],
 )
 def test_unknown_architectures_are_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):

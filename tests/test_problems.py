@@ -62,7 +62,14 @@ def test_every_class_is_held_out_at_least_once():
     ("change", "sentence"),
     [
         (lambda d: binary(d, "c99", 0), "no class c99"),
-        (lambda d: multiclass(SimpleNamespace(classes=d.classes, train=d.train, test=SimpleNamespace(labels=np.zeros(3, int))), ["c1", "c2"], 0), "test images .* none of class c1"),
+        (
+            lambda d: multiclass(
+                SimpleNamespace(classes=d.classes, train=d.train, test=SimpleNamespace(labels=np.zeros(3, int))),
+                ["c1", "c2"],
+                0,
+            ),
+            "test images .* none of class c1",
+        ),
         (lambda d: split(Part(np.arange(1), np.array([0])), 0.5, 0), "single training image"),
     ],
 )

@@ -121,7 +121,9 @@ def test_a_folder_that_moved_can_be_loaded_with_its_source(red, results, tmp_pat
     with pytest.raises(UserError, match="missing"):
         seam.load(tmp_path / "red")
     moved, original = seam.load(tmp_path / "red", source=results / "models" / "small"), seam.load(red)
-    assert all(torch.equal(a, b) for a, b in zip(moved.state_dict().values(), original.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(moved.state_dict().values(), original.state_dict().values(), strict=True)
+    )
 
 
 def test_a_damaged_file_is_said_in_a_sentence(red, results, tmp_path):

@@ -47,6 +47,16 @@ def test_the_first_of_every_five_epochs_trains_the_head_alone():
     assert result.history[0]["retention"] == 1
 
 
+def test_head_only_epochs_have_an_optimizer_of_their_own(monkeypatch):
+    steps, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self, *a: steps.append((id(self), len(self.param_groups))) or step(self, *a)
+    )
+    run(epochs=6)
+    assert [groups for _, groups in steps] == [1] * 6 + [2] * 24 + [1] * 6  # six steps an epoch
+    assert len({name for name, _ in steps}) == 2
+
+
 def test_source_weights_and_batch_norm_stay_as_they_are():
     before = {name: value.clone() for name, value in model().source.state_dict().items()}
     network, result = run()

@@ -5,7 +5,7 @@ from torch import nn
 
 from seam import models
 from seam.files import UserError
-from seam.train import Settings, train
+from seam.train import Settings, one_cycle, train
 
 
 def batches(scale=1.0):
@@ -38,10 +38,25 @@ def test_the_same_seed_gives_the_same_weights():
 def test_the_rate_rises_and_falls_to_zero(monkeypatch):
     rates = []
     step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a))
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
+    )
     train(nn.Linear(4, 2), batches(), Settings(epochs=5, batch_size=16, lr=0.2))
     assert len(rates) == 20 and max(rates) == pytest.approx(0.2, rel=0.05)
     assert rates.index(max(rates)) in (3, 4) and rates[-1] < 0.001 and rates[0] < 0.02
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 50])
+def test_the_cycle_can_be_short(steps):
+    factors = [one_cycle(steps)(step) for step in range(steps)]
+    assert all(0 <= factor <= 1 for factor in factors)
+    if steps > 5:  # as torch has it, where torch can
+        optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+        torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, steps, pct_start=0.2, cycle_momentum=False)
+        for factor in factors:
+            assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-5)
+            optimizer.step()
+            torchs.step()
 
 
 def test_a_loss_that_is_not_finite_is_said_in_a_sentence():

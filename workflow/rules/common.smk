@@ -1,6 +1,7 @@
 # What the stages share: the checked config, and where things are.
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -35,12 +36,21 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
 NAME = r"[^/]+"
 TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
 FETCHED = [name for name in config["models"] if name not in TRAINED]
+MODELS = sorted({p.model for p in PROBLEMS})
+MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
+PROBLEM_FILES = ["masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx"]
 BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
 
 
 def one_of(names):
     """A wildcard's regular expression for just these names."""
     return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def own(path):
+    """A file of the workflow, relative where it can be: a clone that moves must not look like a change."""
+    path, here = WORKFLOW.parent / path, Path.cwd()
+    return str(path.relative_to(here) if here in path.parents else path)
 
 
 def modules(script):
@@ -65,11 +75,17 @@ def modules(script):
                         visit(file)
 
     visit(scripts / script)
-    here = Path.cwd()
-    return sorted(str(file.relative_to(here) if here in file.parents else file) for file in found)
+    return sorted(map(own, found))
 
 
 def dataset_of(wildcards):
+    if "target" in wildcards.keys():
+        return problem_of(wildcards).dataset
+    if wildcards.model not in config["models"]:
+        known = list(config["models"])
+        raise WorkflowError(
+            f"{wildcards.model} is no model of the config{plan.hint(wildcards.model, known)}"
+        )
     return config["models"][wildcards.model]["dataset"]
 
 
@@ -98,7 +114,13 @@ def dataset_entry_of_model(wildcards):
 
 
 def problem_of(wildcards):
-    return BY_NAME[wildcards.model, wildcards.problem, wildcards.target]
+    name = wildcards.model, wildcards.problem, wildcards.target
+    if name not in BY_NAME:
+        wanted, *known = ["{}/{}/{}".format(*names) for names in (name, *BY_NAME)]
+        raise WorkflowError(
+            f"{wanted} is no target problem of the config{plan.hint(wanted, known)}"
+        )
+    return BY_NAME[name]
 
 
 def search_settings(wildcards):

@@ -80,7 +80,7 @@ rule export_source:
 
 rule make_env:
     input:
-        requirements=f"{workflow.basedir}/envs/deepsparse.txt",
+        requirements=own("envs/deepsparse.txt"),
     output:
         env=directory("envs/.built/deepsparse"),
     log:
@@ -93,12 +93,16 @@ rule make_env:
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        python=PYTHON,
     message:
         "Making DeepSparse's own environment in {output.env}"
     shell:
-        "({PYTHON} -m venv {output.env} &&"
+        "({params.python:q} -m venv {output.env} &&"
         " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check"
-        " -r {input.requirements}) > {log} 2>&1"
+        " -r {input.requirements:q}) > {log} 2>&1 ||"
+        " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}); to go on without it,"
+        " set engines: [onnxruntime] in the config.' >&2; exit 1)"
 
 
 # The timing rules take all cores, so that nothing else runs beside them on the machine.
@@ -109,7 +113,7 @@ rule time_deepsparse:
         source="results/models/{model}/model.onnx",
         reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
         env=ancient(DEEPSPARSE),
-        script=f"{WORKFLOW}/scripts/time_deepsparse.py",
+        script=own("workflow/scripts/time_deepsparse.py"),
         modules=modules("time_deepsparse.py"),
     output:
         latency="results/direct/{model}/{problem}/{target}/latency_deepsparse.json",
@@ -126,10 +130,11 @@ rule time_deepsparse:
         runtime=60,
     params:
         timing=timing_settings,
+        python=DEEPSPARSE_PYTHON,
     message:
         "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in DeepSparse"
     shell:
-        "{DEEPSPARSE_PYTHON} {input.script} --source {input.source} --reengineered {input.reengineered}"
+        "{params.python} {input.script:q} --source {input.source} --reengineered {input.reengineered}"
         " --output {output.latency} --log {log} --threads {threads}"
         " --batch-size {params.timing[batch_size]} --warmup {params.timing[warmup]}"
         " --iterations {params.timing[iterations]} --runs {params.timing[runs]}"

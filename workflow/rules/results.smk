@@ -12,9 +12,7 @@ rule collect_direct:
         metrics=problem_files("metrics.json"),
         macs=problem_files("macs.json"),
         latency=latency_files(),
-        models=expand(
-            "results/models/{model}/metrics.json", model=sorted({p.model for p in PROBLEMS})
-        ),
+        models=expand("results/models/{model}/metrics.json", model=MODELS),
         modules=modules("collect_direct.py"),
     output:
         binary=report(
@@ -47,7 +45,7 @@ rule summarise:
     input:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
-        published=f"{WORKFLOW}/resources/published.csv",
+        published=own("workflow/resources/published.csv"),
         modules=modules("summarise.py"),
     output:
         summary=report(
@@ -73,7 +71,7 @@ rule plot_direct:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
         histories=problem_files("history.csv"),
-        published=f"{WORKFLOW}/resources/published.csv",
+        published=own("workflow/resources/published.csv"),
         modules=modules("plot_direct.py"),
     output:
         accuracy_binary=report(

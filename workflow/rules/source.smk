@@ -44,7 +44,6 @@ rule fetch_weights:
         "results/benchmarks/fetch_weights/{model}.tsv"
     wildcard_constraints:
         model=one_of(FETCHED),
-    retries: 2
     conda:
         "../../envs/seam.yaml"
     resources:

@@ -4,10 +4,8 @@ from pathlib import Path
 
 
 def origin(weights):
-    """Where a model's weights come from: train, hub, torchvision or file, from the config's `weights`."""
-    if weights in ("train", "hub"):
-        return weights
-    return "file" if Path(weights).suffix in (".safetensors", ".pt", ".pth") else "torchvision"
+    """Where a model's weights come from: train, hub, torchvision's name of them, or file."""
+    return "file" if Path(weights).suffix in (".safetensors", ".pt", ".pth") else weights
 
 
 def evaluate_source(metrics, model, weights, dataset, settings, device):
@@ -40,7 +38,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
         {
             "model": model,
             "dataset": settings["dataset"],
-            "architecture": source.architecture,
+            "architecture": settings["architecture"],
             "weights_origin": origin(settings["weights"]),
             "accuracy": share(right),
             "per_class": {

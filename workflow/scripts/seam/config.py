@@ -368,7 +368,7 @@ def _check_architecture(key, architecture):
     if path == "torchvision":
         known = torchvision_weights()
         if known and name not in known:
-            raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{_hint(name, known)}")
+            raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{hint(name, known)}")
     elif path.endswith(".py"):
         _check_factory(key, path, name)
     elif architecture not in models.ARCHITECTURES:
@@ -389,7 +389,7 @@ def _check_factory(key, path, factory):
     names += [alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
     names += [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)]
     if factory not in names and "*" not in names:
-        raise UserError(f"{key} names the function {factory}, but {path} has none of that name{_hint(factory, names)}")
+        raise UserError(f"{key} names the function {factory}, but {path} has none of that name{hint(factory, names)}")
 
 
 def _check_weights(key, model, dataset):
@@ -537,10 +537,10 @@ def _check_names(key, names, known, what):
             raise UserError(f"{key} names {shown(name)} twice: once is enough.")
         seen.add(name)
         if right is not None and name not in right:
-            raise UserError(f"{key} names {shown(name)}, which is not {what}{_hint(name, known)}")
+            raise UserError(f"{key} names {shown(name)}, which is not {what}{hint(name, known)}")
 
 
-def _hint(name, known, most=12):
+def hint(name, known, most=12):
     """The end of a sentence about a wrong name: the closest of the known ones, or these."""
     known, close = list(known), _close(name, known)
     if close:

@@ -222,16 +222,21 @@ def unavailable(engine, conda=False):
 def interpreter(engine):
     """The Python, found on the PATH, that can make the engine's environment, or None.
 
-    It is this one if it fits. Others are run once to see whether they work: a pyenv shim may not.
+    It is the one that runs this if that fits. Others are run once to see whether they work: a pyenv shim
+    may not.
     """
+    # The same whatever name or virtual environment this Python was started by.
+    own = os.path.realpath(sys.executable)
     if engine != "deepsparse":
-        return sys.executable
+        return own
     if sys.version_info[:2] in DEEPSPARSE_PYTHONS and importlib.util.find_spec("ensurepip"):
-        return sys.executable
+        return own
     for version in DEEPSPARSE_PYTHONS:
         check = f"import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != {version})"
         for folder in os.get_exec_path():
             python = os.path.join(folder, "python{}.{}".format(*version))
+            if not os.access(python, os.X_OK):
+                continue
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 if subprocess.run([python, "-I", "-c", check], capture_output=True, timeout=10).returncode == 0:
                     return python

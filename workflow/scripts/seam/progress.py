@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import sys
-import traceback
 from pathlib import Path
 
 from seam.files import UserError
@@ -28,14 +27,15 @@ def job(path):
     try:
         yield
     except BaseException as error:
-        log.error("%s", "".join(traceback.format_exception(error)))
+        log.error("the job ends here", exc_info=error)
         if not isinstance(error, Exception):
             raise
         handler.flush()
         if isinstance(error, UserError):
             print(f"\nError: {error}\n", file=sys.stderr)
         else:
-            print(f"\nError: {type(error).__name__}: {error} (this is not expected; all of it is in {path})\n", file=sys.stderr)
+            kind = type(error).__name__
+            print(f"\nError: {kind}: {error} (this is not expected; all of it is in {path})\n", file=sys.stderr)
         sys.exit(1)
     finally:
         root.removeHandler(handler)

@@ -51,9 +51,7 @@ def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, ta
     job = derive_seed(seed, "search", model, problem, target)
     torch.manual_seed(job)
     generator = torch.Generator().manual_seed(job)
-    train = batches(
-        images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True
-    )
+    train = batches(images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True)
     network = with_head(network, len(source.classes), len(task.classes)).to(device)
     result = search(network, train, selection, baseline["selection"][0], settings)
 
@@ -76,7 +74,6 @@ def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, ta
     metrics = {
         "model": model,
         "dataset": dataset,
-        "architecture": source.architecture,
         "problem": problem,
         "target": target,
         "classes": list(task.classes),
@@ -113,6 +110,8 @@ def load(folder, source=None):
     """
     folder = Path(folder)
     tensors, about = load_tensors(folder / "masks.safetensors")
+    if not {"source", "source_sha256", "classes"} <= about.keys():
+        raise UserError(f"{folder}/masks.safetensors was not written by a search: run the workflow again.")
     origin = models.open(source or folder / about["source"], about["source_sha256"])
     parts = {"mask": {}, "head": {}}
     for name, tensor in tensors.items():

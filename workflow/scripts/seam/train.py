@@ -24,6 +24,21 @@ class Settings:
     label_smoothing: float = 0.0
 
 
+def one_cycle(steps, rise=0.2, low=0.04):
+    """The factor on the learning rate at each of `steps`: from `low` to 1 and down to 0, both along a cosine.
+
+    As torch's OneCycleLR has it, which cannot do five steps.
+    """
+    peak = max(rise * steps - 1, 1)
+    last = max(steps - 1, peak + 1)
+
+    def factor(step):
+        first, second, way = (low, 1, step / peak) if step <= peak else (1, 0, (step - peak) / (last - peak))
+        return second + (first - second) * (1 + math.cos(math.pi * min(way, 1))) / 2
+
+    return factor
+
+
 def train(model, batches, settings, test=None):
     """Train `model` in place; returns its history, one dictionary an epoch.
 
@@ -35,9 +50,7 @@ def train(model, batches, settings, test=None):
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, settings.epochs * len(batches), pct_start=0.2, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.epochs * len(batches)))
     history = []
     for epoch in range(1, settings.epochs + 1):
         start, losses, right, images = time.perf_counter(), 0.0, 0, 0

@@ -7,6 +7,7 @@ An architecture is a registered name (`resnet20`, `vgg16_bn`), `torchvision:NAME
 import importlib.util
 import pickle
 import re
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,12 @@ def build(architecture, classes):
     if not Path(path).is_file():
         raise UserError(f"{path}, the file of architecture {architecture}, does not exist.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    file = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(file)
+    file = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(path).parent))  # the file may import what lies beside it
+    try:
+        spec.loader.exec_module(file)
+    finally:
+        sys.path.pop(0)
     if not callable(getattr(file, factory, None)):
         raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
     return getattr(file, factory)(classes)
@@ -65,7 +70,7 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
     """Write the trained model of a config entry to `path`, from a hub, torchvision or a local file.
 
     `kind` is the kind of its data set; `class_lists` are the lists of class names that its outputs may
-    stand for (those of the config's subset, or the data set's own); the first of fitting length is taken.
+    stand for; the first of fitting length is taken.
     """
     if weights == "hub":
         if (architecture, kind) not in HUB_FILES:
@@ -90,17 +95,26 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
     raise UserError(problem)
 
 
+def resolved(architecture):
+    """The architecture with the path of one's own file absolute, so that it is found from any working directory."""
+    path, _, factory = architecture.rpartition(":")
+    return f"{Path(path).resolve()}:{factory}" if path.endswith(".py") else architecture
+
+
 def read_state(path):
     """The state dictionary (name: tensor) in a safetensors file or a torch checkpoint.
 
     Code in a pickle is never run (`weights_only`). Raises UserError for any other content.
     """
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    if Path(path).suffix == ".safetensors":
-        return load_tensors(path)[0]
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if Path(path).suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"The weights file {path} does not exist.") from error
     except pickle.UnpicklingError as error:
@@ -108,8 +122,8 @@ def read_state(path):
             f"{path} holds more than tensors, which is refused since unpickling could run code: "
             "save its state_dict() instead, best as safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a whole torch checkpoint: copy or download it again.") from error
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path} is not a whole weights file: copy or download it again.") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -138,7 +152,7 @@ def load_state(module, state, origin):
 
 def save(path, source):
     metadata = {
-        "architecture": source.architecture,
+        "architecture": resolved(source.architecture),
         "classes": source.classes,
         "normalization": source.normalization,
     }
