@@ -132,7 +132,7 @@ def test_the_figures_are_pictures(run):
     assert len(pictures) >= 5
     for path in pictures:
         with Image.open(path) as picture:
-            assert min(picture.size) > 300 and len(set(picture.convert("L").resize((64, 64)).getdata())) > 5
+            assert min(picture.size) > 300 and len(picture.convert("L").resize((64, 64)).getcolors()) > 5
         assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -267,7 +267,9 @@ def test_conda_has_the_pins_of_pip(name):
     pip = pins((ROOT / f"envs/{name}.txt").read_text())
     conda = pins((ROOT / f"envs/{name}.yaml").read_text())
     if name == "seam":
+        brought = ("nvidia-", "cuda-", "triton")  # by torch, which pins them itself, on Linux alone
         pip |= pins((ROOT / "envs/constraints.txt").read_text())
+        pip = {package: version for package, version in pip.items() if not package.startswith(brought)}
     assert pip == conda and len(pip) > 10
 
 
@@ -331,5 +333,5 @@ def test_a_target_that_is_not_in_the_config_is_said_in_a_sentence(run, name):
     folder, config, workflow = run
     file = f"results/direct/{name}/metrics.json"
     status, said = snakemake(folder, "--dry-run", file, config=config, check=False, workflow=workflow)
-    assert status != 0 and "Traceback" not in said
+    assert status != 0 and "Traceback (most recent call last)" not in said
     assert f"{name} is no target problem of the config" in said

@@ -72,18 +72,22 @@ def save_tensors(path, tensors, metadata=None):
     """A dictionary of tensors as safetensors; `metadata` (a dictionary) is kept as JSON in its header."""
     from safetensors.torch import save_file
 
-    header = {name: json.dumps(value, sort_keys=True) for name, value in (metadata or {}).items()}
+    # One entry, since safetensors writes several in any order: equal content must give equal files.
+    header = {"seam": json.dumps(metadata or {}, sort_keys=True)}
     with whole(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any new file; safetensors' own is for its owner alone
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, header)
+        temporary.chmod(mode)
 
 
 def load_tensors(path):
-    """(tensors, metadata) of a safetensors file. Raises UserError where it is missing or damaged."""
+    """(tensors, metadata) of a file by `save_tensors`. Raises UserError where it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            header = json.loads((file.metadata() or {}).get("seam", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error

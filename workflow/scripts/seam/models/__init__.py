@@ -166,6 +166,8 @@ def open(folder, checksum=None):
     """
     path = Path(folder) / "source.safetensors"
     state, about = load_tensors(path)
+    if "architecture" not in about:
+        raise UserError(f"{path} was not written by this workflow: delete it, and it is made again.")
     if checksum is not None and sha256(path) != checksum:
         raise UserError(f"{path} is not the source model that the masks were searched for: run the workflow again.")
     module = build(about["architecture"], len(about["classes"]))
