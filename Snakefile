@@ -58,3 +58,5 @@ rule all:
     input:
         rules.direct.input,
         rules.summary.input,
+    message:
+        "All of it is there"

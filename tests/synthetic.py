@@ -16,6 +16,7 @@ SETTINGS = {
     "lr_mask": 0.05,
     "patience": 50,
     "selection": "holdout",
+    "tolerance": 0.0,
 }
 SIZES = {"resnet20": (272_474, 41_200_000), "vgg16_bn": (15_245_130, 314_000_000)}  # weights, MACs
 WORDS = [

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
-    "selection": "holdout", "holdout": 0.2, "patience": 50,
+    "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
 }  # fmt: skip
 
 SMALL = """

@@ -100,12 +100,20 @@ def test_dropout_is_active_and_batch_norm_is_not():
 
 
 def test_the_selection_prefers_accuracy_of_the_source_then_retention():
-    rank = lambda accuracy, retention: _rank(accuracy, retention, source_accuracy=0.9)  # noqa: E731
+    rank = lambda accuracy, retention: _rank(accuracy, retention, wanted=0.9)  # noqa: E731
     assert rank(0.90, 0.5) > rank(0.89, 0.1)  # reaches the source's accuracy
     assert rank(0.90, 0.3) > rank(0.99, 0.4)  # fewer weights
     assert rank(0.95, 0.3004) > rank(0.94, 0.3001)  # equal in steps of 0.001: accuracy decides
     assert rank(0.85, 0.2) > rank(0.88, 0.9)  # none reaches it: accuracy less retention
     assert not rank(0.95, 0.3) > rank(0.95, 0.3)  # the earlier of equals stays
+
+
+def test_accuracy_can_be_given_up_for_fewer_weights():
+    selected = [run(source_accuracy=1.01, tolerance=tolerance, epochs=20)[1] for tolerance in (0.0, 0.2)]
+    strict, loose = (result.history[result.selected_epoch - 1] for result in selected)
+    assert loose["accuracy"] >= 0.81
+    reached = [row["retention"] for row in selected[1].history if row["accuracy"] >= 0.81]
+    assert loose["retention"] == pytest.approx(min(reached), abs=0.001) and loose["retention"] <= strict["retention"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_search_with_a_sentence():

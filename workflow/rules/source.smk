@@ -16,6 +16,7 @@ rule train_source:
         "results/benchmarks/train_source/{model}.tsv"
     wildcard_constraints:
         model=one_of(TRAINED),
+    priority: 1  # everything else waits for it
     conda:
         "../../envs/seam.yaml"
     threads: 4

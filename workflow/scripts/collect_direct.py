@@ -8,7 +8,10 @@ from seam.files import UserError, read_json, write_csv
 from seam.progress import job, log
 from seam.tables import engine_name
 
-SETTINGS = ["alpha", "batch_size", "epochs", "head_every", "holdout", "lr_head", "lr_mask", "patience", "selection"]
+SETTINGS = [
+    *["alpha", "batch_size", "epochs", "head_every", "holdout", "lr_head", "lr_mask", "patience", "selection"],
+    "tolerance",
+]
 
 
 class Record:

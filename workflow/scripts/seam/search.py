@@ -27,6 +27,7 @@ class Settings:
     head_every: int = 5
     selection: str = "holdout"
     holdout: float = 0.2
+    tolerance: float = 0.0
     patience: int = 50
 
 
@@ -95,7 +96,7 @@ def search(model, train, select, source_accuracy, settings):
         if not kept:
             raise UserError(f"No weight was left in epoch {epoch}: lower alpha or lr_mask.")
         accuracy = evaluate.accuracy(*evaluate.outputs(model, select))
-        rank = _rank(accuracy, retention, source_accuracy)
+        rank = _rank(accuracy, retention, source_accuracy - settings.tolerance)
         selected = best is None or rank > best
         if selected:
             best, result.selected_epoch = rank, epoch
@@ -125,13 +126,13 @@ def search(model, train, select, source_accuracy, settings):
     return result
 
 
-def _rank(accuracy, retention, source_accuracy):
-    """Orders epochs: those as accurate as the source by least retention, the others by a trade-off.
+def _rank(accuracy, retention, wanted):
+    """Orders epochs: those of the wanted accuracy by least retention, the others by a trade-off.
 
-    Retention counts in steps of 0.001, ties go to accuracy; an epoch that reaches the source's accuracy
-    is above any that does not.
+    Retention counts in steps of 0.001, ties go to accuracy; an epoch that reaches the wanted accuracy (the
+    source's, less the tolerance) is above any that does not.
     """
-    if accuracy >= source_accuracy:
+    if accuracy >= wanted:
         return (1, -round(retention, 3), accuracy)
     return (0, accuracy - retention, accuracy)
 
