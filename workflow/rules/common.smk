@@ -1,6 +1,7 @@
 # What the stages share: the checked config, and where things are.
 
 import ast
+import os
 import re
 import sys
 from pathlib import Path
@@ -136,6 +137,11 @@ def search_settings(wildcards):
 
 def timing_settings(wildcards):
     return problem_of(wildcards).timing
+
+
+def all_cores(wildcards):
+    """Those given with --cores; without (for a graph of the rules, say), this machine's."""
+    return workflow.resource_settings.cores or os.cpu_count()
 
 
 def device(wildcards, threads):

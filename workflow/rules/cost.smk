@@ -123,7 +123,7 @@ rule time_deepsparse:
         "results/benchmarks/time_deepsparse/{model}/{problem}/{target}.tsv"
     conda:
         "../../envs/deepsparse.yaml"
-    threads: workflow.cores
+    threads: all_cores
     resources:
         timing=1,
         mem_mb=4000,
@@ -153,7 +153,7 @@ rule time_onnxruntime:
         "results/benchmarks/time_onnxruntime/{model}/{problem}/{target}.tsv"
     conda:
         "../../envs/seam.yaml"
-    threads: workflow.cores
+    threads: all_cores
     resources:
         timing=1,
         mem_mb=4000,
