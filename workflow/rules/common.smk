@@ -149,12 +149,8 @@ def device(wildcards, threads):
     return config["device"]
 
 
-def problem_files(name, kinds=("binary", "multiclass")):
-    return [
-        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}"
-        for p in PROBLEMS
-        if p.problem in kinds
-    ]
+def problem_files(name):
+    return [f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS]
 
 
 def latency_files():

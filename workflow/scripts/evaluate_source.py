@@ -3,11 +3,6 @@
 from pathlib import Path
 
 
-def origin(weights):
-    """Where a model's weights come from: train, hub, torchvision's name of them, or file."""
-    return "file" if Path(weights).suffix in (".safetensors", ".pt", ".pth") else weights
-
-
 def evaluate_source(metrics, model, weights, dataset, settings, device):
     """Write the accuracy over all of the data set's classes, and per class."""
     import numpy as np
@@ -39,7 +34,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
             "model": model,
             "dataset": settings["dataset"],
             "architecture": settings["architecture"],
-            "weights_origin": origin(settings["weights"]),
+            "weights_origin": "file" if models.is_file(settings["weights"]) else settings["weights"],
             "accuracy": share(right),
             "per_class": {
                 name: share(right[labels == index]) for name, index in zip(images.classes, position, strict=True)

@@ -1,10 +1,8 @@
 """Fetch a source model's published weights, or read a local file, into the workflow's own format."""
 
 if "snakemake" in globals():
-    from pathlib import Path
-
     from seam import data
-    from seam.models import fetch_weights
+    from seam.models import fetch_weights, is_file
     from seam.progress import job
 
     with job(snakemake.log[0]):
@@ -13,12 +11,11 @@ if "snakemake" in globals():
         every, chosen = data.classes({**entry, "classes": None}), data.classes(entry)
         # Published weights know all classes, in the data set's order, also where the config asks for a subset; the
         # outputs of a file of one's own are in the order that the config gives, if it gives one.
-        own = Path(settings["weights"]).suffix
         fetch_weights(
             settings["architecture"],
             settings["weights"],
             entry["kind"],
-            [chosen, every] if own else [every],
+            [chosen, every] if is_file(settings["weights"]) else [every],
             snakemake.output.weights,
             normalization and (normalization["mean"], normalization["std"]),
         )

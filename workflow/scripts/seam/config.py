@@ -27,7 +27,6 @@ from jsonschema import Draft202012Validator, validators
 from seam import data, models
 from seam.files import UserError
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 IMAGENET_CLASSES = 1000  # the outputs of torchvision's trained classification models
 
@@ -122,7 +121,7 @@ def model_settings(config, name):
 def model_files(config, name):
     """The user's own files that a source model is made from: of its weights and its architecture."""
     model = config["models"][name]
-    files = [model["weights"]] if _is_file(model["weights"]) else []
+    files = [model["weights"]] if models.is_file(model["weights"]) else []
     path, _, _ = model["architecture"].rpartition(":")
     return files + ([path] if path.endswith(".py") else [])
 
@@ -351,7 +350,7 @@ def _check_model(where, model, datasets):
         raise UserError(
             f"{where}.training is given, but weights is {shown(model['weights'])}, not train: drop one of the two."
         )
-    if model["normalization"] is None and _is_file(model["weights"]):
+    if model["normalization"] is None and models.is_file(model["weights"]):
         raise UserError(
             f"{where}.normalization is missing, but a weights file of your own needs it: "
             "give the mean and std that the model was trained with."
@@ -403,7 +402,7 @@ def _check_weights(key, model, dataset):
             raise UserError(
                 f"{problem} the hub has no {architecture} for data of kind {dataset['kind']}: it has {known}."
             )
-    elif _is_file(weights):
+    elif models.is_file(weights):
         if not Path(weights).is_file():
             raise UserError(f"{problem} there is no such file.")
     elif architecture.startswith("torchvision:"):
@@ -419,7 +418,7 @@ def _check_weights(key, model, dataset):
             )
     else:
         names = ["train", "hub"] if architecture in models.ARCHITECTURES else ["train"]
-        files = f"a file that ends in {_one_of(WEIGHT_FILES)}"
+        files = f"a file that ends in {_one_of(models.WEIGHT_FILES)}"
         raise UserError(f"{problem} must be {_one_of([*names, files])}{_meant(weights, names)}.")
 
 
@@ -479,10 +478,6 @@ def _targets(where, entry, dataset, classes):
 
 def _direct_reuse(config):
     return [(f"direct_reuse[{i}]", entry) for i, entry in enumerate(config["direct_reuse"])]
-
-
-def _is_file(weights):
-    return weights.endswith(WEIGHT_FILES)
 
 
 def _sorted(mapping):

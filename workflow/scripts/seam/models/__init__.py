@@ -15,6 +15,7 @@ from pathlib import Path
 from seam.files import UserError, fetch, load_tensors, save_tensors, sha256
 
 ARCHITECTURES = ("resnet20", "vgg16_bn")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
 
 HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
 HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
@@ -38,6 +39,11 @@ class Source:
     classes: list
     normalization: tuple
     architecture: str
+
+
+def is_file(weights):
+    """Whether a config entry's `weights` is a file of one's own, not `train`, `hub` or torchvision's name of some."""
+    return weights.endswith(WEIGHT_FILES)
 
 
 def build(architecture, classes):
@@ -79,7 +85,7 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
         name = HUB_FILES[architecture, kind]
         file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=re.search(r"-(\w{8})\.pt", name)[1])
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
-    elif architecture.startswith("torchvision:") and not Path(weights).suffix:
+    elif architecture.startswith("torchvision:") and not is_file(weights):
         state, usual = _torchvision_state(architecture, weights, cache), IMAGENET_NORMALIZATION
     else:
         state, usual = read_state(weights), None
