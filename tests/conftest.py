@@ -48,7 +48,8 @@ def model_folder(dataset_folder, tmp_path_factory):
         "seed": 0,
         "training": {"epochs": 4, "batch_size": 16, "lr": 0.05},
     }
-    train_source(folder / "source.safetensors", folder / "training.csv", "small", dataset_folder, settings, "cpu")
+    files = folder / "source.safetensors", folder / "training.csv"
+    train_source(*files, "small", dataset_folder, settings, "cpu", folder / "checkpoint.pt")
     return folder
 
 

@@ -19,7 +19,7 @@ SETTINGS = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "pa
 def run(folder, model_folder, dataset_folder, problem="binary", target="red", members=("red",), seed=0, **settings):
     return reengineer(
         folder, model_folder, dataset_folder, "small", "colours", problem, target, list(members),
-        SETTINGS | settings, seed, "cpu",
+        SETTINGS | settings, seed, "cpu", folder / "checkpoint.pt",
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from seam.files import UserError
-from seam.search import Settings, _rank, search, training_mode, with_head
+from seam.models import training_mode
+from seam.search import Settings, _rank, search, with_head
 
 
 def batches(count=96, size=16, seed=0):

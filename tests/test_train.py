@@ -60,5 +60,5 @@ def test_the_cycle_can_be_short(steps):
 
 
 def test_a_loss_that_is_not_finite_is_said_in_a_sentence():
-    with pytest.raises(UserError, match="training loss became nan in epoch 1: lower training.lr"):
+    with pytest.raises(UserError, match="loss became nan in epoch 1: lower training.lr"):
         train(nn.Linear(4, 2), batches(scale=float("nan")), Settings(epochs=1))

@@ -23,6 +23,7 @@ rule reengineer:
         gpu=1,
     params:
         job=search_settings,
+        checkpoint="results/checkpoints/reengineer/{model}/{problem}/{target}.pt",
         device=device,
     message:
         "Re-engineering {wildcards.model} for the {wildcards.problem} problem {wildcards.target}"

@@ -19,13 +19,14 @@ rule train_source:
     priority: 1  # everything else waits for it
     conda:
         "../../envs/seam.yaml"
-    threads: 4
+    threads: 2
     resources:
         mem_mb=8000,
         runtime=720,
         gpu=1,
     params:
         settings=model_settings,
+        checkpoint="results/checkpoints/train_source/{model}.pt",
         device=device,
     message:
         "Training the source model {wildcards.model}"

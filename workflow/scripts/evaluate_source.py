@@ -34,7 +34,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
             "model": model,
             "dataset": settings["dataset"],
             "architecture": settings["architecture"],
-            "weights_origin": "file" if models.is_file(settings["weights"]) else settings["weights"],
+            "weights_origin": models.weights_origin(settings["weights"]),
             "accuracy": share(right),
             "per_class": {
                 name: share(right[labels == index]) for name, index in zip(images.classes, position, strict=True)
@@ -45,12 +45,9 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
 
 
 if "snakemake" in globals():
-    import torch
-
     from seam.progress import job
 
-    with job(snakemake.log[0]):
-        torch.set_num_threads(snakemake.threads)
+    with job(snakemake.log[0], torch_threads=2):
         evaluate_source(
             snakemake.output.metrics,
             snakemake.wildcards.model,

@@ -3,15 +3,12 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    import torch
-
     from seam import models
     from seam.export import export
     from seam.files import read_json
     from seam.progress import job
 
-    with job(snakemake.log[0]):
-        torch.set_num_threads(snakemake.threads)
+    with job(snakemake.log[0], torch_threads=1):
         export(
             models.open(Path(snakemake.input.weights).parent).module,
             snakemake.output.model,

@@ -3,18 +3,16 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    import torch
-
     from seam.progress import job
     from seam.reengineer import reengineer
 
-    with job(snakemake.log[0]):
-        torch.set_num_threads(snakemake.threads)
+    with job(snakemake.log[0], torch_threads=1):
         reengineer(
             folder=Path(snakemake.output.metrics).parent,
             model_folder=Path(snakemake.input.weights).parent,
             dataset_folder=Path(snakemake.input.manifest).parent,
             device=snakemake.params.device,
+            checkpoint=snakemake.params.checkpoint,
             **snakemake.wildcards,
             **snakemake.params.job,
         )

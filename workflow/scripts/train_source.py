@@ -3,16 +3,20 @@
 from pathlib import Path
 
 
-def train_source(weights, history, model, dataset, settings, device):
-    """Train the model of a config entry (`settings`), and write its weights and its history."""
+def train_source(weights, history, model, dataset, settings, device, checkpoint):
+    """Train the model of a config entry (`settings`), and write its weights and its history.
+
+    checkpoint: the path of a file from which a training that was interrupted goes on; it is removed in the end.
+    """
     import numpy as np
     import pandas as pd
     import torch
 
     from seam import data, models
+    from seam.checkpoint import Checkpoint
     from seam.data.batches import batches as batches_of
     from seam.device import derive_seed, select
-    from seam.files import write_csv
+    from seam.files import sha256, write_csv
     from seam.train import Settings, train
 
     images, device, training = data.open(dataset), select(device), Settings(**settings["training"])
@@ -29,24 +33,27 @@ def train_source(weights, history, model, dataset, settings, device):
             split, everything, split.labels, training.batch_size, normalization=normalization, device=device, **options
         )
 
+    data_now = sha256(Path(dataset) / "dataset.json")
+    kept = Checkpoint(
+        checkpoint, {"names": [model], "hyper-parameters": settings, "data": data_now, "device": device.type}
+    )
     generator = torch.Generator().manual_seed(seed)
     rows = train(
         module,
         batches(images.train, augmentation=images.augmentation, generator=generator, shuffle=True),
         training,
         batches(images.test),
+        kept,
     )
     models.save(weights, models.Source(module.cpu(), images.classes, normalization, settings["architecture"]))
     write_csv(history, pd.DataFrame(rows))
+    kept.remove()
 
 
 if "snakemake" in globals():
-    import torch
-
     from seam.progress import job
 
-    with job(snakemake.log[0]):
-        torch.set_num_threads(snakemake.threads)
+    with job(snakemake.log[0], torch_threads=2):
         train_source(
             snakemake.output.weights,
             snakemake.output.history,
@@ -54,4 +61,5 @@ if "snakemake" in globals():
             Path(snakemake.input.manifest).parent,
             snakemake.params.settings,
             snakemake.params.device,
+            snakemake.params.checkpoint,
         )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from seam.files import UserError
+
 MASKED_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
@@ -49,6 +51,15 @@ class Masks:
         for name, parameter in self.parameters.items():
             torch.mul(self.weights[name], self.values[name] > 0, out=parameter.data)
 
+    def state_dict(self):
+        return self.values
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        for name, value in self.values.items():
+            value.copy_(state[name])
+        self.apply()
+
     @torch.no_grad()
     def backward(self, alpha):
         """Turn the gradient of the module's weights into that of the masks.
@@ -64,14 +75,40 @@ class Masks:
             gradient.mul_(self.weights[name]).clamp_(-1, 1).add_(alpha / self.count)
             self.values[name].grad = gradient
 
+    def train(self, on=True):
+        """Whether the backward pass computes the gradients that the masks need."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(on)
+
     @torch.no_grad()
-    def kept(self):
-        """How many weights are kept, as a tensor on the device (reading it waits for the device)."""
-        return torch.stack([(value > 0).sum() for value in self.values.values()]).sum()
+    def retention(self, epoch):
+        """The share of weights that are kept. Raises UserError if none is left in this `epoch`."""
+        kept = torch.stack([(value > 0).sum() for value in self.values.values()]).sum().item()
+        if not kept:
+            raise UserError(f"No weight was left in epoch {epoch}: lower alpha or lr_mask.")
+        return kept / self.count
 
     def bits(self):
         """name: boolean mask on the CPU, True where the weight is kept."""
         return {name: (value > 0).cpu() for name, value in self.values.items()}
+
+
+def magnitude_bits(module, bits):
+    """Masks for comparison: of each parameter as many weights kept as in `bits`, the largest by magnitude."""
+    return {name: _kept(maskable(module)[name].detach().abs(), bit) for name, bit in bits.items()}
+
+
+def random_bits(bits, generator):
+    """Masks for comparison: of each parameter as many weights kept as in `bits`, drawn at random."""
+    return {name: _kept(torch.rand(bit.shape, generator=generator), bit) for name, bit in bits.items()}
+
+
+def _kept(score, bit):
+    """As many weights as `bit` keeps, those of the highest score; the first of equal ones."""
+    order = score.cpu().flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros(bit.numel(), dtype=torch.bool)
+    kept[order[: int(bit.sum())]] = True
+    return kept.view(bit.shape)
 
 
 @torch.no_grad()

@@ -11,26 +11,39 @@ log = logging.getLogger("seam")
 
 
 @contextlib.contextmanager
-def job(path):
+def job(path, torch_threads=None):
     """Send the log, warnings and any error of the block to the file `path`.
+
+    torch_threads: how many threads torch computes with. It is a number of the job's own, not that of the cores it is
+    given, since torch's sums, and with them the results, depend on it.
 
     An error ends the process with status 1: a UserError as its sentence on the terminal, anything
     else as its last line with the place of the log; the traceback is in the log.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, mode="w")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        print(f"\nError: Cannot write the log {path} ({error.strerror}): mend its permissions.\n", file=sys.stderr)
+        sys.exit(1)
+    handler.handleError = lambda record: None  # a full disk: the sentence about what the job writes says it
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.addHandler(handler)
     log.setLevel(logging.INFO)
     logging.captureWarnings(True)
     try:
+        if torch_threads:
+            import torch
+
+            torch.set_num_threads(torch_threads)
         yield
+    except SystemExit:
+        raise
     except BaseException as error:
         log.error("the job ends here", exc_info=error)
         if not isinstance(error, Exception):
             raise
-        handler.flush()
         if isinstance(error, UserError):
             print(f"\nError: {error}\n", file=sys.stderr)
         else:
@@ -39,4 +52,5 @@ def job(path):
         sys.exit(1)
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()

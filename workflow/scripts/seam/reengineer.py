@@ -1,7 +1,6 @@
 """Direct reuse as a procedure: from a source model and a target problem to a model that is kept in a folder."""
 
 import os
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pandas as pd
 import torch
 
 from seam import data, evaluate, masking, models, problems
+from seam.checkpoint import Checkpoint
 from seam.data.batches import batches as batches_of
 from seam.device import derive_seed, select
 from seam.files import UserError, load_tensors, save_tensors, sha256, write_csv, write_json
@@ -16,13 +16,16 @@ from seam.progress import log
 from seam.search import Settings, search, with_head
 
 
-def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device):
+def reengineer(
+    folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device, checkpoint
+):
     """Search one target problem and write masks.safetensors, history.csv and metrics.json into `folder`.
 
     model, dataset, problem, target: names, as in the result folders. members: the target's classes.
     settings: a dictionary of `search.Settings`. Every random choice derives from `seed` and these names.
+    checkpoint: the path of a file from which a search that was interrupted goes on; it is removed in the end.
     """
-    start, settings, device = time.perf_counter(), Settings(**settings), select(device)
+    settings, device = Settings(**settings), select(device)
     images, source = data.open(dataset_folder), models.open(model_folder)
     chosen = settings.selection == "holdout"
     share = settings.holdout if chosen else 0.0
@@ -53,10 +56,19 @@ def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, ta
     generator = torch.Generator().manual_seed(job)
     train = batches(images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True)
     network = with_head(network, len(source.classes), len(task.classes)).to(device)
-    result = search(network, train, selection, baseline["selection"][0], settings)
+    source_path = Path(model_folder) / "source.safetensors"
+    about = {
+        "names": [model, dataset, problem, target, list(members)],
+        "hyper-parameters": asdict(settings),
+        "seed": seed,
+        "data": sha256(Path(dataset_folder) / "dataset.json"),
+        "source model": sha256(source_path),
+        "device": device.type,
+    }
+    kept = Checkpoint(checkpoint, about)
+    result = search(network, train, selection, baseline["selection"][0], settings, kept)
 
     folder = Path(folder)
-    source_path = Path(model_folder) / "source.safetensors"
     save_tensors(
         folder / "masks.safetensors",
         {f"mask/{name}": packed for name, packed in masking.pack(result.bits).items()}
@@ -70,7 +82,8 @@ def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, ta
     write_csv(folder / "history.csv", pd.DataFrame(result.history))
     # What is reported is what is stored: the model is read back from its folder.
     accuracy = evaluate.accuracy(*evaluate.outputs(load(folder).to(device), test))
-    row, kept = result.history[result.selected_epoch - 1], sum(int(b.sum()) for b in result.bits.values())
+    row = result.history[result.selected_epoch - 1]
+    count, left = (sum(int(size(b)) for b in result.bits.values()) for size in (torch.numel, torch.sum))
     metrics = {
         "model": model,
         "dataset": dataset,
@@ -86,17 +99,18 @@ def reengineer(folder, model_folder, dataset_folder, model, dataset, problem, ta
             "reengineered": accuracy,
         },
         "holdout_accuracy": {"source": baseline["selection"][0], "reengineered": row["accuracy"]} if chosen else None,
-        "retention": kept / sum(b.numel() for b in result.bits.values()),
-        "weights": sum(b.numel() for b in result.bits.values()),
-        "kept": kept,
+        "retention": left / count,
+        "weights": count,
+        "kept": left,
         "epochs": len(result.history),
         "selected_epoch": result.selected_epoch,
-        "seconds": time.perf_counter() - start,
+        "seconds": sum(row["seconds"] for row in result.history),  # also of what was done before an interruption
         "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
     write_json(folder / "metrics.json", metrics)
+    kept.remove()
     log.info("accuracy %.4f (source %.4f), retention %.4f", accuracy, baseline["test"][0], metrics["retention"])
     return metrics
 

@@ -1,16 +1,14 @@
 """The mask search (SeaM, section III): gradient descent on which weights a target problem needs."""
 
-import math
-import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import evaluate
-from seam.files import UserError
+from seam import evaluate, models
+from seam.checkpoint import Run
 from seam.masking import Masks
 from seam.progress import log
 
@@ -37,8 +35,8 @@ class Result:
 
     bits: dict
     head: dict
-    history: list = field(default_factory=list)
-    selected_epoch: int = 0
+    history: list
+    selected_epoch: int
 
 
 def with_head(module, inputs, classes):
@@ -46,84 +44,64 @@ def with_head(module, inputs, classes):
     return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=nn.Linear(inputs, classes)))
 
 
-def training_mode(model):
-    """Train mode, so that dropout is active, but batch norm stays as the source model has it."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def search(model, train, select, source_accuracy, settings):
+def search(model, train, select, source_accuracy, settings, checkpoint=None):
     """Search the masks and the head of `model`, made by `with_head`; it is changed in place.
 
     train: gives (images, labels) batches, anew at each iteration; an epoch is one pass.
     select: batches of the images on which an epoch is chosen.
     source_accuracy: what the source model achieves on those.
+    checkpoint: a `seam.checkpoint.Checkpoint` to go on from, if the search was interrupted.
     The seed is torch's own: call `torch.manual_seed` before.
 
     Of every `head_every` epochs the first trains the head alone, by an Adam of its own; the others train
     masks and head by a second Adam. Raises UserError if the loss is not finite or no weight is left.
     """
     network, head = model.source, model.head
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
+    network.requires_grad_(False)
     masks = Masks(network)
-    values = list(masks.values.values())
     fused = {"fused": True, "eps": 1e-8}
     head_only = torch.optim.Adam(head.parameters(), lr=settings.lr_head, **fused)
     both = torch.optim.Adam(
         [
-            {"params": values, "lr": settings.lr_mask},
+            {"params": list(masks.values.values()), "lr": settings.lr_mask},
             {"params": list(head.parameters()), "lr": settings.lr_head},
         ],
         **fused,
     )
-    result, best = Result({}, {}), None
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        phase = "head" if (epoch - 1) % settings.head_every == 0 else "masks"
-        training_mode(model)
-        if phase == "head":
-            totals = _head_epoch(model, train, head_only)
-        else:
-            totals = _mask_epoch(model, masks, train, both, settings.alpha)
-        images, right, loss = totals.tolist()  # the epoch's only wait for the device before the evaluation
-        kept = masks.kept().item()
-        retention = kept / masks.count
-        if not math.isfinite(loss):
-            raise UserError(f"The loss became {loss} in epoch {epoch}: lower lr_mask, lr_head or alpha.")
-        if not kept:
-            raise UserError(f"No weight was left in epoch {epoch}: lower alpha or lr_mask.")
-        accuracy = evaluate.accuracy(*evaluate.outputs(model, select))
-        rank = _rank(accuracy, retention, source_accuracy - settings.tolerance)
-        selected = best is None or rank > best
-        if selected:
-            best, result.selected_epoch = rank, epoch
-            result.bits = masks.bits()
-            result.head = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
-        row = {
-            "epoch": epoch,
-            "phase": phase,
-            "loss": loss / images + settings.alpha * retention,
-            "cross_entropy": loss / images,
-            "penalty": settings.alpha * retention,
-            "train_accuracy": right / images,
-            "accuracy": accuracy,
-            "retention": retention,
-            "seconds": time.perf_counter() - start,
-            "selected": int(selected),
-        }
-        result.history.append(row)
-        log.info(
-            "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
-            epoch, settings.epochs, phase, row["loss"], accuracy, source_accuracy, retention, row["seconds"],
-            " selected" if selected else "",
-        )  # fmt: skip
-        if epoch - result.selected_epoch >= settings.patience:
+    parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
+    steps = {"head": head_step(model, head_only), "masks": mask_step(model, head, masks, both, settings.alpha)}
+    wanted = source_accuracy - settings.tolerance
+    with Run(train, parts, checkpoint, "lower lr_mask, lr_head or alpha") as run:
+        while run.epoch <= settings.epochs and run.epoch - run.selected_epoch <= settings.patience:
+            phase = "head" if (run.epoch - 1) % settings.head_every == 0 else "masks"
+            models.training_mode(model)
+            masks.train(phase == "masks")
+            images, right, loss = run.one_epoch(steps[phase])
+            retention = masks.retention(run.epoch)
+            accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(select)))
+            row = {
+                "epoch": run.epoch,
+                "phase": phase,
+                "loss": loss / images + settings.alpha * retention,
+                "cross_entropy": loss / images,
+                "penalty": settings.alpha * retention,
+                "train_accuracy": right / images,
+                "accuracy": accuracy,
+                "retention": retention,
+                "seconds": run.epoch_seconds(),
+            }
+            best, rank = None, _rank(accuracy, retention, wanted)
+            if run.best is None or rank > run.best["rank"]:
+                best = {"rank": rank, "bits": masks.bits(), "head": models.copied(head)}
+            log.info(
+                "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
+                run.epoch, settings.epochs, phase, row["loss"], accuracy, source_accuracy, retention, row["seconds"],
+                " selected" if best else "",
+            )  # fmt: skip
+            run.end_epoch({**row, "selected": int(best is not None)}, best)
+        if run.epoch <= settings.epochs:
             log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
-            break
-    return result
+    return Result(run.best["bits"], run.best["head"], run.history, run.selected_epoch)
 
 
 def _rank(accuracy, retention, wanted):
@@ -137,7 +115,9 @@ def _rank(accuracy, retention, wanted):
     return (0, accuracy - retention, accuracy)
 
 
-def _head_epoch(model, batches, optimizer):
+def head_step(model, optimizer):
+    """A training step of the head alone, for `Run.one_epoch`."""
+
     def step(images, labels):
         with torch.no_grad():
             features = model.relu(model.source(images))
@@ -148,33 +128,20 @@ def _head_epoch(model, batches, optimizer):
         optimizer.step()
         return logits, loss
 
-    return _epoch(batches, step)
+    return step
 
 
-def _mask_epoch(model, masks, batches, optimizer, alpha):
+def mask_step(model, head, masks, optimizer, alpha):
+    """A training step of the masks and of `head`, a layer of `model` that has none, for `Run.one_epoch`."""
+
     def step(images, labels):
         logits = model(images)
         loss = cross_entropy(logits, labels)
-        model.head.zero_grad()
+        head.zero_grad()
         loss.backward()
         masks.backward(alpha)
         optimizer.step()
         masks.apply()
         return logits, loss
 
-    for parameter in masks.parameters.values():
-        parameter.requires_grad_(True)
-    totals = _epoch(batches, step)
-    for parameter in masks.parameters.values():
-        parameter.requires_grad_(False)
-    return totals
-
-
-def _epoch(batches, step):
-    """Sums over the epoch's images, on the device: [images, right, cross entropy]."""
-    totals = 0
-    for images, labels in batches:
-        logits, loss = step(images, labels)
-        right = (logits.detach().argmax(1) == labels).sum()
-        totals = totals + torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(labels)
-    return totals
+    return step

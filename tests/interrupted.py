@@ -1,0 +1,57 @@
+"""Run a job in a process of its own that is killed again and again until it ends: what test_checkpoint.py compares.
+
+python interrupted.py ARGUMENTS.json: {"signal": 9 or 15, "module", "function", "arguments": {...}}; prints the exit
+statuses of all attempts as JSON. A signal of 0 lets the first attempt end.
+"""
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from seam import checkpoint
+
+checkpoint.EVERY = 0.03  # seconds: after every few steps
+
+
+def attempt(work, run):
+    """Start `run` in a child and, with a signal to send, stop it at a random moment; its exit status."""
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        try:
+            run()
+            os._exit(0)
+        except SystemExit as end:
+            os._exit(end.code)
+    if work["signal"]:
+        kept = Path(work["arguments"]["checkpoint"])
+        before = stamp(kept)
+        while stamp(kept) == before:  # it comes at least one step further
+            time.sleep(0.005)
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return 0
+        time.sleep(random.uniform(0, work["seconds"]))
+        os.kill(child, work["signal"])
+    status = os.waitpid(child, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def stamp(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+if __name__ == "__main__":
+    work = json.loads(Path(sys.argv[1]).read_text())
+    function = getattr(importlib.import_module(work["module"]), work["function"])
+    random.seed(work["seed"])
+    statuses = []
+    while not statuses or statuses[-1] in (-signal.SIGKILL, -signal.SIGTERM, checkpoint.STOPPED):
+        statuses.append(attempt(work, lambda: function(**work["arguments"])))
+    print(json.dumps(statuses))

@@ -1,0 +1,236 @@
+"""Jobs that are killed and started again end as if nothing had happened: byte for byte, timing aside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ARCHITECTURE
+
+from seam import transfer
+from seam.checkpoint import STOPPED, Checkpoint, Run
+from seam.data.batches import batches
+from seam.data.storage import Split
+from seam.files import UserError
+
+TESTS = Path(__file__).parent
+
+
+def interrupted(tmp_path, function, arguments, number, seconds=0.15, module="seam.transfer"):
+    """Run a job whose process gets the signal at random moments until it is through; its exit statuses."""
+    work = {"signal": number, "seconds": seconds, "seed": 0, "module": module, "function": function}
+    path = tmp_path / f"work{number}.json"
+    path.write_text(json.dumps(work | {"arguments": arguments}))
+    paths = os.pathsep.join([str(TESTS.parent / "workflow/scripts"), str(TESTS)])
+    command = [sys.executable, TESTS / "interrupted.py", path]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def content(folder):
+    """{file: bytes} of a result folder; timing is taken out of tables and JSON files."""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix == ".csv":
+            found[path.name] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv()
+        elif path.suffix == ".json":
+            data = json.loads(path.read_text())
+            found[path.name] = {key: value for key, value in data.items() if not key.endswith("seconds")}
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, model_folder, dataset_folder):
+    """Arguments of each procedure by its name, but for the folder and the checkpoint; made with a head and masks."""
+    root = tmp_path_factory.mktemp("search")
+    shared = {
+        "model_folder": str(model_folder),
+        "dataset_folder": str(dataset_folder),
+        "model": "small",
+        "dataset": "colours",
+        "seed": 0,
+        "device": "cpu",
+    }
+    common = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
+    sgd = {"epochs": 8, "patience": 8, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
+    last = {"lr_last": 0.1}
+    search = {"epochs": 80, "lr_mask": 0.02, "lr_last": 0.01, "alpha": 0.03}
+    origin = {"architecture": "small", "weights_origin": "train"}
+    transfer.train_head(root, **shared, common=common, head=sgd, checkpoint=root / "x.pt")
+    masks = {"common": common, "search": search, "thresholds": [0.3, 0.5]}
+    transfer.search_masks(root, **shared, **masks, checkpoint=root / "x.pt")
+    student = {"common": common, "settings": sgd | last, "origin": origin}
+    seam = {"student": "seam", "threshold": 0.5, "masks": str(root / "masks.safetensors")}
+    training = {"epochs": 5, "batch_size": 16, "lr": 0.05}
+    source = {"architecture": ARCHITECTURE, "normalization": None, "seed": 0, "training": training}
+    settings = {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
+    return {
+        "train_head": shared | {"common": common, "head": sgd},
+        "search_masks": shared | masks,
+        "train_student": shared | student | seam,
+        "reengineer": shared | {"problem": "binary", "target": "red", "members": ["red"], "settings": settings},
+        "train_source": {"model": "small", "dataset": str(dataset_folder), "settings": source, "device": "cpu"},
+        "head": (root / "head.safetensors").read_bytes(),
+    }
+
+
+MODULES = {"reengineer": "seam.reengineer", "train_source": "train_source"}
+
+
+def prepared(name, work, folder):
+    """The arguments of a procedure that works in `folder`."""
+    folder.mkdir()
+    arguments = work[name] | {"checkpoint": str(folder.parent / f"{folder.name}.pt")}
+    if name == "search_masks":
+        (folder / "head.safetensors").write_bytes(work["head"])
+    if name == "train_source":
+        return arguments | {"weights": str(folder / "source.safetensors"), "history": str(folder / "training.csv")}
+    return arguments | {"folder": str(folder)}
+
+
+@pytest.mark.parametrize("name", ["train_source", "reengineer", "train_head", "search_masks", "train_student"])
+def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(name, work, tmp_path):
+    whole, module = prepared(name, work, tmp_path / "whole"), MODULES.get(name, "seam.transfer")
+    assert interrupted(tmp_path, name, whole, 0, module=module) == [0]
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, STOPPED)):
+        arguments = prepared(name, work, tmp_path / f"killed{number}")
+        statuses = interrupted(tmp_path, name, arguments, int(number), module=module)
+        assert statuses.count(status) >= 3, statuses
+        assert content(arguments.get("folder", tmp_path / f"killed{number}")) == content(tmp_path / "whole")
+        assert not Path(arguments["checkpoint"]).exists()  # a job that is done removes it
+        assert not list(tmp_path.glob(".*.part"))
+
+
+# ---------------------------------------------------------------------- the parts
+
+
+def images(augmentation=("crop", "flip")):
+    random = np.random.default_rng(0)
+    split = Split(random.integers(0, 2, 40), (8, 8), random.integers(0, 256, (40, 8, 8, 3), np.uint8))
+    generator = torch.Generator().manual_seed(0)
+    options = {"normalization": ((0.5,) * 3, (0.25,) * 3), "augmentation": augmentation}
+    return batches(split, np.arange(40), split.labels, 8, generator=generator, shuffle=True, **options)
+
+
+def trained(checkpoint, stop_at=None, scale=1.0, about=None):
+    """The weights of a small model after three epochs; `stop_at` a step, the process "dies" there."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(192, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
+    steps = []
+
+    def step(inputs, labels):
+        if len(steps) == stop_at:
+            raise InterruptedError
+        steps.append(1)
+        logits = model(inputs * scale)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return logits, loss
+
+    kept = checkpoint and Checkpoint(checkpoint, about or {"lr": 0.01})
+    with Run(images(), {"model": model, "optimizer": optimizer}, kept) as run:
+        while run.epoch <= 3:
+            _, right, loss = run.one_epoch(step)
+            run.end_epoch({"right": right, "loss": loss})
+    return model[2].weight, run.history, len(steps)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 7, 10, 14])
+def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+    expected, history, _ = trained(None)
+    with pytest.raises(InterruptedError):
+        trained(tmp_path / "run.pt", stop_at)
+    weight, again, steps = trained(tmp_path / "run.pt")
+    assert torch.equal(weight, expected) and again == history
+    assert steps == 15 - stop_at  # nothing is done twice
+
+
+def test_without_its_random_state_a_run_would_end_otherwise(tmp_path, monkeypatch):
+    """The test above would notice: dropout and the order of the images matter."""
+    expected, _, _ = trained(None)
+    with pytest.raises(InterruptedError):
+        trained(tmp_path / "run.pt", 7)
+    monkeypatch.setattr(torch, "set_rng_state", lambda _: None)
+    assert not torch.equal(trained(tmp_path / "run.pt")[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lr": 0.02}, "other lr"),
+        ({"lr": 0.01, "data": "x"}, "other data"),
+        (None, "other code"),
+    ],
+)
+def test_a_checkpoint_of_another_job_is_set_aside_with_a_sentence(tmp_path, caplog, monkeypatch, change, reason):
+    path = tmp_path / "run.pt"
+    with pytest.raises(InterruptedError):
+        trained(path, 7)
+    before = path.read_bytes()
+    if change is None:
+        monkeypatch.setattr("seam.checkpoint.code", lambda: "another version")
+    assert trained(path, about=change)[2] == 15  # from the beginning
+    assert "is not continued" in caplog.text and reason in caplog.text
+    assert (tmp_path / "run.pt.aside").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense"])
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, caplog, damage):
+    path = tmp_path / "run.pt"
+    with pytest.raises(InterruptedError):
+        trained(path, 7)
+    path.write_bytes(damage(path.read_bytes()))
+    assert trained(path)[2] == 15
+    assert "it cannot be read" in caplog.text
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("bomb",)
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"about": {}, "state": Bomb()}, "run.pt")
+    assert Checkpoint("run.pt", {}).read() is None
+    assert not Path("bomb").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+    with pytest.raises(InterruptedError):
+        trained(path, 7)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 2: lower .* last good state is in .*run.pt"):
+        trained(path, scale=float("inf"))
+    assert path.read_bytes() == before
+
+
+def test_a_full_disk_ends_the_job_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    with pytest.raises(InterruptedError):
+        trained(path, 7)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        trained(path)
+    assert path.read_bytes() == before

@@ -1,0 +1,211 @@
+"""A training loop that can be put down and taken up again, and ends as if it had never been interrupted."""
+
+import hashlib
+import itertools
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from seam.files import UserError, whole
+from seam.progress import log
+
+EVERY = 300  # seconds between checkpoints within an epoch
+STOPPED = 75  # the exit status of a job that was told to stop and can go on: EX_TEMPFAIL of sysexits.h
+
+
+class Checkpoint:
+    """One file with the state of a job, and what the state belongs to.
+
+    path: the file; about: {name: value} of all that the job depends on, as JSON could hold it. A file of another
+    job, of other code or another torch is never continued but set aside.
+    """
+
+    def __init__(self, path, about):
+        self.path, self.about = Path(path), {**about, "code": code(), "torch": str(torch.__version__)}
+
+    def read(self):
+        """The state that was written last, None if there is none for this job."""
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            about, state = content["about"], content["state"]
+        except FileNotFoundError:
+            return None
+        except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
+            return self._set_aside("it cannot be read")
+        other = sorted(name for name in about.keys() | self.about if about.get(name) != self.about.get(name))
+        if other:
+            return self._set_aside(f"it belongs to a job with other {', '.join(other)}")
+        return state
+
+    def write(self, state):
+        with whole(self.path) as temporary:
+            torch.save({"about": self.about, "state": state}, temporary)
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+    def _set_aside(self, reason):
+        aside = self.path.with_name(f"{self.path.name}.aside")
+        os.replace(self.path, aside)
+        log.warning("the checkpoint %s is not continued, as %s: it is kept as %s", self.path, reason, aside.name)
+
+
+def code():
+    """A digest of the library's modules that this process has loaded: what a job's result can depend on."""
+    files = sorted(
+        module.__file__
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "seam" and getattr(module, "__file__", None)
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+class Run:
+    """The state of a training loop: what it trains, and where it stands.
+
+    batches: what an epoch goes through, as `seam.data.batches` gives it (a list will do where nothing is kept).
+    parts: {name: object with `state_dict` and `load_state_dict`}: models, masks, optimizers, schedules.
+    checkpoint: a Checkpoint, or None to keep nothing.
+    advice: the end of the sentence about a loss that is not finite.
+
+    >>> with Run(batches, {"model": model, "sgd": sgd}, checkpoint) as run:      # doctest: +SKIP
+    ...     while run.epoch <= epochs:
+    ...         images, right, loss = run.one_epoch(step)
+    ...         accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(test)))
+    ...         run.end_epoch({"loss": loss / images, "accuracy": accuracy})
+
+    It begins where the checkpoint stands. A checkpoint is written after each epoch, within long ones every five
+    minutes, and on SIGTERM or SIGINT, which end the process with status 75.
+    """
+
+    def __init__(self, batches, parts, checkpoint=None, advice="lower the learning rate"):
+        self.batches, self.parts, self.checkpoint, self.advice = batches, parts, checkpoint, advice
+        self.generator = getattr(batches, "generator", None)
+        self.epoch, self.batch, self.totals, self.drawn = 1, 0, 0, None
+        self.history, self.best, self.selected_epoch, self.extra = [], None, 0, {}
+        self.seconds = 0.0  # of this epoch, before this process took it up
+        self.signal, self.handlers = None, {}
+
+    def __enter__(self):
+        state = self.checkpoint and self.checkpoint.read()
+        if state:
+            self._restore(state)
+            log.info("goes on from the checkpoint %s: epoch %d, batch %d", self.checkpoint.path, self.epoch, self.batch)
+        if self.checkpoint and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.handlers[number] = signal.signal(number, self._note)
+        self.start = self.written = time.perf_counter()
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def one_epoch(self, step):
+        """(images, right, loss): sums over the epoch's images; read from the device once.
+
+        step(images, labels) trains on a batch and gives its logits and its mean loss. Raises UserError where the
+        loss is not finite.
+        """
+        if self.batch == 0:
+            self.totals, self.drawn = 0, self.generator and self.generator.get_state()
+        elif self.generator is not None:
+            self.generator.set_state(self.drawn)
+        for images, labels in self._rest():
+            logits, loss = step(images, labels)
+            right = (logits.detach().argmax(1) == labels).sum()
+            sums = torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(labels)
+            self.totals = self.totals + sums
+            self.batch += 1
+            self._check(due=time.perf_counter() - self.written > EVERY)
+        self._require_finite()
+        return self.totals.tolist()
+
+    def _rest(self):
+        if self.batch and hasattr(self.batches, "starting_at"):
+            return self.batches.starting_at(self.batch)
+        return itertools.islice(iter(self.batches), self.batch, None)
+
+    def watched(self, batches):
+        """The same batches; a signal to stop is answered between them."""
+        for batch in batches:
+            self._check()
+            yield batch
+
+    def end_epoch(self, row, best=None, **extra):
+        """Note the epoch's `row` of the history. `best`: what is to be kept of it if it is the best so far."""
+        self.history.append(row)
+        if best is not None:
+            self.best, self.selected_epoch = best, self.epoch
+        self.extra |= extra
+        self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.start = time.perf_counter()
+        self._save()
+        self._check()
+
+    def epoch_seconds(self):
+        return self.seconds + time.perf_counter() - self.start
+
+    def _require_finite(self):
+        loss = self.totals[2].item() if self.batch else 0.0
+        if not math.isfinite(loss):
+            kept = ""
+            if self.checkpoint and self.checkpoint.path.exists():
+                kept = f" (the last good state is in {self.checkpoint.path})"
+            raise UserError(f"The loss became {loss} in epoch {self.epoch}: {self.advice}{kept}.")
+
+    def _note(self, number, _):
+        self.signal = number
+
+    def _check(self, due=False):
+        if self.signal is not None:
+            if self.checkpoint:
+                self._save()
+            name = signal.Signals(self.signal).name
+            log.info("stopped by %s in epoch %d, batch %d: run again to go on", name, self.epoch, self.batch)
+            print(f"\nStopped by {name} in epoch {self.epoch}: run again to go on from there.\n", file=sys.stderr)
+            raise SystemExit(STOPPED)
+        if due:
+            self._save()
+
+    def _save(self):
+        if not self.checkpoint:
+            return
+        if self.batch:
+            self._require_finite()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self.checkpoint.write(
+            {
+                "parts": {name: part.state_dict() for name, part in self.parts.items()},
+                "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+                "generator": self.generator and self.generator.get_state(),
+                "place": {name: getattr(self, name) for name in PLACE} | {"seconds": self.epoch_seconds()},
+            }
+        )
+        self.written = time.perf_counter()
+
+    def _restore(self, state):
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
+        for name, value in state["place"].items():
+            setattr(self, name, value)
+        if isinstance(self.totals, torch.Tensor):
+            self.totals = self.totals.to(getattr(self.batches, "device", "cpu"))
+
+
+PLACE = ("epoch", "batch", "totals", "drawn", "history", "best", "selected_epoch", "extra")
