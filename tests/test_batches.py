@@ -144,12 +144,56 @@ def test_a_resized_crop_is_a_part_of_the_image():
     assert right.max() > 62 and right.min() == pytest.approx(64 - width, abs=1)
 
 
+def test_a_resized_crop_to_another_size_is_as_pillow_resizes():
+    ramp = torch.arange(64, dtype=torch.uint8).mul(4).view(1, 1, 64, 1).expand(1, 64, 64, 3).contiguous()
+    half, whole = torch.tensor([0.5]), torch.tensor([1.0])
+    found = resized_crop(ramp, half, half, half, whole, half, size=56)[0]
+    expected = np.asarray(Image.fromarray(ramp[0].numpy()).resize((56, 56), Image.Resampling.BILINEAR), np.float32)
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1, rtol=0)
+
+
 def test_images_too_many_for_the_device_give_the_same_batches(split, monkeypatch):
     options = {"shuffle": True, "augmentation": ("crop", "flip")}
     expected = epoch(split, ALL[::-1], **options)
     monkeypatch.setattr(module, "RESIDENT", 0)
     found = epoch(split, ALL[::-1], **options)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("kind", ["split", "files"])
+def test_an_epoch_may_begin_at_any_batch(kind, request):
+    split = request.getfixturevalue(kind)
+    generator = torch.Generator().manual_seed(0)
+    options = {"normalization": (MEAN, STD), "augmentation": ("crop", "flip"), "generator": generator, "shuffle": True}
+    loader = batches(split, ALL, ALL, 8, **options, **({"workers": 1} if kind == "files" else {}))
+    state = generator.get_state()
+    whole, after = list(loader), generator.get_state()
+    for first in (0, 3, len(loader) - 1, len(loader)):
+        generator.set_state(state)
+        rest = list(loader.starting_at(first))
+        assert len(rest) == len(loader) - first
+        for (images, labels), (same_images, same_labels) in zip(rest, whole[first:], strict=True):
+            assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+        assert torch.equal(generator.get_state(), after)
+    assert len(list(loader)) == len(loader)  # the next epoch is whole again
+
+
+@pytest.mark.parametrize("augmentation", [(), ("crop", "flip"), ("resized-crop", "flip")])
+def test_files_and_arrays_give_the_same_batches(split, files, augmentation):
+    options = {"labels": ALL, "shuffle": True, "augmentation": augmentation}
+    found, expected = epoch(files, workers=1, **options), epoch(split, **options)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_what_is_stored_beyond_the_size_is_for_training(split):
+    """The centre is what a test image is; a part of all of it what a training image is."""
+    inner = Split(split.labels, (12, 12), split.images)
+    torch.testing.assert_close(epoch(inner)[0], normalized(split.images[:, 2:14, 2:14]))
+    found = pixels(epoch(inner, augmentation=("flip",))[0])
+    for image, original in zip(found, split.images[:, 2:14, 2:14], strict=True):
+        assert np.array_equal(image, original) or np.array_equal(image, original[:, ::-1])
+    assert epoch(inner, augmentation=("crop",))[0].shape == (COUNT, 3, 12, 12)
+    assert epoch(inner, augmentation=("resized-crop",))[0].shape == (COUNT, 3, 12, 12)
 
 
 def test_files_without_augmentation_are_the_normalised_images(split, files):

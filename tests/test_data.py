@@ -21,8 +21,10 @@ from seam.files import UserError, sha256
 
 def test_what_the_config_needs_is_known_without_heavy_packages():
     code = (
-        "import sys; from seam import data; data.classes({'kind': 'cifar100'}); data.groups({'kind': 'cifar100'});"
-        "print(*sys.modules.keys() & {'numpy', 'torch', 'PIL', 'sklearn', 'requests'})"
+        "import sys; from seam import data; data.groups({'kind': 'cifar100'});"
+        "kinds = [{'kind': kind} for kind in data.KINDS if kind != 'imagefolder'];"
+        "[(data.available(entry), data.classes(entry)) for entry in kinds];"
+        "print(*sys.modules.keys() & {'numpy', 'torch', 'PIL', 'sklearn', 'requests', 'scipy'})"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "\n"
@@ -117,7 +119,7 @@ def test_digits(digits):
     assert found.train.images.dtype == np.uint8 and isinstance(found.train.images, np.memmap)
     assert found.train.labels.dtype == np.int64
     assert found.classes == [str(digit) for digit in range(10)]
-    assert found.groups == {} and found.size == (32, 32) and found.augmentation == ("crop",)
+    assert found.size == (32, 32) and found.augmentation == ("crop",)
     share = np.bincount(found.test.labels) / np.bincount(np.concatenate([found.train.labels, found.test.labels]))
     np.testing.assert_allclose(share, 0.2, atol=0.005)
     scaled = found.train.images / 255
@@ -222,7 +224,7 @@ def test_cifar100(published, tmp_path):
     published(cifar100, members)
     data.prepare({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
     found = data.open(tmp_path / "out")
-    assert found.classes == cifar100.CLASSES and found.groups == cifar100.GROUPS
+    assert found.classes == cifar100.CLASSES
     assert found.train.labels.tolist() == content["train"][1]
     np.testing.assert_array_equal(found.test.images, pictures(content["test"][0]))
 
@@ -233,7 +235,7 @@ def test_a_subset_of_cifar100(published, tmp_path):
     wanted = [*cifar100.GROUPS["trees"], "worm"]
     data.prepare({"kind": "cifar100", "classes": wanted}, tmp_path / "out", tmp_path / "cache")
     found = data.open(tmp_path / "out")
-    assert found.groups == {"trees": cifar100.GROUPS["trees"]}
+    assert found.classes == wanted
     assert len(found.train) == 12 and len(found.test) == 6
     rows, labels = content["test"]
     np.testing.assert_array_equal(found.test.images[found.test.labels == 5][0], pictures(rows)[labels.index(99)])

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import json
 import logging
 
 import numpy as np
@@ -10,7 +12,8 @@ from server import serve
 from seam import data
 from seam.data import imagenet
 from seam.data.batches import batches
-from seam.data.decoding import read_image
+from seam.data.decoding import read_image, stored
+from seam.data.storage import statistics
 from seam.files import UserError
 
 
@@ -151,7 +154,9 @@ def test_a_large_size_is_cut_as_imagenet_is(tmp_path, size):
 
     Image.fromarray(noise(size)).save(tmp_path / "image.png")
     expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.open(tmp_path / "image.png"))
-    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 224), np.asarray(expected))
+    assert stored(224) == 256
+    centre = read_image(tmp_path / "image.png", 256)[16:240, 16:240]
+    np.testing.assert_array_equal(centre, np.asarray(expected))
 
 
 def test_a_much_larger_jpeg_is_reduced_while_decoding(tmp_path):
@@ -177,25 +182,101 @@ def test_a_damaged_file_is_named(root, tmp_path, content, suffix):
 # ------------------------------------------------------------------ large images, ImageNet
 
 
-def test_large_images_stay_files(tmp_path):
+def test_large_images_beyond_the_budget_stay_files(tmp_path):
     folders = ("train/cat", "train/dog", "test/cat", "test/dog")
     names = [f"{folder}/{number}.png" for folder in folders for number in range(2)]
     root = save(tmp_path / "large", {name: noise((150, 180), seed) for seed, name in enumerate(names)})
-    found = prepare(root, tmp_path, size=128)
+    found = prepare(root, tmp_path, size=128, array_gb=0)
     assert found.train.images is None and len(found.train) == 4 and found.augmentation == ("resized-crop", "flip")
     assert found.train.files == [str(root / name) for name in names[:4]]
     options = {"normalization": (found.mean, found.std), "workers": 0}
     images, labels = next(iter(batches(found.test, [3, 0], [7, 8], 2, **options)))
     assert images.shape == (2, 3, 128, 128) and labels.tolist() == [7, 8]
-    expected = (read_image(root / names[7], 128) / 255 - found.mean) / found.std
+    centre = read_image(root / names[7], stored(128))[9:137, 9:137]
+    expected = (centre / 255 - found.mean) / found.std
     torch.testing.assert_close(images[0], torch.from_numpy(expected.astype(np.float32)).permute(2, 0, 1))
     images, _ = next(iter(batches(found.train, range(4), range(4), 4, augmentation=found.augmentation, **options)))
     assert images.shape == (4, 3, 128, 128)
 
-    as_array = prepare(root, tmp_path, size=128, storage="arrays")
-    np.testing.assert_array_equal(as_array.test.images[3], read_image(root / names[7], 128))
-    np.testing.assert_allclose(as_array.mean, found.mean)
-    assert not list((tmp_path / "out" / "arrays").glob("*.jsonl"))
+
+@pytest.fixture
+def large(tmp_path):
+    """Three training images and a test image of each of two classes, as photographs come: JPEG files of many sizes."""
+    root, sizes = tmp_path / "large", [(200, 260), (150, 149), (700, 640), (128, 128)]
+    for label in ("cat", "dog"):
+        for number, size in enumerate(sizes):
+            folder = root / ("test" if number == 3 else "train") / label
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise(size, number + len(label))).save(folder / f"{number}.jpg")
+    return root
+
+
+def content(folder):
+    return json.loads((folder / "out" / "dataset.json").read_text())
+
+
+def test_storage_changes_no_bit_of_a_batch(large, tmp_path):
+    """Mean, deviation, order, augmentation and pixels are the same from an array and from files."""
+    found = {}
+    for storage in ("arrays", "files"):
+        dataset = prepare(large, tmp_path, size=128, storage=storage)
+        assert content(tmp_path)["storage"] == storage and (dataset.train.images is None) == (storage == "files")
+        found[storage] = [dataset.mean, dataset.std]
+        for augmentation in ((), ("resized-crop", "flip"), ("crop", "flip")):
+            generator = torch.Generator().manual_seed(1)
+            options = {"normalization": (dataset.mean, dataset.std), "generator": generator, "workers": 1}
+            loader = batches(
+                dataset.train, range(6), dataset.train.labels, 4, augmentation=augmentation, shuffle=True, **options
+            )
+            found[storage] += [part.numpy().tobytes() for _ in range(2) for batch in loader for part in batch]
+            assert next(iter(loader))[0].shape == (4, 3, 128, 128)
+    assert found["arrays"] == found["files"]
+
+
+def test_the_mean_of_large_images_is_of_some_of_them_from_either_storage(large, tmp_path):
+    found = {storage: prepare(large, tmp_path, size=128, storage=storage).train for storage in ("arrays", "files")}
+    some = [read_image(large / f"train/{label}/{number}.jpg", 146) for label, number in
+            (("cat", 0), ("cat", 2), ("dog", 1))]  # fmt: skip
+    for split in found.values():
+        mean, std = statistics(split, most=3)
+        np.testing.assert_allclose(mean, np.mean(some, (0, 1, 2)) / 255)
+        np.testing.assert_allclose(std, np.std(some, (0, 1, 2)) / 255)
+
+
+def test_large_images_become_squares_of_8_7_of_the_size(large, tmp_path):
+    found = prepare(large, tmp_path, size=224)
+    assert content(tmp_path)["storage"] == "arrays" and content(tmp_path)["size"] == [224, 224]
+    assert found.train.images.shape == (6, 256, 256, 3) and found.size == (224, 224) and found.train.size == (224, 224)
+    np.testing.assert_array_equal(found.train.images[1], read_image(large / "train/cat/1.jpg", 256))
+    (images, _), = batches(found.test, [0], [0], 1, normalization=((0, 0, 0), (1, 1, 1)))  # fmt: skip
+    centre = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    np.testing.assert_array_equal(centre, read_image(large / "test/cat/3.jpg", 256)[16:240, 16:240])
+
+
+def test_what_is_more_than_the_budget_or_the_disk_stays_files(large, tmp_path, monkeypatch, caplog):
+    needed = 8 * 256 * 256 * 3 / 1e9
+    with caplog.at_level(logging.INFO, "seam"):
+        for options, free, storage in (
+            ({"array_gb": 1.01 * needed}, 1e12, "arrays"),
+            ({"array_gb": 0.99 * needed}, 1e12, "files"),
+            ({"array_gb": 0.99 * needed, "storage": "arrays"}, 1e12, "arrays"),
+            ({"storage": "files"}, 1e12, "files"),
+            ({}, 1.01e9 * needed, "files"),
+        ):
+            monkeypatch.setattr("seam.data.storage.free_bytes", lambda folder, free=free: free)
+            prepare(large, tmp_path, size=224, **options)
+            assert content(tmp_path)["storage"] == storage
+    assert "are more than array_gb allows" in caplog.text and "are too much for the disk" in caplog.text
+
+
+def test_a_disk_that_is_full_is_one_sentence(large, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("seam.data.storage.os.posix_fallocate", full)
+    with pytest.raises(UserError, match="^Cannot write .*train_images.npy .No space left on device.: free some space"):
+        prepare(large, tmp_path, size=224)
+    assert not list((tmp_path / "out").rglob("*images*"))
 
 
 WNIDS = ["n01440764", "n01443537", "n01484850", "n01704323"]
@@ -225,7 +306,7 @@ def groupings(monkeypatch):
 
 
 def test_imagenet(ilsvrc, tmp_path):
-    entry = {"kind": "imagenet", "root": str(ilsvrc), "classes": WNIDS[2:0:-1]}
+    entry = {"kind": "imagenet", "root": str(ilsvrc), "classes": WNIDS[2:0:-1], "array_gb": 0}
     data.prepare(entry, tmp_path / "out", tmp_path / "cache")
     found = data.open(tmp_path / "out")
     assert found.classes == ["n01484850", "n01443537"] and found.size == (224, 224)
@@ -238,12 +319,32 @@ def test_imagenet(ilsvrc, tmp_path):
     ]
 
 
-def test_imagenet_without_a_root_is_left_out():
+def test_imagenet_without_a_root_is_left_out(tmp_path):
     entry = {"kind": "imagenet", "root": None}
     assert data.available(entry) == "imagenet: its root is not given in the config, so what needs it is left out"
     with pytest.raises(UserError, match="its root is not given in the config"):
-        data.classes(entry)
+        data.prepare(entry, tmp_path)
     assert data.available({"kind": "digits"}) is None
+
+
+def test_the_classes_of_imagenet_are_known_without_its_images(ilsvrc):
+    names = data.classes({"kind": "imagenet", "root": None})
+    assert len(names) == 1000 and names == sorted(set(names)) and set(WNIDS) <= set(names)
+    assert (names[0], names[1], names[999]) == ("n01440764", "n01443537", "n15075141")
+    assert data.classes({"kind": "imagenet", "root": str(ilsvrc)}) == WNIDS  # a copy may be a part
+
+
+def test_another_set_of_1000_classes_is_refused(tmp_path):
+    names = data.classes({"kind": "imagenet", "root": None})
+    for split in ("train", "val"):
+        for name in names[:-1]:
+            (tmp_path / split / name).mkdir(parents=True)
+        (tmp_path / split / "n99999999").mkdir()
+    with pytest.raises(UserError, match="^root: .*train has 1000 folders, but n99999999 is no class of ILSVRC2012"):
+        data.classes({"kind": "imagenet", "root": str(tmp_path)})
+    for split in ("train", "val"):
+        (tmp_path / split / "n99999999").rename(tmp_path / split / names[-1])
+    assert data.classes({"kind": "imagenet", "root": str(tmp_path)}) == names
 
 
 def test_the_published_groups_come_in_their_order_without_single_classes(ilsvrc, groupings, tmp_path):

@@ -1,11 +1,16 @@
 """Files that are whole or absent, verified downloads, and the errors a user can mend."""
 
 import contextlib
+import glob
+import gzip
 import hashlib
 import json
 import os
+import shutil
+import tarfile
 import time
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 
 
 class UserError(Exception):
@@ -25,6 +30,8 @@ def whole(path):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by processes that were killed
+            left.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -39,8 +46,12 @@ def whole(path):
 
 
 def _unwritable(path, error):
-    reason = error.strerror or error
+    reason = getattr(error, "strerror", None) or error
     return UserError(f"Cannot write {path} ({reason}): free some space or mend its permissions, then run again.")
+
+
+def _unreadable(path, error):
+    return UserError(f"Cannot read {path} ({error.strerror or error}): mend its permissions, then run again.")
 
 
 def write_text(path, text):
@@ -58,6 +69,8 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the workflow again to make it.") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
 
@@ -70,6 +83,7 @@ def write_csv(path, frame):
 
 def save_tensors(path, tensors, metadata=None):
     """A dictionary of tensors as safetensors; `metadata` (a dictionary) is kept as JSON in its header."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # One entry, since safetensors writes several in any order: equal content must give equal files.
@@ -77,7 +91,10 @@ def save_tensors(path, tensors, metadata=None):
     with whole(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as any new file; safetensors' own is for its owner alone
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, header)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, header)
+        except SafetensorError as error:  # a full disk, too
+            raise _unwritable(path, error) from error
         temporary.chmod(mode)
 
 
@@ -86,13 +103,15 @@ def load_tensors(path):
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with open(path, "rb"), safe_open(path, framework="pt") as file:  # which calls missing what it may not read
             header = json.loads((file.metadata() or {}).get("seam", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing.") from error
+        raise UserError(f"{path} is missing: run the workflow again to make it.") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}).") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and run again.") from error
 
 
 def sha256(path):
@@ -146,9 +165,13 @@ def fetch(url, path, checksum, attempts=4, progress=True):
 
 def _published(path, checksum):
     """Whether the file is there. Raises UserError if it is another than the published one."""
-    if not path.exists():
-        return False
-    if not sha256(path).startswith(checksum):
+    try:
+        if not path.exists():
+            return False
+        found = sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not found.startswith(checksum):
         raise UserError(f"{path} is not the published file (SHA-256 {checksum}): delete it, and it is fetched again.")
     return True
 
@@ -174,6 +197,47 @@ def _transfer(url, partial, progress):
                 bar.update(len(chunk))
     if partial.stat().st_size < total:
         raise requests.ConnectionError("the transfer broke off")
+
+
+def unpack(archive, folder, wanted, most=4):
+    """Unpack the paths `wanted` of a tar archive, with all below them, into `folder`: each whole or not at all.
+
+    What is there already stays as it is. Links and devices are left out. Raises UserError where the archive is
+    damaged, lacks one of `wanted`, has a path that leads out of it, or would become more than `most` times its size.
+    One process at a time may unpack an archive.
+    """
+    archive, folder = Path(archive), Path(folder)
+    temporary = folder / f".{archive.name}.part"
+    again = "delete it and run again"
+    shutil.rmtree(temporary, ignore_errors=True)  # what an ended process left
+    try:
+        room = most * archive.stat().st_size
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if ".." in path.parts:
+                    raise UserError(f"{archive} has a path that leads out of it ({member.name}): {again}.")
+                if not member.isfile() or not any(path.is_relative_to(name) for name in wanted):
+                    continue
+                room -= member.size
+                if room < 0:
+                    raise UserError(f"{archive} would become more than {most} times its size: {again}.")
+                target = temporary / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with tar.extractfile(member) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file)
+        for name in wanted:
+            if not (temporary / name).exists():
+                raise UserError(f"{archive} has no {name}: {again}.")
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / name, folder / name)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{archive} cannot be read ({error}): {again}.") from error
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _reason(error):

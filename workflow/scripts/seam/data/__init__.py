@@ -13,29 +13,54 @@ job calls `prepare` once, and every later one `open`. Batches for training come 
 
 A module of a kind has:
     SIZE                          its working size in pixels, unless the entry's `size` says another
-    names(entry)                  all its class names, in index order; UserError where the data are missing
+    names(entry)                  all its class names, in index order; UserError where a given root lacks something
+    missing(entry)                None, or one line that says what is not there (only if it can be missing)
     groups(entry, cache)          its predefined superclasses: {name: [class, ...]} (only if it has some)
     augmentation(size)            the default augmentation of training images at this size
     load(entry, wanted, cache)    {"train": Split, "test": Split} with the classes `wanted` alone
 """
 
-from seam.data import cifar10, cifar100, digits, imagefolder, imagenet
+from seam.data import (
+    action40,
+    cifar10,
+    cifar100,
+    cub200,
+    digits,
+    dog120,
+    flower102,
+    imagefolder,
+    imagenet,
+    mit67,
+)
 from seam.files import UserError
+from seam.progress import log
 
-KINDS = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100, "imagefolder": imagefolder, "imagenet": imagenet}
+KINDS = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagefolder": imagefolder,
+    "imagenet": imagenet,
+    "mit67": mit67,
+    "cub200": cub200,
+    "flower102": flower102,
+    "dog120": dog120,
+    "action40": action40,
+}
+ARRAY_GB = 20.0  # of an entry without `array_gb`
 
 
 def available(entry):
-    """None, or one line that says why the data set, and what needs it, is left out."""
-    if entry["kind"] == "imagenet" and not entry.get("root"):
-        return "imagenet: its root is not given in the config, so what needs it is left out"
-    return None
+    """None, or one line that says why the data set, and what needs its images, is left out."""
+    module = KINDS[entry["kind"]]
+    return module.missing(entry) if hasattr(module, "missing") else None
 
 
 def classes(entry):
-    """Class names in index order: all of the data set's, or the entry's own `classes` in the order given there."""
-    if reason := available(entry):
-        raise UserError(f"{reason}: give the folder of your copy as its root.")
+    """Class names in index order: all of the data set's, or the entry's own `classes` in the order given there.
+
+    Those of published data sets are known without their images.
+    """
     names = KINDS[entry["kind"]].names(entry)
     wanted = entry.get("classes") or names
     if unknown := [name for name in wanted if name not in set(names)]:
@@ -72,22 +97,24 @@ def groups(entry, cache="data"):
 def prepare(entry, folder, cache="data", workers=None):
     """Make the data set in `folder`: arrays/ and, last, dataset.json. Downloads are kept in `cache`/<kind>/.
 
-    Images of 128 px or more stay files, decoded at each use, unless the entry's `storage` is "arrays".
+    Large images become arrays too if all of them take at most the entry's `array_gb` gigabytes and the disk has
+    the room; else they stay files, decoded at each use. The entry's `storage` ("arrays" or "files") decides it
+    otherwise. Both give the same batches.
     workers: processes that decode; by default one for each core.
     """
     from seam.data import storage
 
+    if reason := available(entry):
+        raise UserError(f"{reason}.")
     module, wanted = KINDS[entry["kind"]], classes(entry)
     splits = module.load(entry, wanted, cache)
-    own = getattr(module, "GROUPS", {})
     size = splits["train"].size[0]
     return storage.write(
         folder,
         splits,
-        decode=entry.get("storage", "arrays" if size < 128 else "files") == "arrays",
+        decode=_decode(entry, splits, folder),
         kind=entry["kind"],
         classes=wanted,
-        groups={name: members for name, members in own.items() if set(members) <= set(wanted)},
         augmentation=list(module.augmentation(size) if entry.get("augmentation") is None else entry["augmentation"]),
         normalization=getattr(module, "NORMALIZATION", None),
         workers=workers,
@@ -99,6 +126,22 @@ def open(folder):
     from seam.data import storage
 
     return storage.read(folder)
+
+
+def _decode(entry, splits, folder):
+    """Whether images in files are to become arrays."""
+    from seam.data import storage
+    from seam.data.decoding import LARGE
+
+    if entry.get("storage") or splits["train"].images is not None or splits["train"].size[0] < LARGE:
+        return entry.get("storage") != "files"
+    needed, allowed = storage.decoded_bytes(splits) / 1e9, entry.get("array_gb", ARRAY_GB)
+    free = storage.free_bytes(folder) / 1e9
+    if needed > allowed:
+        log.info("%.1f GB as arrays are more than array_gb allows (%g): the images stay files", needed, allowed)
+    elif needed > 0.9 * free:
+        log.info("%.1f GB as arrays are too much for the disk (%.1f GB free): the images stay files", needed, free)
+    return needed <= min(allowed, 0.9 * free)
 
 
 def _some(names, most=10):

@@ -9,10 +9,9 @@ import sys
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
-from seam.data.decoding import cores, open_image, read_image
+from seam.data.decoding import cores, read_image, stored
 from seam.files import UserError
 
 RESIDENT = 4 << 30  # bytes of images that are kept on the device; what is more is read batch by batch
@@ -36,12 +35,12 @@ def batches(
     indices: integers [N] into the split; labels: their labels in the problem at hand [N];
     normalization: (mean, std), each of 3 values for images in 0..1;
     augmentation: any of "crop" (zero padding of an eighth of the size, then a random crop), "flip",
-    "resized-crop" (a random part of 8 to 100 % of the area, resized);
+    "resized-crop" (a random part of 8 to 100 % of the stored image, resized);
     generator: the torch.Generator of every random choice (order, crop, flip): the same seed gives the same batches;
     workers: processes that decode images which are stored as files.
 
     Gives (images, labels): float32 [B, 3, H, W] in channels_last memory format and int64 [B]. The last
-    batch may be smaller.
+    batch may be smaller. Images in an array and images in files give the same batches, bit for bit.
     """
     if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
@@ -58,11 +57,33 @@ class _Batches:
         self.scale = (1 / (255 * std)).float().to(self.device)
         self.shift = (-mean / std).float().to(self.device)
         self.labels = torch.as_tensor(np.asarray(labels, np.int64)).to(self.device)
+        self.first = 0
         if len(self.labels) != len(self.indices):
             raise ValueError(f"{len(self.indices)} images, but {len(self.labels)} labels")
 
+    def starting_at(self, batch):
+        """Let the next epoch, and only that, begin with its batch number `batch`; gives itself.
+
+        The epoch's random numbers are drawn as always, so that what is left of it is equal bit for bit to the
+        end of a whole epoch from the same state of the generator.
+        """
+        self.first = batch
+        return self
+
     def __len__(self):
         return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self):
+        first, self.first = self.first, 0
+        order = self._order()
+        choices = self._choices(len(order))  # of the whole epoch at once: no step waits for the host
+        rows = order.to(self.device)
+        begin = first * self.batch_size
+        starts = range(begin, len(order), self.batch_size)
+        for start, images in zip(starts, self._images(order[begin:], rows[begin:]), strict=True):
+            part = slice(start, start + self.batch_size)
+            images = self._augmented(images, *(choice[part] for choice in choices))
+            yield self._normalized(images), self.labels.index_select(0, rows[part])
 
     def _order(self):
         """The positions 0..N-1 in this epoch's order, on the CPU."""
@@ -70,8 +91,26 @@ class _Batches:
             return torch.arange(len(self.indices))
         return torch.randperm(len(self.indices), **self._source()).cpu()
 
+    def _choices(self, count):
+        """Random numbers in 0..1 for the vertical and horizontal place, the flip, the area and the aspect: 5 of [N]."""
+        if not self.augmentation:
+            return []
+        return list(torch.rand(5, count, **self._source()).to(self.device))
+
     def _source(self):
         return {"generator": self.generator, "device": self.generator.device} if self.generator is not None else {}
+
+    def _augmented(self, images, *choices):
+        """uint8 [B, stored, stored, 3] -> uint8 or float [B, size, size, 3] in 0..255."""
+        size = self.split.size[0]
+        flip = choices[2] < 0.5 if "flip" in self.augmentation else None
+        if "resized-crop" in self.augmentation:
+            return resized_crop(images, *choices, flip, size)
+        margin = (images.shape[1] - size) // 2
+        images = images[:, margin : margin + size, margin : margin + size]
+        if not choices:
+            return images
+        return crop(images, size // 8 if "crop" in self.augmentation else 0, choices[0], choices[1], flip)
 
     def _normalized(self, images):
         """uint8 or float [B, H, W, 3] in 0..255 -> float32 [B, 3, H, W], channels last in memory."""
@@ -79,41 +118,30 @@ class _Batches:
 
 
 class ArrayBatches(_Batches):
-    """Of images in an array. They lie on the device, as uint8, and an epoch's random numbers are drawn at once:
-    no step waits for the host."""
+    """Of images in an array. They lie on the device, as uint8, if there is room for them."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
         size = len(self.indices) * math.prod(self.split.images.shape[1:])
-        self.images = torch.from_numpy(self.split.images[self.indices]).to(self.device) if size <= RESIDENT else None
+        self.images = self._read(self.indices) if size <= _room(self.device) else None
 
-    def __iter__(self):
-        order = self._order()
-        choices = self._choices(len(order))
-        rows = order.to(self.device)
+    def _images(self, order, rows):
         for start in range(0, len(order), self.batch_size):
             part = slice(start, start + self.batch_size)
             if self.images is None:
-                images = torch.from_numpy(self.split.images[self.indices[order[part].numpy()]]).to(self.device)
+                yield self._read(self.indices[order[part].numpy()])
             else:
-                images = self.images.index_select(0, rows[part])
-            images = self._augmented(images, *(choice[part] for choice in choices))
-            yield self._normalized(images), self.labels.index_select(0, rows[part])
+                yield self.images.index_select(0, rows[part])
 
-    def _choices(self, count):
-        """Random numbers in 0..1 for the vertical and horizontal place, the flip, the area and the aspect: 5 of [N]."""
-        if not self.augmentation:
-            return []
-        return list(torch.rand(5, count, **self._source()).to(self.device))
+    def _read(self, indices):
+        return torch.from_numpy(self.split.images[indices]).to(self.device)
 
-    def _augmented(self, images, *choices):
-        if not choices:
-            return images
-        flip = choices[2] < 0.5 if "flip" in self.augmentation else None
-        if "resized-crop" in self.augmentation:
-            return resized_crop(images, *choices, flip)
-        padding = images.shape[1] // 8 if "crop" in self.augmentation else 0
-        return crop(images, padding, choices[0], choices[1], flip)
+
+def _room(device):
+    """Bytes of images that one loader may keep on the device."""
+    if device.type == "cuda":
+        return min(RESIDENT, torch.cuda.mem_get_info(device)[0] // 8)
+    return RESIDENT // 4  # beyond that the memory-mapped file itself serves as well
 
 
 def crop(images, padding, vertical, horizontal, flip=None):
@@ -134,10 +162,11 @@ def crop(images, padding, vertical, horizontal, flip=None):
     return padded.reshape(-1, channels).index_select(0, pixels.reshape(-1)).view(images.shape)
 
 
-def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None):
-    """A random part of each image at the full size, bilinear; its area 8 to 100 %, its aspect 3/4 to 4/3.
+def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None, size=None):
+    """A random part of each image, bilinear; its area 8 to 100 %, its aspect 3/4 to 4/3.
 
-    images: uint8 [B, H, W, 3]; the others: [B], in 0..1 or bool. Gives float [B, H, W, 3] in 0..255.
+    images: uint8 [B, H, H, 3]; the others: [B], in 0..1 or bool; size: of the result, H by default.
+    Gives float [B, size, size, 3] in 0..255.
     """
     area = 0.08 + 0.92 * area
     aspect = torch.exp((2 * aspect - 1) * math.log(4 / 3))
@@ -148,13 +177,13 @@ def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None):
     transform[:, 0, 2] = (1 - width) * (2 * horizontal - 1)
     transform[:, 1, 2] = (1 - height) * (2 * vertical - 1)
     planes = images.permute(0, 3, 1, 2).float()
-    grid = F.affine_grid(transform, planes.shape, align_corners=False)
+    size = size or images.shape[1]
+    grid = F.affine_grid(transform, [len(images), 3, size, size], align_corners=False)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
 class FileBatches(_Batches):
-    """Of images in files, decoded by worker processes. Each image has a seed of its own, so that the number of
-    processes changes nothing."""
+    """Of images in files: worker processes only decode them, to the square that an array would hold."""
 
     def __init__(self, *common_and_workers):
         *common, workers = common_and_workers
@@ -163,10 +192,10 @@ class FileBatches(_Batches):
             workers = min(cores(), 16)
         if sys.platform != "linux":  # a spawned process would run a script's main part again
             workers = 0
-        self.keys = [None] * len(self.indices)  # of this epoch, in its order: (position, seed)
+        self.order = []  # the positions of this epoch
         self.loader = torch.utils.data.DataLoader(
-            _Files(self.split, self.indices, self.augmentation),
-            sampler=self.keys,
+            _Files(self.split, self.indices),
+            sampler=self.order,
             batch_size=self.batch_size,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -175,54 +204,23 @@ class FileBatches(_Batches):
             generator=torch.Generator(),  # the loader's own draw leaves the global one alone
         )
 
-    def __iter__(self):
-        self.keys[:] = self._keys()
+    def _images(self, order, rows):
+        self.order[:] = order.tolist()
         try:
-            for images, positions in self.loader:
-                images = images.to(self.device, non_blocking=True)
-                yield self._normalized(images), self.labels.index_select(0, positions.to(self.device))
+            for images in self.loader:
+                yield images.to(self.device, non_blocking=True)
         except UserError as error:  # one of a worker comes with the worker's traceback
             raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.files.UserError: ")) from None
 
-    def _keys(self):
-        order = self._order().tolist()
-        if not self.augmentation:
-            return [(position, 0) for position in order]
-        seeds = torch.randint(2**62, (len(order),), **self._source()).tolist()
-        return list(zip(order, seeds, strict=True))
-
 
 class _Files(torch.utils.data.Dataset):
-    """(position, seed) -> uint8 [H, W, 3] and the position."""
+    """Position -> uint8 [stored, stored, 3]."""
 
-    def __init__(self, split, indices, augmentation):
-        self.files, self.size = [split.files[index] for index in indices], split.size[0]
-        self.transform = _transform(self.size, augmentation)
-        self.whole = "resized-crop" in augmentation
+    def __init__(self, split, indices):
+        self.files, self.side = [split.files[index] for index in indices], stored(split.size[0])
 
     def __len__(self):
         return len(self.files)
 
-    def __getitem__(self, key):
-        position, seed = key
-        if not self.transform:
-            return np.array(read_image(self.files[position], self.size)), position
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            file = self.files[position]
-            image = open_image(file) if self.whole else Image.fromarray(read_image(file, self.size))
-            return np.array(self.transform(image)), position
-
-
-def _transform(size, augmentation):
-    """The augmentation of one Pillow image, None where there is none."""
-    if not augmentation:
-        return None
-    from torchvision.transforms import v2
-
-    steps = {
-        "resized-crop": v2.RandomResizedCrop(size, antialias=True),
-        "crop": v2.RandomCrop(size, padding=size // 8),
-        "flip": v2.RandomHorizontalFlip(),
-    }
-    return v2.Compose([step for name, step in steps.items() if name in augmentation])
+    def __getitem__(self, position):
+        return torch.from_numpy(read_image(self.files[position], self.side).copy())

@@ -13,7 +13,16 @@ from PIL import Image, ImageOps
 from seam.files import UserError
 
 PART = 200  # images that one worker decodes at once
-LARGE = 128  # from this size on an eighth of the shorter side is cut off, as in ImageNet's Resize 256, CenterCrop 224
+LARGE = 128  # from this working size in pixels on more than the working size is kept: see `stored`
+
+
+def stored(size):
+    """Side of the square that is kept of an image for the working size `size`, in pixels.
+
+    256 for 224, as ImageNet's test images are cut: 8/7 of a large size, so that a training image can be a random
+    part and a test image the centre; a small size itself.
+    """
+    return round(size * 8 / 7) if size >= LARGE else size
 
 
 def open_image(path, least=None):
@@ -30,6 +39,8 @@ def open_image(path, least=None):
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 255
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+            if image.mode == "F":  # Pillow would take them for 0 to 255
+                raise ValueError("its pixels are fractions; save it with 8 or 16 bits")
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
             return image if image.mode == "RGB" else image.convert("RGB")
@@ -37,31 +48,27 @@ def open_image(path, least=None):
         raise UserError(f"{path} cannot be read as an image ({error}): replace it or remove it.") from error
 
 
-def read_image(path, size):
-    """The central square of the image at size x size: uint8 [size, size, 3].
-
-    The shorter side becomes `size` first, or 8/7 of it for a large size: 256 for 224.
-    """
-    short = round(size * 8 / 7) if size >= LARGE else size
-    image = open_image(path, least=short)
+def read_image(path, side):
+    """The central square of the image, its shorter side resized to `side` pixels: uint8 [side, side, 3]."""
+    image = open_image(path, least=side)
     width, height = image.size
-    scale = short / min(width, height)
-    width, height = max(short, int(width * scale)), max(short, int(height * scale))
+    scale = side / min(width, height)
+    width, height = max(side, int(width * scale)), max(side, int(height * scale))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    if (width, height) != (size, size):
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+    if (width, height) != (side, side):
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        image = image.crop((left, top, left + side, top + side))
     return np.asarray(image)
 
 
-def read_images(paths, size, into, workers=None):
-    """Decode all `paths` into the array `into`, uint8 [N, size, size, 3]; `workers` processes, or one for each core."""
+def read_images(paths, side, into, workers=None):
+    """Decode all `paths` into the array `into`, uint8 [N, side, side, 3]; `workers` processes, or one for each core."""
     from tqdm import tqdm
 
     starts = range(0, len(paths), PART)
     with _pool(workers or cores()) as pool, tqdm(desc="images", total=len(paths), disable=None) as bar:
-        parts = pool.map(_read_part, (paths[start : start + PART] for start in starts), repeat(size))
+        parts = pool.map(_read_part, (paths[start : start + PART] for start in starts), repeat(side))
         try:
             for start, images in zip(starts, parts, strict=True):
                 into[start : start + len(images)] = images
@@ -71,8 +78,8 @@ def read_images(paths, size, into, workers=None):
             raise
 
 
-def _read_part(paths, size):
-    return np.stack([read_image(path, size) for path in paths])
+def _read_part(paths, side):
+    return np.stack([read_image(path, side) for path in paths])
 
 
 def _pool(workers):

@@ -1,6 +1,7 @@
 """A folder of images of one's own: train/<class>/ and test/<class>/, sub-folders included."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 from seam.files import UserError
@@ -29,10 +30,16 @@ def class_folders(root, train="train", test="test"):
     found = {}
     for name in (train, test):
         folder = Path(root) / name
-        if not folder.is_dir():
-            raise UserError(f"root: there is no folder {folder}: give the folder that holds {train}/ and {test}/.")
-        with os.scandir(folder) as items:
-            found[name] = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+        try:
+            if not folder.is_dir():
+                raise UserError(f"root: there is no folder {folder}: give the folder that holds {train}/ and {test}/.")
+            with os.scandir(folder) as items:
+                found[name] = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+        except OSError as error:
+            _cannot_be_read(error)
+        # Bytes that are not UTF-8 are category Cs.
+        if odd := [label for label in found[name] if {"Cc", "Cs"} & set(map(unicodedata.category, label))]:
+            raise UserError(f"root: {folder} has a folder {odd[0]!a}, whose name cannot be printed: rename it.")
         if not found[name]:
             raise UserError(f"root: {folder} has no folders in it: put the images of each class into one of their own.")
     if odd := sorted(set(found[train]) ^ set(found[test])):
@@ -58,8 +65,14 @@ def load_folders(root, wanted, size, train="train", test="test"):
 def image_files(folder):
     """Sorted paths of the images in `folder` and below. Raises UserError where there are none."""
     found, others = [], 0
-    for place, folders, files in os.walk(folder, followlinks=True):
+    above = {str(folder): [os.path.realpath(folder)]}  # of each place, the real folders that lead to it and its own
+    for place, folders, files in os.walk(str(folder), onerror=_cannot_be_read, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (os.path.join(place, name) for name in folders):
+            real = os.path.realpath(path)
+            if any(os.path.commonpath([real, other]) == real for other in above[place]):
+                raise UserError(f"root: {path} is a link back to a folder that it is in: remove the link.")
+            above[path] = [*above[place], real]
         images = [name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES]
         found += [os.path.join(os.path.abspath(place), name) for name in images]
         others += len(files) - len(images)
@@ -69,3 +82,9 @@ def image_files(folder):
         kinds = " ".join(sorted(SUFFIXES))
         raise UserError(f"root: {folder} has no images in it ({kinds}): add some or remove the folder.")
     return sorted(found)
+
+
+def _cannot_be_read(error):
+    raise UserError(
+        f"root: {error.filename} cannot be read ({error.strerror}): mend its permissions, or remove it."
+    ) from error

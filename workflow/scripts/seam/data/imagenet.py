@@ -1,8 +1,11 @@
-"""ImageNet (ILSVRC2012), one's own copy: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Its classes: the sorted wnids."""
+"""ImageNet (ILSVRC2012), one's own copy: train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Its classes: the sorted wnids.
+
+They are known without the images, which a source model with trained weights doesn't need.
+"""
 
 from pathlib import Path
 
-from seam.data import imagefolder
+from seam.data import imagefolder, published
 from seam.files import UserError, fetch
 
 SIZE = 224
@@ -15,14 +18,30 @@ FILES = {
 }
 
 
+def missing(entry):
+    if not entry.get("root"):
+        return "imagenet: its root is not given in the config, so what needs it is left out"
+    return None
+
+
 def names(entry):
+    known = published.read_names("imagenet_wnids")
+    if not entry.get("root"):
+        return known
     val = Path(entry["root"]) / "val"
     if val.is_dir() and any(val.glob("ILSVRC2012_val_*.JPEG")):
         raise UserError(
             f"root: the images in {val} are not sorted by class: move each into val/<wnid>/, "
             'as torchvision.datasets.ImageNet(root, split="val") does with the devkit archive beside them.'
         )
-    return imagefolder.class_folders(entry["root"], "train", "val")
+    found = imagefolder.class_folders(entry["root"], "train", "val")
+    if len(found) == len(known) and found != known:  # fewer are a subset of one's own
+        odd = min(set(found) - set(known))
+        raise UserError(
+            f"root: {entry['root']}/train has {len(found)} folders, but {odd} is no class of ILSVRC2012: "
+            "give the folder of the ILSVRC2012 copy, or use kind: imagefolder."
+        )
+    return found
 
 
 def groups(entry, cache):

@@ -1,6 +1,8 @@
 """A prepared data set on disk: memory-mapped uint8 arrays, or the list of its files, and dataset.json."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +16,8 @@ from seam.files import UserError, read_json, sha256, whole, write_json, write_te
 class Split:
     """The training or the test images: either `images` or `files` is given.
 
-    images: uint8 [N, H, W, 3]; files: N paths, decoded when they are asked for; labels: int64 [N];
-    size: (H, W) in pixels, of a batch's images.
+    images: uint8 [N, S, S, 3], of S = `decoding.stored(size)` pixels: 256 for 224; files: N paths, decoded to that
+    when they are asked for; labels: int64 [N]; size: (H, W) in pixels, of a batch's images.
     """
 
     labels: np.ndarray
@@ -29,11 +31,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`mean` and `std` are per channel, of the training images in 0..1; `groups` {superclass: [class, ...]}."""
+    """`mean` and `std` are per channel, of the training images in 0..1."""
 
     kind: str
     classes: list
-    groups: dict
     size: tuple
     mean: tuple
     std: tuple
@@ -54,10 +55,10 @@ def select(images, labels, names, wanted):
     return Split(labels[kept], images.shape[1:3], images[kept])
 
 
-def write(folder, splits, kind, classes, groups, augmentation, normalization=None, decode=True, workers=None):
+def write(folder, splits, kind, classes, augmentation, normalization=None, decode=True, workers=None):
     """Write `splits` {"train": Split, "test": Split}; dataset.json comes last. Returns its content.
 
-    decode: files of images become an array too, at their split's size.
+    decode: files of images become an array too.
     """
     folder = Path(folder)
     manifest, arrays = folder / "dataset.json", folder / "arrays"
@@ -80,7 +81,6 @@ def write(folder, splits, kind, classes, groups, augmentation, normalization=Non
     content = {
         "kind": kind,
         "classes": classes,
-        "groups": groups,
         "size": list(splits["train"].size),
         "storage": "arrays" if splits["train"].images is not None else "files",
         "counts": {name: _counts(split.labels, classes) for name, split in splits.items()},
@@ -114,7 +114,6 @@ def read(folder):
     return Dataset(
         content["kind"],
         content["classes"],
-        content["groups"],
         size,
         tuple(content["mean"]),
         tuple(content["std"]),
@@ -124,34 +123,60 @@ def read(folder):
 
 
 def save_array(path, array):
-    with whole(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)
+    with whole(path) as temporary, open(temporary, "w+b") as file:
+        np.save(file, array)  # past a file that is "wb" it writes by itself, and does not say that the disk is full
 
 
 def decode_array(path, split, workers=None):
     """Write the images of a split's files as an array; gives it memory-mapped."""
-    from seam.data.decoding import read_images
+    from seam.data.decoding import read_images, stored
 
+    side = stored(split.size[0])
     with whole(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(split), *split.size, 3))
-        read_images(split.files, split.size[0], array, workers)
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(split), side, side, 3))
+        reserve(temporary)
+        read_images(split.files, side, array, workers)
         array.flush()
     return np.load(path, mmap_mode="r")
 
 
-def statistics(split, most=1000):
-    """Mean and standard deviation per channel in 0..1, exact; of `most` images spread evenly where they are files."""
-    if split.images is None:
-        from seam.data.decoding import read_image
+def reserve(path):
+    """Raises OSError where the disk is too small: a memory-mapped file that outgrows it would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with open(path, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:  # some network drives cannot reserve: they are written to as they are
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
-        step = max(1, len(split) // most)
-        images = np.stack([read_image(file, split.size[0]) for file in split.files[::step]])
-    else:
-        images = split.images
+
+def decoded_bytes(splits):
+    """What all images of `splits` take as arrays."""
+    from seam.data.decoding import stored
+
+    return sum(3 * len(split) * stored(split.size[0]) ** 2 for split in splits.values())
+
+
+def free_bytes(folder):
+    """What is free on the disk of `folder`, which need not exist yet."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def statistics(split, most=1000):
+    """Mean and standard deviation per channel in 0..1: exact, but for large images of `most` of them, spread evenly."""
+    from seam.data.decoding import LARGE, read_image, stored
+
+    chosen = np.arange(0, len(split), max(1, len(split) // most) if split.size[0] >= LARGE else 1)
     counts = np.zeros((3, 256))
-    for start in range(0, len(images), 1000):
-        part = images[start : start + 1000]
-        counts += [np.bincount(part[..., channel].ravel(), minlength=256) for channel in range(3)]
+    for start in range(0, len(chosen), 200):
+        part = chosen[start : start + 200]
+        if split.images is None:
+            images = np.stack([read_image(split.files[index], stored(split.size[0])) for index in part])
+        else:
+            images = split.images[part]
+        counts += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
     share, value = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
     mean = share @ value
     std = np.sqrt(np.maximum(share @ value**2 - mean**2, 0))
