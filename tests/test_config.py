@@ -1,4 +1,4 @@
-"""The configuration: what is refused and how, what is filled in, which problems come of it."""
+"""The configuration: what is refused and how, what is filled in, which problems and students come of it."""
 
 import copy
 import re
@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from seam import config as plan
+from seam import data
 from seam.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,26 @@ SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
     "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
 }  # fmt: skip
+TRANSFER = {  # as published, but for selection and holdout
+    "batch_size": 64,
+    "selection": "holdout",
+    "holdout": 0.1,
+    "head": {"epochs": 300, "patience": 30, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0001},
+    "search": {"epochs": 300, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5},
+    "finetune": {
+        "epochs": 300, "patience": 30, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+        "keep_zeros": False,
+    },
+    "standard": {
+        "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+    },
+    "retrain": {"epochs": 300, "patience": 300, "lr": 0.1, "lr_last": 0.1, "momentum": 0.5, "weight_decay": 0.0001},
+}  # fmt: skip
+ATTACK = {
+    "eps": 0.1, "step": 0.01, "steps": 40, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 64,
+}  # fmt: skip
+STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
+TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
 
 SMALL = """
 datasets:
@@ -27,6 +48,7 @@ datasets:
   cifar100: {kind: cifar100}
   pets: {kind: imagefolder, root: pets}
   imagenet: {kind: imagenet}
+  birds: {kind: cub200}
 models:
   digits-resnet20: {architecture: resnet20, dataset: digits, weights: train}
   resnet20-cifar10: {architecture: resnet20, dataset: cifar10, weights: hub}
@@ -40,6 +62,9 @@ models:
 direct_reuse:
   - {model: resnet20-cifar10, problem: binary, targets: [cat, ship]}
   - {model: resnet20-cifar100, problem: multiclass, targets: {water: [otter, seal]}}
+indirect_reuse:
+  - {model: resnet50, datasets: [pets, digits], thresholds: [0.6, 0.4], compare_at: [0.6]}
+  - {model: digits-resnet20, datasets: [pets], students: [seam, standard]}
 """
 
 
@@ -80,15 +105,15 @@ serach = {}
     serach is not a known key: did you mean search?
 search/lr_msk = 0.1
     search.lr_msk is not a known key: did you mean lr_mask?
-indirect_reuse = []
-    indirect_reuse is not a known key: did you mean direct_reuse?
+indirect_reus = []
+    indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
-    cores is not a known key: known are seed, device, engines, datasets, models, training, search, timing,
-    direct_reuse.
+    cores is not a known key: known are seed, device, engines, array_gb, datasets, models, training, search, timing,
+    direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 datasets/pets/path = pets
-    datasets.pets.path is not a known key: known are kind, root, size, classes, groups, augmentation.
+    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, augmentation.
 models/mine/weight = mine.pt
     models.mine.weight is not a known key: did you mean weights?
 direct_reuse/0/target = [cat]
@@ -162,8 +187,8 @@ direct_reuse/1/timing = {iterations: 0}
 
 # data sets
 datasets/digits/kind = digit
-    datasets.digits.kind is 'digit', but must be digits, cifar10, cifar100, imagefolder or imagenet (did you
-    mean digits?).
+    datasets.digits.kind is 'digit', but must be digits, cifar10, cifar100, imagefolder, imagenet, mit67, cub200,
+    flower102, dog120 or action40 (did you mean digits?).
 datasets/my pets = {kind: digits}
     datasets has the name 'my pets', but a name can only have letters, digits, '_', '-' and '.', and none of the
     last two first.
@@ -190,7 +215,36 @@ datasets/digits/classes = [1]
 datasets/digits/augmentation = [crop, mirror]
     datasets.digits.augmentation[1] is 'mirror', but must be crop, flip or resized-crop.
 
+datasets/pets/download = true
+    datasets.pets.download is not for data of kind imagefolder: leave it out.
+datasets/digits/download = false
+    datasets.digits.download is not for data of kind digits: leave it out.
+datasets/birds/download = yes please
+    datasets.birds.download is 'yes please', but must be true or false.
+datasets/birds/download = 'true'
+    datasets.birds.download is 'true', but must be true or false: write true, without quotes.
+datasets/birds/download = 1
+    datasets.birds.download is 1, but must be true or false.
+datasets/birds = {kind: cub200, download: true, root: pets}
+    datasets.birds.download is true, but root is given, too: drop one of the two.
+datasets/birds/root = pets
+    datasets.birds.root: ...
+datasets/birds/root = nowhere
+    datasets.birds.root is 'nowhere', but there is no such folder.
+datasets/birds/groups = a.csv
+    datasets.birds.groups is not for data of kind cub200: leave it out.
+datasets/birds/classes = [sparrow, duck]
+    datasets.birds.classes names 'sparrow', which is not a class of cub200: ...
+datasets/scenes = {kind: mit67, download: true}
+    datasets.scenes.download: mit67 has no published checksum, ...
+array_gb = -1
+    array_gb is -1, but must be at least 0.
+
 # models
+models/mine/last_layer = 6
+    models.mine.last_layer is 6, but must be text or null.
+models/mine/last_layr = fc
+    models.mine.last_layr is not a known key: did you mean last_layer?
 models/mine/dataset = pet
     models.mine.dataset names 'pet', which is not the name of a data set under datasets: did you mean pets?
 models/mine/architecture = resnet21
@@ -286,6 +340,81 @@ direct_reuse/1 = {model: mine, problem: multiclass, targets: superclasses}
 direct_reuse/1 = {model: resnet20-cifar10, problem: binary, targets: all}
     direct_reuse[1].targets names 'cat', but direct_reuse[0].targets has 'cat' for the same model and problem,
     with results in the same folder (cat): leave one out or rename it.
+
+# students
+indirect_reuse/0 = {model: resnet50}
+    indirect_reuse[0].datasets is missing: docs/configuration.md says what it may be.
+indirect_reuse/0/model = resnet5
+    indirect_reuse[0].model names 'resnet5', which is not the name of a model under models: did you mean resnet50?
+indirect_reuse/0/datasets = [pets, digit]
+    indirect_reuse[0].datasets names 'digit', which is not the name of a data set under datasets: did you mean digits?
+indirect_reuse/0/datasets = [pets, pets]
+    indirect_reuse[0].datasets names 'pets' twice: once is enough.
+indirect_reuse/0/datasets = pets
+    indirect_reuse[0].datasets is 'pets', but must be a list: write [pets].
+indirect_reuse/0/datasets = []
+    indirect_reuse[0].datasets has 0 values, but needs at least 1.
+indirect_reuse/1 = {model: resnet50, datasets: [birds, digits]}
+    indirect_reuse[1].datasets names 'digits', but indirect_reuse[0].datasets names it for the same model: leave one
+    out.
+indirect_reuse/0/students = [seem]
+    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, seam, magnitude or random (did you mean
+    seam?).
+indirect_reuse/0/students = []
+    indirect_reuse[0].students has 0 values, but needs at least 1.
+indirect_reuse/0/thresholds = [60]
+    indirect_reuse[0].thresholds[0] is 60, but must be more than 0 and less than 1.
+indirect_reuse/0/thresholds = [0.6, 0.60]
+    indirect_reuse[0].thresholds names 0.6 twice: once is enough.
+indirect_reuse/0/thresholds = [0.6, 0.60001]
+    indirect_reuse[0].thresholds[1] is 0.60001, but may have three decimals at most.
+indirect_reuse/0/compare_at = [0.5, 0.6]
+    indirect_reuse[0].compare_at names 0.5, but must be among thresholds: [0.6, 0.4].
+indirect_reuse/0/compare_at = []
+    indirect_reuse[0].compare_at has 0 values, but needs at least 1.
+indirect_reuse/0/alpha = 1.0
+    indirect_reuse[0].alpha is not a known key: known are model, datasets, students, thresholds, compare_at, transfer,
+    overrides, attack.
+indirect_reuse/0/holdout = 0.2
+    indirect_reuse[0].holdout is not a known key: it belongs in indirect_reuse[0].transfer.
+indirect_reuse/0/transfer = {finetune: {lr_lst: 0.1}}
+    indirect_reuse[0].transfer.finetune.lr_lst is not a known key: did you mean lr_last?
+indirect_reuse/0/overrides = {digit: {batch_size: 8}}
+    indirect_reuse[0].overrides names 'digit', which is not a data set of this entry: did you mean digits?
+indirect_reuse/0/overrides = {pets: {standard: {keep_zeros: true}}}
+    indirect_reuse[0].overrides.pets.standard.keep_zeros is not a known key: known are epochs, patience, lr, lr_last,
+    momentum, weight_decay.
+indirect_reuse/0/attack = {clip: [1, -1]}
+    indirect_reuse[0].attack.clip is the list [1.0, -1.0], but its first value must be less than its second.
+transfer/batch_size = 1
+    transfer.batch_size is 1, but must be at least 2.
+transfer/holdout = 0
+    transfer.holdout is 0, but must be more than 0 and at most 0.5.
+transfer/selection = train
+    transfer.selection is 'train', but must be holdout or test.
+transfer/search = {alpha: -1}
+    transfer.search.alpha is -1, but must be at least 0.
+transfer/search = {lr_mask: 0}
+    transfer.search.lr_mask is 0, but must be more than 0.
+transfer/head = {patience: 0}
+    transfer.head.patience is 0, but must be at least 1.
+transfer/retrain = {momentum: 1}
+    transfer.retrain.momentum is 1, but must be at least 0 and less than 1.
+transfer/finetune = {weight_decay: 1e-4}
+    transfer.finetune.weight_decay is '1e-4', but must be a number: write 0.0001 in a config file (numbers in quotes
+    or like 1e-3 are text to YAML, and so are nested ones in --config).
+transfer/finetune = {keep_zeros: 1}
+    transfer.finetune.keep_zeros is 1, but must be true or false.
+transfer/finetun = {}
+    transfer.finetun is not a known key: did you mean finetune?
+attack/eps = 0
+    attack.eps is 0, but must be more than 0.
+attack/steps = 0
+    attack.steps is 0, but must be at least 1.
+attack/clip = [0]
+    attack.clip has 1 value, but needs exactly 2.
+attack/clip = [2.2, 2.2]
+    attack.clip is the list [2.2, 2.2], but its first value must be less than its second.
 """
 
 
@@ -332,6 +461,14 @@ def test_vgg16_takes_images_of_32_pixels_only(small):
         validated(changed(raw, "datasets/pets/size", 64))
 
 
+def test_students_of_vgg16_are_for_images_of_32_pixels_only(small):
+    small["models"]["vgg16"] = {"architecture": "vgg16_bn", "dataset": "cifar10", "weights": "hub"}
+    small["indirect_reuse"] = [{"model": "vgg16", "datasets": ["digits", "pets"]}]
+    validated(small)
+    with pytest.raises(UserError, match=r"\[0\].model is 'vgg16', of the architecture 'vgg16_bn', .*pets.size is 64"):
+        validated(changed(small, "datasets/pets/size", 64))
+
+
 def test_classes_whose_folder_names_meet_are_refused(small, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pets" / split / "golden_retriever").mkdir()
@@ -364,7 +501,23 @@ def test_defaults_are_filled_in_at_every_level(small):
     assert config["datasets"]["digits"] == {"kind": "digits", "size": 32, "classes": None, "augmentation": None}
     assert config["datasets"]["cifar10"] == {"kind": "cifar10", "root": None, "classes": None, "augmentation": None}
     assert [config["datasets"][name]["size"] for name in ("pets", "imagenet")] == [32, 224]
-    assert config["models"]["resnet50"]["normalization"] is None
+    assert config["datasets"]["birds"] == {
+        "kind": "cub200", "root": None, "download": False, "size": 224, "classes": None, "augmentation": None,
+    }  # fmt: skip
+    assert (config["models"]["resnet50"]["normalization"], config["models"]["resnet50"]["last_layer"]) == (None, None)
+    assert (config["transfer"], config["attack"], config["array_gb"]) == (TRANSFER, ATTACK, 20.0)
+    assert config["indirect_reuse"][1] == {
+        "model": "digits-resnet20", "datasets": ["pets"], "students": ["seam", "standard"], "thresholds": [0.6],
+        "compare_at": None,
+    }  # fmt: skip
+
+
+def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
+    small["transfer"] = {"holdout": 0.2, "finetune": {"epochs": 7, "lr": 1}}
+    config = validated(small)
+    finetune = {**TRANSFER["finetune"], "epochs": 7, "lr": 1.0}
+    assert config["transfer"] == {**TRANSFER, "holdout": 0.2, "finetune": finetune}
+    assert repr(config["transfer"]["finetune"]["lr"]) == "1.0"
 
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
@@ -508,7 +661,9 @@ def test_what_determines_a_source_model(small):
         "weights": "train",
     }  # fmt: skip
     mine = plan.model_settings(config, "mine")
-    assert list(mine) == ["architecture", "dataset", "normalization", "weights"]
+    assert list(mine) == ["architecture", "dataset", "normalization", "weights"]  # no null of a key that came later
+    named = plan.model_settings(validated(changed(small, "models/mine/last_layer", "fc")), "mine")
+    assert named == {**mine, "last_layer": "fc"} and list(named) == sorted(named)
     assert plan.model_files(config, "mine") == ["mine.pt", "my_models.py"]
     assert plan.model_files(config, "resnet50") == []
     assert list(plan.dataset_entry(config, "pets")) == ["augmentation", "classes", "kind", "root", "size"]
@@ -526,6 +681,100 @@ def test_what_lacks_its_data_is_left_out_with_one_line(small):
         "datasets.imagenet: its root is not given in the config, so what needs it is left out "
         "(resnet50 multiclass, resnet50 binary)."
     ]
+
+
+def test_students_come_in_the_order_of_the_config_with_their_thresholds(small):
+    found = plan.students(validated(small))
+    methods = ["standard", "retrain", "seam-0.4", "seam-0.6", "magnitude-0.6", "random-0.6"]
+    assert [(s.model, s.dataset, s.method) for s in found] == [
+        *(("resnet50", dataset, method) for dataset in ("pets", "digits") for method in methods),
+        ("digits-resnet20", "pets", "seam-0.6"),
+        ("digits-resnet20", "pets", "standard"),
+    ]
+    assert [s.threshold for s in found[:6]] == [None, None, 0.4, 0.6, 0.6, 0.6]
+    assert {s.thresholds for s in found[:12]} == {(0.4, 0.6)} and found[-1].thresholds == (0.6,)
+    assert [s.student for s in found[:6]] == ["standard", "retrain", "seam", "seam", "magnitude", "random"]
+
+
+def test_magnitude_and_random_are_made_at_all_thresholds_unless_the_config_says_at_which(small):
+    small["indirect_reuse"] = [{"model": "resnet50", "datasets": ["pets"], "students": ["random", "magnitude"]}]
+    small["indirect_reuse"][0]["thresholds"] = [0.5, 0.625]
+    found = plan.students(validated(small))
+    assert [s.method for s in found] == ["random-0.5", "random-0.625", "magnitude-0.5", "magnitude-0.625"]
+
+
+def test_settings_of_a_student_are_merged_within_the_blocks(small):
+    small["transfer"] = {"batch_size": 32, "finetune": {"epochs": 100, "lr": 0.01, "patience": 5}}
+    small["attack"] = {"steps": 10}
+    small["indirect_reuse"][0] |= {
+        "transfer": {"finetune": {"epochs": 50, "lr": 0.02}, "head": {"lr": 0.3}},
+        "overrides": {"digits": {"batch_size": 8, "finetune": {"lr": 0.04}}},
+        "attack": {"eps": 0.2, "clip": [-1, 1]},
+    }
+    by_name = {(s.model, s.dataset, s.method): s for s in plan.students(validated(small))}
+    pets, digits = by_name["resnet50", "pets", "seam-0.6"], by_name["resnet50", "digits", "seam-0.6"]
+    finetune = {**TRANSFER["finetune"], "epochs": 50, "lr": 0.02, "patience": 5}
+    head = {**TRANSFER["head"], "lr": 0.3}
+    assert pets.transfer == {**TRANSFER, "batch_size": 32, "head": head, "finetune": finetune}
+    assert digits.transfer == {**pets.transfer, "batch_size": 8, "finetune": {**finetune, "lr": 0.04}}
+    other = by_name["digits-resnet20", "pets", "standard"]
+    assert other.transfer["finetune"] == {**TRANSFER["finetune"], "epochs": 100, "lr": 0.01, "patience": 5}
+    assert pets.attack == digits.attack == {**ATTACK, "steps": 10, "eps": 0.2, "clip": [-1.0, 1.0]}
+    assert other.attack == {**ATTACK, "steps": 10}
+    for mapping in (pets.transfer, pets.attack, *(v for v in pets.transfer.values() if isinstance(v, dict))):
+        assert list(mapping) == sorted(mapping)
+
+
+def test_students_without_their_target_data_are_left_out_with_one_line(small):
+    small["indirect_reuse"][0]["datasets"] = ["birds", "pets"]
+    small["indirect_reuse"] += [{"model": "resnet20-cifar10", "datasets": ["birds"]}]
+    config = validated(small)
+    assert {(s.model, s.dataset) for s in plan.students(config)} == {("resnet50", "pets"), ("digits-resnet20", "pets")}
+    (line,) = plan.left_out(config)
+    assert line.startswith("datasets.birds: its root is not given in the config, so what needs it is left out")
+    assert line.endswith(" (resnet50 indirect, resnet20-cifar10 indirect).")
+    config = validated(changed(small, "datasets/birds/download", True))
+    assert plan.left_out(config) == []
+    assert ("resnet50", "birds") in {(s.model, s.dataset) for s in plan.students(config)}
+
+
+def test_a_source_model_needs_its_images_only_where_it_is_trained_on_them(small):
+    small["indirect_reuse"] = [{"model": "resnet50", "datasets": ["pets"], "students": ["standard"]}]
+    assert len(plan.students(validated(small))) == 1
+    config = validated(changed(small, "models/resnet50/weights", "train"))
+    assert plan.students(config) == []
+    (line,) = plan.left_out(config)
+    assert line.startswith("datasets.imagenet: ") and line.endswith(" (resnet50 indirect).")
+
+
+def test_one_line_for_a_data_set_that_both_kinds_of_reuse_lack(small):
+    small["direct_reuse"] += [{"model": "resnet50", "problem": "binary", "targets": ["n01440764"]}]
+    small["indirect_reuse"] += [{"model": "mine", "datasets": ["imagenet"]}]
+    (line,) = plan.left_out(validated(small))
+    assert line.endswith(" (resnet50 binary, mine indirect).")
+
+
+def test_the_budget_for_arrays_belongs_to_large_images_alone(small):
+    config = validated(changed(changed(small, "array_gb", 5), "datasets/pets/size", 127))
+    assert plan.dataset_entry(config, "birds")["array_gb"] == plan.dataset_entry(config, "imagenet")["array_gb"] == 5.0
+    for name in ("digits", "cifar10", "pets"):
+        assert "array_gb" not in plan.dataset_entry(config, name)
+    large = plan.dataset_entry(validated(changed(small, "datasets/pets/size", 128)), "pets")
+    assert large["array_gb"] == 20.0 and list(large) == sorted(large)
+
+
+def test_weights_of_imagenet_do_not_depend_on_where_its_images_lie(small, tmp_path):
+    for split in ("train", "val"):
+        for wnid in ("n01440764", "n01443537"):
+            (tmp_path / "ilsvrc" / split / wnid).mkdir(parents=True)
+    small["models"]["own"] = {**small["models"]["mine"], "dataset": "imagenet"}
+    without, there = validated(small), validated(changed(small, "datasets/imagenet/root", "ilsvrc"))
+    assert plan.weights_entry(without, "resnet50") == plan.weights_entry(there, "resnet50")
+    assert plan.model_settings(without, "resnet50") == plan.model_settings(there, "resnet50")
+    assert len(data.classes(plan.weights_entry(there, "resnet50"))) == 1000
+    # A file of one's own has the classes of one's own folder.
+    assert data.classes(plan.weights_entry(there, "own")) == ["n01440764", "n01443537"]
+    assert plan.weights_entry(there, "mine") == plan.dataset_entry(there, "pets")
 
 
 @pytest.fixture
@@ -566,8 +815,10 @@ def test_config_yaml_is_the_published_evaluation(full):
     assert sum(p.problem == "binary" for p in problems) == 220
     assert sum(p.problem == "multiclass" for p in problems) == 20
     assert len({(p.model, p.problem, p.target) for p in problems}) == 240
-    (line,) = plan.left_out(config)
-    assert line.startswith("datasets.imagenet: ") and "resnet50-imagenet multiclass" in line
+    first, *others = plan.left_out(config)
+    assert first.startswith("datasets.imagenet: ") and first.endswith(" (resnet50-imagenet multiclass).")
+    assert [line.partition(":")[0] for line in others] == [f"datasets.{name}" for name in TARGETS]
+    assert all(line.endswith(" (resnet18-imagenet indirect, resnet50-imagenet indirect).") for line in others)
     published = {
         ("vgg16-cifar10", "binary"): (0.01, 1.0, 20, 100),
         ("vgg16-cifar100", "binary"): (0.05, 1.5, 20, 100),
@@ -584,9 +835,28 @@ def test_config_yaml_is_the_published_evaluation(full):
     assert imagenet["search"] == {"lr_mask": 0.05, "alpha": 2.0}
 
 
+def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data_are_there(full, monkeypatch):
+    available = data.available
+    monkeypatch.setattr(data, "available", lambda entry: available(entry) if entry["kind"] == "imagenet" else None)
+    config = validated(full)
+    assert len(plan.left_out(config)) == 1  # for direct reuse: the weights need no image of ImageNet
+    students = plan.students(config)
+    assert list(dict.fromkeys((s.model, s.dataset) for s in students)) == [
+        (model, name) for model in ("resnet18-imagenet", "resnet50-imagenet") for name in TARGETS
+    ]
+    small = [s.method for s in students if s.model == "resnet18-imagenet" and s.dataset == "mit67"]
+    seam = [f"seam-0.{t}" for t in (3, 4, 5, 6, 7)]
+    assert small == ["standard", "retrain", *seam, "magnitude-0.6", "random-0.6"]
+    large = [s.method for s in students if s.model == "resnet50-imagenet" and s.dataset == "dog120"]
+    assert large == ["standard", "retrain", "seam-0.6", "magnitude-0.6", "random-0.6"]
+    assert len(students) == 5 * 9 + 5 * 5
+    for s in students:
+        assert s.transfer == TRANSFER and s.attack == ATTACK
+
+
 def test_config_yaml_restates_the_defaults(full):
     config = validated({key: full[key] for key in ("datasets", "models")})
-    for key in ("seed", "device", "engines", "training", "search", "timing"):
+    for key in ("seed", "device", "engines", "array_gb", "training", "search", "timing", "transfer", "attack"):
         assert config[key] == validated(full)[key], key
 
 
@@ -627,6 +897,13 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
         "digits-resnet20": ("resnet20", "train"),
         "digits-vgg16": ("vgg16_bn", "train"),
     }
+    students = plan.students(config)
+    assert {(s.model, s.dataset) for s in students} == {("digits-low-resnet20", "digits-high")}
+    masked = [f"{student}-{t}" for student in ("seam", "magnitude", "random") for t in (0.4, 0.6)]
+    assert [s.method for s in students] == ["standard", "retrain", *masked]
+    low, high = (config["datasets"][name] for name in ("digits-low", "digits-high"))
+    assert low["size"] == high["size"] and low["classes"] + high["classes"] == [str(digit) for digit in range(10)]
+    assert plan.model_settings(config, "digits-low-resnet20")["dataset"] == "digits-low"
 
 
 # ------------------------------------------------------------------ the documentation
@@ -647,7 +924,16 @@ def test_documentation_has_every_key(key):
 def test_documentation_states_bounds_and_defaults():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert "| `holdout` | number, more than 0, at most 0.5 | `0.2` |" in page
-    assert "| `size` | whole number, at least 8, at most 512 | `32` (digits, imagefolder); `224` (imagenet) |" in page
+    large = ", ".join(["imagenet", *TARGETS])
+    assert f"| `size` | whole number, at least 8, at most 512 | `32` (digits, imagefolder); `224` ({large}) |" in page
+    assert f"| `download` | `true`, `false` | `false` | Only for {', '.join(TARGETS)}. " in page
+    assert "| `finetune.lr` | number, more than 0 | `0.005` |" in page
+    assert "| `head.lr` | number, more than 0 | `0.1` |" in page
+    assert "| `retrain.momentum` | number, at least 0, less than 1 | `0.5` |" in page
+    assert "| `finetune.keep_zeros` | `true`, `false` | `false` |" in page
+    assert "| `thresholds` | list of numbers (more than 0, less than 1) | `[0.6]` |" in page
+    assert "| `transfer` | keys of [transfer](#transfer) | not given |" in page
+    assert "| `clip` | list of 2: number | `[-2.2, 2.2]` |" in page
     assert "| `weights` | text | needed |" in page
     assert "Value: `auto`, `cpu`, `cuda`, `mps`. Default: `auto`." in page
 

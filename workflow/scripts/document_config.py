@@ -18,9 +18,9 @@ INTRODUCTION = """\
 <!-- Made from workflow/schemas/config.schema.yaml by workflow/scripts/document_config.py: change the schema, then run
      python workflow/scripts/document_config.py docs/configuration.md -->
 
-`config.yaml` holds the published evaluation of direct reuse. For a run of your own, write a file with what differs and
-give it with `--configfile mine.yaml`: it is merged over `config.yaml`. Keys that it does not mention stay as they are;
-a list replaces the whole list. A profile can bring such a file too, as `profiles/demo` does.
+`config.yaml` holds the published evaluation. For a run of your own, write a file with what differs and give it with
+`--configfile mine.yaml`: it is merged over `config.yaml`. Keys that it does not mention stay as they are; a list
+replaces the whole list. A profile can bring such a file too, as `profiles/demo` does.
 
 - The whole configuration is checked before any job starts; a mistake ends in one sentence that names the key.
 - `--config seed=1` sets a key of the top level. Nested numbers, as in `--config 'search={epochs: 3}'`, arrive as text
@@ -31,6 +31,7 @@ a list replaces the whole list. A profile can bring such a file too, as `profile
 - Names of models, data sets and groups become folders: letters, digits, `_`, `-` and `.`.
 - A search takes each setting from the first of these that has it: `overrides` for the target, the entry's `search`,
   `search`, the default. A change reruns the jobs whose settings it changes, and what is made from their results.
+- A student takes them likewise from `overrides` for the data set, the entry's `transfer`, `transfer`, the default.
 """
 
 ENTRIES = {"datasets": "An entry, under a name of your choice:", "models": "An entry, under a name of your choice:"}
@@ -57,16 +58,24 @@ def _table(rules, defaults, schema):
     rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for key, own in rules["properties"].items():
         rows.append(_row(key, own, _default(key, own, rules, defaults), schema))
+        if _elsewhere(key, own, schema):
+            continue
+        own = _resolved(own, schema)
         for name, inner in own.get("properties", {}).items():
-            needed = "needed" if name in own.get("required", []) else ""
-            rows.append(_row(f"{key}.{name}", inner, needed, schema))
+            inner = _resolved(inner, schema)
+            rows.append(_row(f"{key}.{name}", inner, _default(name, inner, own, defaults.get(key, {})), schema))
     return "\n".join(rows)
 
 
 def _row(key, rules, default, schema):
-    values = _values(rules) if "$ref" not in rules else f"keys of [{key}](#{key})"
+    values = f"keys of [{key}](#{key})" if _elsewhere(key, rules, schema) else _values(_resolved(rules, schema))
     only = _kinds_with(key, schema) if rules in schema["$defs"]["dataset"]["properties"].values() else ""
-    return f"| `{key}` | {values} | {default} | {only}{rules['description']} |"
+    return f"| `{key}` | {values} | {default} | {only}{_resolved(rules, schema)['description']} |"
+
+
+def _elsewhere(key, rules, schema):
+    """Whether the keys of this object are those of a section of the page."""
+    return "$ref" in rules and rules["$ref"] == schema["properties"].get(key, {}).get("$ref")
 
 
 def _default(key, own, rules, defaults):
@@ -74,26 +83,29 @@ def _default(key, own, rules, defaults):
     for case in rules.get("allOf", []):
         special = case["then"].get("properties", {}).get(key)
         if special and "default" in special:
-            by_kind.setdefault(special["default"], []).append(_kind(case))
+            by_kind.setdefault(special["default"], []).extend(_kinds(case))
     if by_kind:
         return "; ".join(f"{_code(value)} ({', '.join(kinds)})" for value, kinds in by_kind.items())
     if key in rules.get("required", []):
         return "needed"
     if key in defaults or "default" in own:
         value = defaults.get(key, own.get("default"))
+        if isinstance(value, dict):
+            return "as below"
         return "not given" if value is None else _code(value)
     return "not given"
 
 
 def _kinds_with(key, schema):
     """Which kinds of data sets take the key, where not all do."""
-    cases = schema["$defs"]["dataset"]["allOf"]
-    without = [_kind(case) for case in cases if "not" in case["then"].get("properties", {}).get(key, {})]
-    return f"Only for {', '.join(_kind(c) for c in cases if _kind(c) not in without)}. " if without else ""
+    takes = {}
+    for case in schema["$defs"]["dataset"]["allOf"]:
+        takes |= dict.fromkeys(_kinds(case), "not" not in case["then"].get("properties", {}).get(key, {}))
+    return "" if all(takes.values()) else f"Only for {', '.join(kind for kind in takes if takes[kind])}. "
 
 
-def _kind(case):
-    return case["if"]["properties"]["kind"]["const"]
+def _kinds(case):
+    return case["if"]["properties"]["kind"]["enum"]
 
 
 def _values(rules):
@@ -101,7 +113,8 @@ def _values(rules):
     if "enum" in rules:
         return ", ".join(f"`{value}`" for value in rules["enum"])
     words = {
-        "integer": "whole number", "number": "number", "string": "text", "object": "keys with values", "null": "null"
+        "integer": "whole number", "number": "number", "string": "text", "object": "keys with values", "null": "null",
+        "boolean": "`true`, `false`",
     }  # fmt: skip
     kinds = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
     described = " or ".join(_list(rules) if kind == "array" else words[kind] for kind in kinds)
@@ -115,10 +128,14 @@ def _list(rules):
     inner = "names" if rules["items"].get("type") == ["string", "integer"] else _values(rules["items"])
     if "minItems" in rules and rules["minItems"] == rules.get("maxItems"):
         return f"list of {rules['minItems']}: {inner}"
+    if inner.startswith("number, "):
+        return f"list of numbers ({inner.removeprefix('number, ')})"
     return f"list of {inner}"
 
 
 def _code(value):
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
 
 

@@ -3,6 +3,8 @@
     config = validated(raw, "workflow/schemas/config.schema.yaml")
     for problem in problems(config):
         print(problem.model, problem.target, problem.settings["alpha"])
+    for student in students(config):
+        print(student.model, student.dataset, student.method, student.transfer["finetune"]["lr"])
 
 Whatever is wrong ends in a UserError of one sentence that names the key, such as
 `search.lr_msk is not a known key: did you mean lr_mask?`. Imports neither torch nor snakemake: all of it
@@ -16,6 +18,7 @@ import functools
 import importlib.util
 import math
 import operator
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -29,6 +32,9 @@ from seam.files import UserError
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 IMAGENET_CLASSES = 1000  # the outputs of torchvision's trained classification models
+LARGE = 128  # px from which decoded images take so much disk that there is a budget for them
+MASKED = ("seam", "magnitude", "random")  # students of which there is one for each threshold
+COMPARED = ("magnitude", "random")
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,24 @@ class Problem:
     classes: list  # binary: the target class alone; multiclass: the group's classes, in the head's order
     settings: dict  # of the search, sorted by name
     timing: dict  # of the latency measurement, sorted by name
+
+
+@dataclass(frozen=True)
+class Student:
+    """One model of indirect reuse; its results are in results/indirect/{model}/{dataset}/{method}/."""
+
+    model: str  # the source model
+    dataset: str  # what it is fine-tuned on
+    student: str  # standard, retrain, seam, magnitude or random
+    threshold: float | None  # the share of weights removed; None for standard and retrain
+    thresholds: tuple  # all of this model and data set, ascending: one search stores its masks at each
+    transfer: dict  # how it is made, a dictionary for each step, sorted by name
+    attack: dict  # sorted by name; the same for all students of a model and data set
+
+    @property
+    def method(self):
+        """The name of its folder: `standard`, `seam-0.6`."""
+        return self.student if self.threshold is None else f"{self.student}-{self.threshold:g}"
 
 
 # ------------------------------------------------------------------ what the workflow asks
@@ -62,6 +86,7 @@ def validated(raw, schema_path):
     for name, model in config["models"].items():
         _check_model(f"models.{name}", model, config["datasets"])
     _check_direct_reuse(config, classes)
+    _check_indirect_reuse(config)
     return config
 
 
@@ -89,30 +114,89 @@ def problems(config):
     return found
 
 
+def students(config):
+    """The students of a validated configuration, without those whose data are not given.
+
+    A source model needs its own data set only where it is trained on it: weights that are there bring all else.
+    """
+    found = []
+    for _, entry in _indirect_reuse(config):
+        thresholds = sorted(entry["thresholds"])
+        compared = thresholds if entry["compare_at"] is None else sorted(entry["compare_at"])
+        for name in entry["datasets"]:
+            if _missing(config, entry, name):
+                continue
+            override = entry.get("overrides", {}).get(name, {})
+            transfer = _merged(_merged(config["transfer"], entry.get("transfer", {})), override)
+            for student in entry["students"]:
+                at = compared if student in COMPARED else thresholds if student in MASKED else [None]
+                found += [
+                    Student(
+                        model=entry["model"],
+                        dataset=name,
+                        student=student,
+                        threshold=threshold,
+                        thresholds=tuple(thresholds),
+                        transfer=_sorted(transfer),
+                        attack=_sorted({**config["attack"], **entry.get("attack", {})}),
+                    )
+                    for threshold in at
+                ]
+    return found
+
+
 def left_out(config):
-    """One line for each data set that `direct_reuse` needs and that is not given: why, and what is left out."""
+    """One line for each data set that is needed and not given: why, and what is left out."""
     waiting = {}
     for _, entry in _direct_reuse(config):
         name = config["models"][entry["model"]]["dataset"]
+        if data.available(config["datasets"][name]):
+            # A dictionary is a set that keeps its order.
+            waiting.setdefault(name, {})[f"{entry['model']} {entry['problem']}"] = None
+    for _, entry in _indirect_reuse(config):
+        for target in entry["datasets"]:
+            for name in _missing(config, entry, target):
+                waiting.setdefault(name, {})[f"{entry['model']} indirect"] = None
+    lines = []
+    for name, entries in waiting.items():
         dataset = config["datasets"][name]
-        if reason := data.available(dataset):
-            line = f"datasets.{name}: {reason.removeprefix(dataset['kind'] + ': ')}"
-            waiting.setdefault(line, {})[f"{entry['model']} {entry['problem']}"] = None  # a set that keeps its order
-    return [f"{line} ({', '.join(entries)})." for line, entries in waiting.items()]
+        reason = data.available(dataset).removeprefix(dataset["kind"] + ": ")
+        lines.append(f"datasets.{name}: {reason} ({', '.join(entries)}).")
+    return lines
 
 
 def dataset_entry(config, name):
-    """The complete entry of a data set, sorted by key: what `seam.data` takes."""
-    return _sorted(config["datasets"][name])
+    """The complete entry of a data set, sorted by key: what `seam.data` takes.
+
+    `array_gb` is in it only where the images are large: nothing else depends on it.
+    """
+    entry = config["datasets"][name]
+    return _sorted({**entry, "array_gb": config["array_gb"]} if entry.get("size", 0) >= LARGE else entry)
+
+
+def weights_entry(config, name):
+    """What a source model's weights depend on in the entry of its data set, sorted by key.
+
+    That is the entry, but for torchvision's weights, which need no image of ImageNet: where those lie, once they are
+    there, changes nothing.
+    """
+    model = config["models"][name]
+    entry = config["datasets"][model["dataset"]]
+    if entry["kind"] == "imagenet" and model["weights"] != "train" and not models.is_file(model["weights"]):
+        return {"classes": entry["classes"], "kind": "imagenet", "root": None}
+    return _sorted(entry)
 
 
 def model_settings(config, name):
     """All of the configuration that determines a source model, sorted by key.
 
-    `training` (complete) and `seed` are in it only with `weights: train`: nothing else depends on them.
+    `training` (complete) and `seed` are in it only with `weights: train`: nothing else depends on them. `last_layer` is
+    in it only if it is given.
     """
     model = config["models"][name]
     settings = {key: model[key] for key in ("architecture", "dataset", "weights", "normalization")}
+    if model["last_layer"] is not None:
+        settings["last_layer"] = model["last_layer"]
     if model["weights"] == "train":
         settings |= {"training": {**config["training"], **model.get("training", {})}, "seed": config["seed"]}
     return _sorted(settings)
@@ -204,12 +288,14 @@ def _unknown_key(path, name, rules, schema):
 def _wrong_type(key, value, rules):
     words = {
         "integer": "a whole number", "number": "a number", "string": "text", "array": "a list",
-        "object": "keys with values", "null": "null",
+        "object": "keys with values", "null": "null", "boolean": "true or false",
     }  # fmt: skip
     kinds = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
     problem = f"{key} is {shown(value)}, but must be {_one_of([words[kind] for kind in kinds])}"
     if isinstance(value, bool) and "string" in kinds:
         return f"{problem}: put quotes around words such as yes, no, on and off, which YAML reads as true and false."
+    if kinds == ["boolean"] and isinstance(value, str) and value.lower() in ("true", "false"):
+        return f"{problem}: write {value.lower()}, without quotes."
     number = _number(value, whole="integer" in kinds) if {"integer", "number"} & set(kinds) else None
     if number and isinstance(value, str):
         why = "numbers in quotes or like 1e-3 are text to YAML, and so are nested ones in --config"
@@ -268,7 +354,7 @@ def _complete(value, schema, root):
         for key, rules in properties.items():
             default = copy.deepcopy(rules.get("default"))
             if isinstance(default, dict):
-                value = {**value, key: {**default, **value.get(key, {})}}
+                value = {**value, key: _merged(default, value.get(key, {}))}
             elif "default" in rules and "not" not in rules and key not in value:
                 value = {**value, key: default}
         others = schema.get("additionalProperties") or {}
@@ -321,30 +407,35 @@ def _expanded(path):
 
 
 def _check_dataset(where, entry):
-    """The data set's class names; None if its data are not given."""
-    if entry.get("root") is not None and not Path(entry["root"]).is_dir():
+    """The data set's class names; None if its data are not given, though its names may be known and are checked."""
+    if entry.get("root") is not None and not os.path.isdir(entry["root"]):
         raise UserError(f"{where}.root is {shown(entry['root'])}, but there is no such folder.")
-    if entry.get("groups") is not None and not Path(entry["groups"]).is_file():
+    if entry.get("download") and entry["root"] is not None:
+        raise UserError(f"{where}.download is true, but root is given, too: drop one of the two.")
+    if entry.get("groups") is not None and not os.path.isfile(entry["groups"]):
         raise UserError(f"{where}.groups is {shown(entry['groups'])}, but there is no such file.")
-    if data.available(entry):
-        return None
     try:
         known = data.classes({**entry, "classes": None})
         if entry.get("groups") is not None:
             data.groups({**entry, "classes": None})
     except UserError as error:  # its sentence begins with the key
         raise UserError(f"{where}.{error}") from error
+    except OSError as error:
+        raise UserError(
+            f"{where}: {error.filename} cannot be read ({error.strerror}): mend its permissions."
+        ) from error
     _check_names(f"{where}.classes", entry["classes"] or [], known, f"a class of {entry['kind']}")
     names = entry["classes"] or known
     if len(names) < 2:
         raise UserError(f"{where} has only the class {names[0]}, but a target problem needs at least two.")
-    return names
+    return None if data.available(entry) else names
 
 
 def _check_model(where, model, datasets):
     _check_names(f"{where}.dataset", [model["dataset"]], list(datasets), "the name of a data set under datasets")
     dataset = datasets[model["dataset"]]
     _check_architecture(f"{where}.architecture", model["architecture"])
+    _check_size(f"{where}.architecture is", model, model["dataset"], dataset)
     _check_weights(f"{where}.weights", model, dataset)
     if "training" in model and model["weights"] != "train":
         raise UserError(
@@ -355,10 +446,12 @@ def _check_model(where, model, datasets):
             f"{where}.normalization is missing, but a weights file of your own needs it: "
             "give the mean and std that the model was trained with."
         )
+
+
+def _check_size(start, model, name, dataset):
     if model["architecture"] == "vgg16_bn" and not 32 <= dataset.get("size", 32) < 64:
         raise UserError(
-            f"{where}.architecture is 'vgg16_bn', which takes images of 32 px, "
-            f"but datasets.{model['dataset']}.size is {dataset['size']}."
+            f"{start} 'vgg16_bn', which takes images of 32 px, but datasets.{name}.size is {dataset['size']}."
         )
 
 
@@ -378,10 +471,14 @@ def _check_architecture(key, architecture):
 
 def _check_factory(key, path, factory):
     """The file is read, not run: names that it defines at its top level are enough."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{key} names the file {path}, but there is no such file.")
     try:
         body = ast.parse(Path(path).read_text(encoding="utf-8"), path).body
+    except OSError as error:
+        raise UserError(
+            f"{key} names the file {path}, but it cannot be read ({error.strerror}): mend its permissions."
+        ) from error
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{key} names the file {path}, but it is not Python ({error}).") from error
     names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
@@ -403,7 +500,7 @@ def _check_weights(key, model, dataset):
                 f"{problem} the hub has no {architecture} for data of kind {dataset['kind']}: it has {known}."
             )
     elif models.is_file(weights):
-        if not Path(weights).is_file():
+        if not os.path.isfile(weights):
             raise UserError(f"{problem} there is no such file.")
     elif architecture.startswith("torchvision:"):
         known = torchvision_weights().get(architecture.removeprefix("torchvision:"), [weights])
@@ -476,8 +573,58 @@ def _targets(where, entry, dataset, classes):
     return {name: groups[name] for name in names}
 
 
+def _check_indirect_reuse(config):
+    taken = {}
+    _check_clip("attack.clip", config["attack"])
+    for where, entry in _indirect_reuse(config):
+        _check_names(f"{where}.model", [entry["model"]], list(config["models"]), "the name of a model under models")
+        known = list(config["datasets"])
+        _check_names(f"{where}.datasets", entry["datasets"], known, "the name of a data set under datasets")
+        for name in entry["datasets"]:
+            first = taken.setdefault((entry["model"], name), where)
+            if first != where:
+                raise UserError(
+                    f"{where}.datasets names {shown(name)}, but {first}.datasets names it for the same model: "
+                    "leave one out."
+                )
+            start = f"{where}.model is {shown(entry['model'])}, of the architecture"
+            _check_size(start, config["models"][entry["model"]], name, config["datasets"][name])
+        for i, threshold in enumerate(entry["thresholds"]):
+            if round(threshold, 3) != threshold:  # it is part of a folder's name
+                raise UserError(f"{where}.thresholds[{i}] is {threshold}, but may have three decimals at most.")
+        for threshold in entry["compare_at"] or []:
+            if threshold not in entry["thresholds"]:
+                among = shown(entry["thresholds"]).removeprefix("the list ")
+                raise UserError(f"{where}.compare_at names {threshold}, but must be among thresholds: {among}.")
+        _check_names(f"{where}.overrides", entry.get("overrides", {}), entry["datasets"], "a data set of this entry")
+        _check_clip(f"{where}.attack.clip", entry.get("attack", {}))
+
+
+def _check_clip(key, attack):
+    low, high = attack.get("clip", (0, 1))
+    if low >= high:
+        raise UserError(f"{key} is {shown(attack['clip'])}, but its first value must be less than its second.")
+
+
+def _missing(config, entry, target):
+    """The names of the data sets that students on `target` of an entry of `indirect_reuse` lack."""
+    model = config["models"][entry["model"]]
+    needed = [target] + ([model["dataset"]] if model["weights"] == "train" else [])
+    return [name for name in dict.fromkeys(needed) if data.available(config["datasets"][name])]
+
+
+def _indirect_reuse(config):
+    return [(f"indirect_reuse[{i}]", entry) for i, entry in enumerate(config["indirect_reuse"])]
+
+
 def _direct_reuse(config):
     return [(f"direct_reuse[{i}]", entry) for i, entry in enumerate(config["direct_reuse"])]
+
+
+def _merged(under, over):
+    """`under` with what `over` has in its place, key by key, also within dictionaries."""
+    inner = {key: _merged(under[key], value) for key, value in over.items() if isinstance(under.get(key), dict)}
+    return {**under, **over, **inner}
 
 
 def _sorted(mapping):
