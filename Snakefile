@@ -20,43 +20,29 @@ wildcard_constraints:
     model=NAME,
     target=NAME,
     problem="binary|multiclass",
+    student="seam|magnitude|random",
+    threshold=r"0\.\d+",
+    method=r"standard|retrain|(seam|magnitude|random)-0\.\d+",
 
 
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/source.smk"
 include: "workflow/rules/direct.smk"
 include: "workflow/rules/cost.smk"
+include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
-
-
-# What a person asks for: `snakemake --cores 8` for everything, or one of these by name.
+include: "workflow/rules/targets.smk"
 
 
 localrules:
     all,
-    direct,
-    summary,
-
-
-rule direct:
-    input:
-        rules.collect_direct.output,
-        rules.plot_direct.output,
-        # Named here, too, so that what was deleted of a problem's folder is made again.
-        [problem_files(name) for name in PROBLEM_FILES],
-        latency_files(),
-        [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
-
-
-rule summary:
-    input:
-        rules.summarise.output,
 
 
 rule all:
     default_target: True
     input:
         rules.direct.input,
+        rules.indirect.input,
         rules.summary.input,
     message:
         "All of it is there"

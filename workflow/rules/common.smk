@@ -18,10 +18,12 @@ sys.path.insert(0, str(WORKFLOW / "scripts"))
 from seam import config as plan
 from seam import latency
 from seam.files import UserError
+from seam.models import weights_origin
 
 try:
     config = plan.validated(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.problems(config)
+    STUDENTS = plan.students(config)
     LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
     MISSING = [latency.unavailable(engine, CONDA) for engine in ENGINES]
@@ -41,6 +43,8 @@ MODELS = sorted({p.model for p in PROBLEMS})
 MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 PROBLEM_FILES = ["masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx"]
 BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
+STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
+TRANSFERS = {(s.model, s.dataset): s for s in STUDENTS}  # any of them: they share their settings
 
 
 def one_of(names):
@@ -111,7 +115,7 @@ def model_files(wildcards):
 
 
 def dataset_entry_of_model(wildcards):
-    return plan.dataset_entry(config, dataset_of(wildcards))
+    return plan.weights_entry(config, wildcards.model)
 
 
 def problem_of(wildcards):
@@ -155,3 +159,64 @@ def problem_files(name):
 
 def latency_files():
     return [file for engine in ENGINES for file in problem_files(f"latency_{engine}.json")]
+
+
+def transfer_of(wildcards):
+    """One of the students of this model and data set: what they share is the same in each."""
+    if (wildcards.model, wildcards.dataset) not in TRANSFERS:
+        wanted, *known = [
+            "{}/{}".format(*names) for names in ((wildcards.model, wildcards.dataset), *TRANSFERS)
+        ]
+        raise WorkflowError(
+            f"{wanted} is no model and data set of indirect_reuse{plan.hint(wanted, known)}"
+        )
+    return TRANSFERS[wildcards.model, wildcards.dataset]
+
+
+def transfer_settings(wildcards, transfer, **more):
+    """All that a step of indirect reuse depends on, in one sorted dictionary."""
+    common = {name: transfer[name] for name in ("batch_size", "holdout", "selection")}
+    common["last_layer"] = config["models"][wildcards.model].get("last_layer")
+    return dict(sorted({"common": common, "seed": config["seed"], **more}.items()))
+
+
+def head_settings(wildcards):
+    transfer = transfer_of(wildcards).transfer
+    return transfer_settings(wildcards, transfer, head=transfer["head"])
+
+
+def masks_settings(wildcards):
+    student = transfer_of(wildcards)
+    return transfer_settings(
+        wildcards,
+        student.transfer,
+        search=student.transfer["search"],
+        thresholds=list(student.thresholds),
+    )
+
+
+def student_settings(block):
+    """The function that gives the parameters of a student which is trained as `block` of transfer says."""
+
+    def settings(wildcards):
+        transfer = transfer_of(wildcards).transfer
+        model = config["models"][wildcards.model]
+        origin = {
+            "architecture": model["architecture"],
+            "weights_origin": weights_origin(model["weights"]),
+        }
+        return transfer_settings(wildcards, transfer, settings=transfer[block], origin=origin)
+
+    return settings
+
+
+def attack_settings(wildcards):
+    return {
+        "last_layer": config["models"][wildcards.model].get("last_layer"),
+        "seed": config["seed"],
+        "settings": transfer_of(wildcards).attack,
+    }
+
+
+def student_files(name):
+    return [f"results/indirect/{s.model}/{s.dataset}/{s.method}/{name}" for s in STUDENTS]

@@ -3,8 +3,10 @@
 
 localrules:
     collect_direct,
+    collect_indirect,
     summarise,
     plot_direct,
+    plot_indirect,
 
 
 rule collect_direct:
@@ -41,10 +43,42 @@ rule collect_direct:
         "../scripts/collect_direct.py"
 
 
+rule collect_indirect:
+    input:
+        training=student_files("training.json"),
+        metrics=student_files("metrics.json"),
+        published=own("workflow/resources/published.csv"),
+        modules=modules("collect_indirect.py"),
+    output:
+        indirect=report(
+            "results/tables/indirect.csv",
+            caption="../report/indirect.rst",
+            category="Tables",
+            labels={"table": "Students"},
+        ),
+        thresholds=report(
+            "results/tables/thresholds.csv",
+            caption="../report/thresholds_table.rst",
+            category="Tables",
+            labels={"table": "Threshold study"},
+        ),
+    log:
+        "results/logs/collect_indirect.log",
+    benchmark:
+        "results/benchmarks/collect_indirect.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    message:
+        "Collecting the results of all students"
+    script:
+        "../scripts/collect_indirect.py"
+
+
 rule summarise:
     input:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
+        indirect="results/tables/indirect.csv",
         published=own("workflow/resources/published.csv"),
         modules=modules("summarise.py"),
     output:
@@ -119,3 +153,36 @@ rule plot_direct:
         "Drawing the figures"
     script:
         "../scripts/plot_direct.py"
+
+
+rule plot_indirect:
+    input:
+        indirect="results/tables/indirect.csv",
+        thresholds="results/tables/thresholds.csv",
+        published=own("workflow/resources/published.csv"),
+        modules=modules("plot_indirect.py"),
+    output:
+        thresholds=report(
+            "results/figures/thresholds.png",
+            caption="../report/thresholds.rst",
+            category="Figures",
+            labels={"figure": "Accuracy and inherited defects by threshold"},
+        ),
+        thresholds_pdf="results/figures/thresholds.pdf",
+        defects=report(
+            "results/figures/defects.png",
+            caption="../report/defects.rst",
+            category="Figures",
+            labels={"figure": "Inherited defects of each student"},
+        ),
+        defects_pdf="results/figures/defects.pdf",
+    log:
+        "results/logs/plot_indirect.log",
+    benchmark:
+        "results/benchmarks/plot_indirect.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    message:
+        "Drawing the figures of the students"
+    script:
+        "../scripts/plot_indirect.py"

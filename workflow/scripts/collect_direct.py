@@ -4,36 +4,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from seam.files import UserError, read_json, write_csv
+from seam.files import UserError, write_csv
 from seam.progress import job, log
-from seam.tables import engine_name
+from seam.tables import Record, engine_name, records
 
 SETTINGS = [
     *["alpha", "batch_size", "epochs", "head_every", "holdout", "lr_head", "lr_mask", "patience", "selection"],
     "tolerance",
 ]
-
-
-class Record:
-    """A JSON file whose missing keys are named: `record["accuracy", "source"]`."""
-
-    def __init__(self, path):
-        self.path, self.data = Path(path), read_json(path)
-
-    def __getitem__(self, keys):
-        value = self.data
-        for key in keys if isinstance(keys, tuple) else (keys,):
-            try:
-                value = value[key]
-            except (KeyError, TypeError) as error:
-                name = ".".join(keys) if isinstance(keys, tuple) else keys
-                raise UserError(f"{self.path} lacks {name}: delete it and run the workflow again.") from error
-        return value
-
-
-def records(paths):
-    """The JSON files by the folder that they lie in."""
-    return {Path(path).parent: Record(path) for path in paths}
 
 
 def latencies(paths):

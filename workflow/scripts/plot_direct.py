@@ -8,18 +8,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from seam.figures import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, save, style
+from seam.figures import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, save, short, spread, style
 from seam.progress import job, log
 from seam.tables import PROBLEMS, engine_name, engines, read_table
 
 CHUNK = 50  # targets in one column of a panel
 LINE = 0.155  # inches from one target to the next
 GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly: a jitter that is always the same
-LONGEST = 26  # characters of a target's name
-
-
-def short(name):
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def plural(number, noun):
@@ -45,13 +40,6 @@ def pairs(sizes):
         else:
             lines.append([model])
     return lines
-
-
-def spread(values):
-    """The limits of an axis that shows all these values."""
-    low, high = values.min().min(), values.max().max()
-    room = max(0.05 * (high - low), 0.15)
-    return low - room, high + room
 
 
 def dumbbells(axes, rows, room, limits, restricted):

@@ -46,6 +46,11 @@ def is_file(weights):
     return weights.endswith(WEIGHT_FILES)
 
 
+def weights_origin(weights):
+    """A config entry's `weights` as the tables have it: `file` for a file of one's own."""
+    return "file" if is_file(weights) else weights
+
+
 def build(architecture, classes):
     """A new module of this architecture with `classes` outputs, randomly initialised."""
     if architecture in ARCHITECTURES:
@@ -60,16 +65,27 @@ def build(architecture, classes):
         raise UserError(f"{architecture} is no known architecture: write {known}, torchvision:NAME or file.py:factory.")
     if not Path(path).is_file():
         raise UserError(f"{path}, the file of architecture {architecture}, does not exist.")
+    from torch import nn
+
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     file = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(Path(path).parent))  # the file may import what lies beside it
     try:
         spec.loader.exec_module(file)
+        if not callable(getattr(file, factory, None)):
+            raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
+        module = getattr(file, factory)(classes)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path}, the file of architecture {architecture}, fails ({said}): correct it.") from error
     finally:
         sys.path.pop(0)
-    if not callable(getattr(file, factory, None)):
-        raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
-    return getattr(file, factory)(classes)
+    if not isinstance(module, nn.Module):
+        kind = type(module).__name__
+        raise UserError(f"{architecture} gives an object of type {kind}: let it return a torch.nn.Module.")
+    return module
 
 
 def fetch_weights(architecture, weights, kind, class_lists, path, normalization=None, cache="data/weights"):
@@ -116,26 +132,41 @@ def read_state(path):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError)
+    ending, start = Path(path).suffix, b""
     try:
-        if Path(path).suffix == ".safetensors":
+        with Path(path).open("rb") as file:
+            start = file.read(2)
+        if ending == ".safetensors":  # noqa: SIM108 (too long for a line)
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"The weights file {path} does not exist.") from error
-    except pickle.UnpicklingError as error:
+    except PermissionError as error:
+        raise UserError(f"The weights file {path} cannot be read ({error.strerror}): mend its permissions.") from error
+    except (*damaged, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        saved = start == b"PK" or start.startswith(b"\x80")  # by torch, or a pickle: not any other file
+        if (isinstance(error, pickle.UnpicklingError) and saved) or "TorchScript" in str(error):
+            raise UserError(
+                f"{path} holds more than tensors, which is refused since unpickling could run code: "
+                "save its state_dict() instead, best as safetensors."
+            ) from error
         raise UserError(
-            f"{path} holds more than tensors, which is refused since unpickling could run code: "
-            "save its state_dict() instead, best as safetensors."
+            f"{path} is not a whole weights file of the kind that its name says ({ending}): copy or download it again."
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path} is not a whole weights file: copy or download it again.") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_tensor, state.items())):
         raise UserError(f"{path} holds no state dictionary (names and tensors): save the model's state_dict().")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_tensor(item):
+    import torch
+
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
 
 
 def load_state(module, state, origin):
@@ -181,6 +212,76 @@ def open(folder, checksum=None):
     if problem:
         raise UserError(problem)
     return Source(module.eval(), about["classes"], tuple(map(tuple, about["normalization"])), about["architecture"])
+
+
+def training_mode(model):
+    """Train mode, so that dropout is active, but batch norm stays as the source model has it."""
+    from torch import nn
+
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def copied(module):
+    """A copy of the module's state dictionary on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def last_layer(module, outputs, shape, name=None):
+    """The name of the layer that gives the `outputs` logits: the last linear layer, or convolution, with so many.
+
+    shape: (3, H, W) of an image; name: the layer, where the config names it. Raises UserError where there is none
+    or where the model's outputs are not those of the layer, so that it must be named.
+    """
+    import torch
+    from torch import nn
+
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    if name is not None:
+        if name not in layers:
+            last = ", ".join(list(layers)[-3:])
+            raise UserError(f"last_layer: the model has no linear layer or convolution {name}: its last are {last}.")
+        return name
+    width = {n: m.out_features if isinstance(m, nn.Linear) else m.out_channels for n, m in layers.items()}
+    found = [n for n in layers if width[n] == outputs]
+    linear = [n for n in found if isinstance(layers[n], nn.Linear)]
+    if not found:
+        raise UserError(f"The model has no layer with {outputs} outputs: give its entry last_layer, the layer's name.")
+    name, seen = (linear or found)[-1], []
+    if linear:  # what comes after a convolution may pool its outputs
+        hook = layers[name].register_forward_hook(lambda *found: seen.append(found[2]))
+        with torch.inference_mode():
+            given = module.eval()(torch.zeros(1, *shape, device=next(module.parameters()).device))
+        hook.remove()
+        if not seen or not torch.equal(seen[-1].flatten(), given.flatten()):
+            raise UserError(
+                f"The model's outputs are not those of its layer {name}: give its entry last_layer, the layer's name."
+            )
+    return name
+
+
+def with_last_layer(module, name, outputs):
+    """The module, its layer `name` replaced by a new one with `outputs` outputs, initialised at random."""
+    from torch import nn
+
+    old = module.get_submodule(name)
+    bias = old.bias is not None
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, outputs, bias)
+    else:
+        new = nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias)
+    module.set_submodule(name, new)
+    return module
+
+
+def features(module, name):
+    """The module without its layer `name`, flattened: it maps images to that layer's inputs, features [B, F]."""
+    from torch import nn
+
+    module.set_submodule(name, nn.Identity())
+    return nn.Sequential(module, nn.Flatten())
 
 
 def _torchvision(architecture, **options):

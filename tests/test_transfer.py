@@ -1,0 +1,227 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seam import data, masking, models, transfer
+from seam.files import UserError, load_tensors
+
+COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
+SGD = {"epochs": 6, "patience": 6, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
+SEARCH = {"epochs": 80, "lr_mask": 0.02, "lr_last": 0.01, "alpha": 0.03}
+ATTACK = {"eps": 0.1, "step": 0.01, "steps": 10, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 32}
+ORIGIN = {"architecture": "tests/small.py:build", "weights_origin": "train"}
+THRESHOLDS = [0.3, 0.5, 0.6]
+
+
+@pytest.fixture(scope="module")
+def places(model_folder, dataset_folder):
+    return {"model_folder": model_folder, "dataset_folder": dataset_folder, "model": "small", "dataset": "colours"}
+
+
+@pytest.fixture(scope="module")
+def search(places, tmp_path_factory):
+    """The folder of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("search")
+    shared = places | {"common": COMMON, "seed": 0, "device": "cpu", "checkpoint": folder / "x.pt"}
+    transfer.train_head(folder, head=SGD, **shared)
+    transfer.search_masks(folder, search=SEARCH, thresholds=THRESHOLDS, **shared)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(places, search, tmp_path_factory):
+    """A function that makes a student, each once; gives its folder."""
+    made = {}
+
+    def make(name, threshold=None, **changes):
+        key = name, threshold, json.dumps(changes)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(name)
+            arguments = {"common": COMMON, "settings": SGD | {"lr_last": 0.1}, "seed": 0} | changes
+            transfer.train_student(
+                made[key], **places, student=name, threshold=threshold, origin=ORIGIN, device="cpu",
+                checkpoint=made[key] / "x.pt", masks=search / "masks.safetensors", **arguments,
+            )  # fmt: skip
+        return made[key]
+
+    return make
+
+
+def training(folder):
+    return json.loads((folder / "training.json").read_text())
+
+
+def bits(search, threshold, model_folder):
+    tensors, _ = load_tensors(search / "masks.safetensors")
+    chosen = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{threshold:g}/")}
+    return masking.unpack(chosen, models.open(model_folder).module)
+
+
+# ---------------------------------------------------------------------- steps 1 and 2
+
+
+def test_the_head_alone_is_trained_and_learns(search, model_folder):
+    history = pd.read_csv(search / "head.csv")
+    assert history["accuracy"].max() > 0.8 and history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert set(load_file(search / "head.safetensors")) == {"weight", "bias"}
+
+
+def test_one_search_stores_the_masks_of_all_thresholds(search, model_folder):
+    history = pd.read_csv(search / "history.csv")
+    _, about = load_tensors(search / "masks.safetensors")
+    for threshold in THRESHOLDS:
+        found = bits(search, threshold, model_folder)
+        kept = sum(int(b.sum()) for b in found.values()) / sum(b.numel() for b in found.values())
+        epoch = about["reached"][f"{threshold:g}"]
+        assert 1 - kept >= threshold and kept == pytest.approx(history["retention"][epoch - 1])
+        assert (1 - history["retention"][: epoch - 1] < threshold).all()  # the first such epoch
+        assert not any(name.startswith("8.") for name in found)  # the last layer has no mask
+    assert len(history) == about["reached"]["0.6"]  # and then it ends
+
+
+def test_a_threshold_that_is_not_reached_is_said_when_it_is_asked_for(search, places, tmp_path):
+    shared = places | {"common": COMMON, "seed": 0, "device": "cpu", "checkpoint": tmp_path / "x.pt"}
+    (tmp_path / "head.safetensors").write_bytes((search / "head.safetensors").read_bytes())
+    (tmp_path / "head.csv").write_bytes((search / "head.csv").read_bytes())
+    epochs = load_tensors(search / "masks.safetensors")[1]["reached"]["0.3"]
+    transfer.search_masks(tmp_path, search=SEARCH | {"epochs": epochs}, thresholds=[0.3, 0.9], **shared)
+    source = models.open(places["model_folder"]).module
+    assert transfer.bits_of(tmp_path / "masks.safetensors", "seam", 0.3, source, None)[1] == epochs
+    with pytest.raises(UserError, match=r"removed at most 0\.\d+ of the weights, not 0.9: give transfer.search more"):
+        transfer.bits_of(tmp_path / "masks.safetensors", "seam", 0.9, source, None)
+
+
+# ---------------------------------------------------------------------- step 3, and the other students
+
+
+def test_every_student_learns_the_target(student):
+    for name, threshold in (("standard", None), ("retrain", None), ("seam", 0.5), ("magnitude", 0.5), ("random", 0.5)):
+        found = training(student(name, threshold))
+        assert found["holdout_accuracy"] > 0.7, name
+        assert found["student"] == name and found["threshold"] == threshold
+        assert found["images"] == {"train": 128, "holdout": 32, "test": 80}
+
+
+def test_a_masked_student_says_what_it_kept(student, search):
+    found = training(student("seam", 0.5))
+    history = pd.read_csv(search / "history.csv")
+    assert found["retention"] == found["kept"] / found["weights"] <= 0.5
+    assert found["retention"] == pytest.approx(history["retention"][found["search_epochs"] - 1])
+    seconds = pd.read_csv(search / "head.csv")["seconds"].sum() + history["seconds"][: found["search_epochs"]].sum()
+    assert found["search_seconds"] == pytest.approx(seconds)
+    assert training(student("standard"))["retention"] is None
+
+
+def test_zeros_grow_back_as_published_unless_they_are_kept(student, search, model_folder):
+    masks = bits(search, 0.5, model_folder)
+    settings = SGD | {"lr_last": 0.1, "keep_zeros": True}
+    for folder, kept in ((student("seam", 0.5), False), (student("seam", 0.5, settings=settings), True)):
+        weights = masking.maskable(transfer.load(folder))
+        removed = torch.cat([weights[name][~bit] for name, bit in masks.items()])
+        assert bool((removed == 0).all()) is kept
+        assert training(folder)["settings"]["finetune"].get("keep_zeros", False) is kept
+
+
+def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, model_folder):
+    source, path = models.open(model_folder).module, search / "masks.safetensors"
+    seam = bits(search, 0.5, model_folder)
+    for name in ("magnitude", "random"):
+        generator = torch.Generator().manual_seed(0)
+        found, _ = transfer.bits_of(path, name, 0.5, source, generator)
+        assert {k: int(b.sum()) for k, b in found.items()} == {k: int(b.sum()) for k, b in seam.items()}
+        assert any(not torch.equal(found[k], seam[k]) for k in seam)
+        for key, bit in found.items():
+            weight = source.get_parameter(key).abs()
+            if name == "magnitude" and 0 < bit.sum() < bit.numel():
+                assert weight[bit].min() >= weight[~bit].max()
+
+
+def test_retraining_knows_nothing_of_the_source_model(student, model_folder):
+    source = models.open(model_folder).module.state_dict()
+    for name, near in (("standard", True), ("retrain", False)):
+        weights = transfer.load(student(name)).state_dict()["0.weight"]
+        assert torch.allclose(weights, source["0.weight"], atol=0.2) is near
+
+
+def test_the_same_seed_gives_the_same_student_and_another_does_not(student):
+    first = (student("random", 0.5) / "student.safetensors").read_bytes()
+    again = student("random", 0.5, common=dict(COMMON))
+    assert (again / "student.safetensors").read_bytes() == first
+    other = student("random", 0.5, seed=1)
+    assert (other / "student.safetensors").read_bytes() != first
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_training(student):
+    folder = student("standard", settings=SGD | {"lr_last": 0.1, "epochs": 40, "patience": 3})
+    history, found = pd.read_csv(folder / "history.csv"), training(folder)
+    assert found["epochs"] == len(history) < 40
+    assert found["selected_epoch"] == history["accuracy"].idxmax() + 1 == len(history) - 3
+    assert found["holdout_accuracy"] == history["accuracy"].max()
+
+
+def test_the_published_selection_trains_on_all_images(student):
+    found = training(student("standard", common=COMMON | {"selection": "test"}))
+    assert found["images"] == {"train": 160, "holdout": 0, "test": 80} and found["holdout_accuracy"] is None
+
+
+# ---------------------------------------------------------------------- attack and defects
+
+
+@pytest.fixture(scope="module")
+def attack(places, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attack")
+    transfer.attack_source(folder, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
+    return folder
+
+
+def test_the_same_perturbations_are_made_again(attack, places, tmp_path):
+    transfer.attack_source(tmp_path, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
+    first, again = (np.load(folder / "perturbations.npy") for folder in (attack, tmp_path))
+    assert np.array_equal(first, again) and first.shape == (80, 16, 16, 3)
+    about = json.loads((attack / "attack.json").read_text())
+    assert about["images"] == 80 and about["loss_after"] > about["loss_before"]
+
+
+def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):
+    folder = student("standard")
+    transfer.evaluate_defects(folder, attack, dataset_folder, "cpu", batch_size=7)
+    found, images = json.loads((folder / "metrics.json").read_text()), data.open(dataset_folder)
+    model, levels = transfer.load(folder), np.load(attack / "perturbations.npy")
+    mean, std = (torch.tensor(v)[:, None, None] for v in model.normalization)
+    right = inherited = 0
+    for image, level, label in zip(images.test.images, levels, images.test.labels, strict=True):
+        clean = (torch.tensor(image).permute(2, 0, 1) / 255 - mean) / std
+        moved = clean.clamp(-2.2, 2.2) + torch.tensor(level).permute(2, 0, 1) * 0.1 / 127
+        with torch.no_grad():
+            answers = model(torch.stack([clean, moved.clamp(-2.2, 2.2)])).argmax(1).tolist()
+        right += answers[0] == label
+        inherited += answers[0] == label and answers[1] != label
+    assert (found["right"], found["inherited"]) == (right, inherited)
+    assert found["defect_inheritance_rate"] == inherited / right and found["accuracy"] == right / 80
+    weights = masking.maskable(model)
+    assert found["weights"] == sum(p.numel() for p in weights.values())
+    assert found["sparsity"] == found["zeros"] / found["weights"]
+
+
+def test_a_student_that_keeps_its_zeros_is_sparse(attack, student, dataset_folder):
+    folder = student("seam", 0.5, settings=SGD | {"lr_last": 0.1, "keep_zeros": True})
+    transfer.evaluate_defects(folder, attack, dataset_folder, "cpu")
+    assert json.loads((folder / "metrics.json").read_text())["sparsity"] > 0.35
+
+
+def test_what_chooses_the_epoch_is_not_trained_on(places):
+    job = transfer.Job(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
+                       common=COMMON, seed=0, device="cpu")  # fmt: skip
+    assert not set(job.train_part.indices) & set(job.holdout_part.indices)
+    assert len(job.test_part) == 80
+
+
+def test_a_student_that_is_damaged_is_said_in_a_sentence(student, tmp_path):
+    source = student("standard") / "student.safetensors"
+    (tmp_path / "student.safetensors").write_bytes(source.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        transfer.load(tmp_path)

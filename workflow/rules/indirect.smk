@@ -1,0 +1,218 @@
+# Indirect reuse: students of a source model on other data sets, and the defects that they inherit.
+
+
+rule attack_source:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("attack_source.py"),
+    output:
+        perturbations="results/indirect/{model}/{dataset}/attack/perturbations.npy",
+        attack="results/indirect/{model}/{dataset}/attack/attack.json",
+    log:
+        "results/logs/attack_source/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/attack_source/{model}/{dataset}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=720,
+        gpu=1,
+    params:
+        job=attack_settings,
+        device=device,
+    message:
+        "Perturbing the test images of {wildcards.dataset} against {wildcards.model}"
+    script:
+        "../scripts/attack_source.py"
+
+
+rule finetune_standard:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("finetune_standard.py"),
+    output:
+        weights="results/indirect/{model}/{dataset}/standard/student.safetensors",
+        history="results/indirect/{model}/{dataset}/standard/history.csv",
+        training="results/indirect/{model}/{dataset}/standard/training.json",
+    log:
+        "results/logs/finetune_standard/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/finetune_standard/{model}/{dataset}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=1,
+    params:
+        job=student_settings("standard"),
+        checkpoint="results/checkpoints/finetune_standard/{model}/{dataset}.pt",
+        device=device,
+    message:
+        "Fine-tuning {wildcards.model} on {wildcards.dataset}, all of it"
+    script:
+        "../scripts/finetune_standard.py"
+
+
+rule retrain:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("retrain.py"),
+    output:
+        weights="results/indirect/{model}/{dataset}/retrain/student.safetensors",
+        history="results/indirect/{model}/{dataset}/retrain/history.csv",
+        training="results/indirect/{model}/{dataset}/retrain/training.json",
+    log:
+        "results/logs/retrain/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/retrain/{model}/{dataset}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=1,
+    params:
+        job=student_settings("retrain"),
+        checkpoint="results/checkpoints/retrain/{model}/{dataset}.pt",
+        device=device,
+    message:
+        "Training {wildcards.model}'s architecture on {wildcards.dataset} from nothing"
+    script:
+        "../scripts/retrain.py"
+
+
+# SeaM in three steps, each with files of its own.
+
+
+rule finetune_seam_head:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("finetune_seam_head.py"),
+    output:
+        head="results/indirect/{model}/{dataset}/search/head.safetensors",
+        history="results/indirect/{model}/{dataset}/search/head.csv",
+    log:
+        "results/logs/finetune_seam_head/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/finetune_seam_head/{model}/{dataset}.tsv"
+    priority: 1  # other students wait for it
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=1,
+    params:
+        job=head_settings,
+        checkpoint="results/checkpoints/finetune_seam_head/{model}/{dataset}.pt",
+        device=device,
+    message:
+        "SeaM, step 1: a new last layer for {wildcards.model} on {wildcards.dataset}"
+    script:
+        "../scripts/finetune_seam_head.py"
+
+
+rule finetune_seam_masks:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        head="results/indirect/{model}/{dataset}/search/head.safetensors",
+        modules=modules("finetune_seam_masks.py"),
+    output:
+        masks="results/indirect/{model}/{dataset}/search/masks.safetensors",
+        history="results/indirect/{model}/{dataset}/search/history.csv",
+    log:
+        "results/logs/finetune_seam_masks/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/finetune_seam_masks/{model}/{dataset}.tsv"
+    priority: 1  # other students wait for it
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=1,
+    params:
+        job=masks_settings,
+        checkpoint="results/checkpoints/finetune_seam_masks/{model}/{dataset}.pt",
+        device=device,
+    message:
+        "SeaM, step 2: the masks of {wildcards.model} for {wildcards.dataset}"
+    script:
+        "../scripts/finetune_seam_masks.py"
+
+
+rule finetune_seam:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        weights="results/models/{model}/source.safetensors",
+        masks="results/indirect/{model}/{dataset}/search/masks.safetensors",
+        histories=[
+            "results/indirect/{model}/{dataset}/search/head.csv",
+            "results/indirect/{model}/{dataset}/search/history.csv",
+        ],
+        modules=modules("finetune_seam.py"),
+    output:
+        weights="results/indirect/{model}/{dataset}/{student}-{threshold}/student.safetensors",
+        history="results/indirect/{model}/{dataset}/{student}-{threshold}/history.csv",
+        training="results/indirect/{model}/{dataset}/{student}-{threshold}/training.json",
+    log:
+        "results/logs/finetune_seam/{model}/{dataset}/{student}-{threshold}.log",
+    benchmark:
+        "results/benchmarks/finetune_seam/{model}/{dataset}/{student}-{threshold}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=1440,
+        gpu=1,
+    params:
+        job=student_settings("finetune"),
+        checkpoint="results/checkpoints/finetune_seam/{model}/{dataset}/{student}-{threshold}.pt",
+        device=device,
+    message:
+        "SeaM, step 3: fine-tuning {wildcards.model} on {wildcards.dataset}, {wildcards.threshold} of the weights"
+        " removed ({wildcards.student})"
+    script:
+        "../scripts/finetune_seam.py"
+
+
+rule evaluate_defects:
+    input:
+        manifest="results/datasets/{dataset}/dataset.json",
+        arrays=ancient("results/datasets/{dataset}/arrays"),
+        student="results/indirect/{model}/{dataset}/{method}/student.safetensors",
+        training="results/indirect/{model}/{dataset}/{method}/training.json",
+        perturbations="results/indirect/{model}/{dataset}/attack/perturbations.npy",
+        attack="results/indirect/{model}/{dataset}/attack/attack.json",
+        modules=modules("evaluate_defects.py"),
+    output:
+        metrics="results/indirect/{model}/{dataset}/{method}/metrics.json",
+    log:
+        "results/logs/evaluate_defects/{model}/{dataset}/{method}.log",
+    benchmark:
+        "results/benchmarks/evaluate_defects/{model}/{dataset}/{method}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+        gpu=1,
+    params:
+        device=device,
+    message:
+        "Counting the defects that {wildcards.method} of {wildcards.model} on {wildcards.dataset} inherits"
+    script:
+        "../scripts/evaluate_defects.py"
