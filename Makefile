@@ -15,7 +15,7 @@ demo: .venv/seam
 	@echo
 	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
 	@echo
-	@echo "Tables are in results/tables, figures in results/figures, the small models in results/direct."
+	@echo "Tables are in results/tables, figures in results/figures, the small models in results/direct, the students in results/indirect."
 
 test: .venv/dev
 	@$(BIN)/pytest $(ARGS)

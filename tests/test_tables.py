@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import collect_direct
+import collect_indirect
 import pandas as pd
 import pytest
 import summarise
@@ -29,6 +30,11 @@ def made(tmp_path, monkeypatch):
 
 def collect(made, engines=ENGINES):
     return collect_direct.tables(made["metrics.json"], made["macs.json"], made["latency"], made["models"], engines)
+
+
+def no_students():
+    """The table of indirect reuse where there is none."""
+    return collect_indirect.students([], [], read_table(PUBLISHED))
 
 
 def stored(frame, path="table.csv"):
@@ -127,7 +133,8 @@ def test_tables_without_problems_have_the_same_columns(made):
     for kind in full:
         assert list(empty[kind].columns) == list(full[kind].columns)
         assert stored(empty[kind]).empty
-    summary = summarise.summary(stored(empty["binary"]), stored(empty["multiclass"]), read_table(PUBLISHED))
+    tables = stored(empty["binary"]), stored(empty["multiclass"]), stored(no_students())
+    summary = summarise.summary(*tables, read_table(PUBLISHED))
     assert (summary["problems"] == 0).all() and summary["ours_mean"].isna().all()
     assert "no target problem" in summarise.render(summary)
 
@@ -203,7 +210,7 @@ def summary():
         latency_reengineered_ms_onnxruntime=[1.0],
         speedup_onnxruntime=[2.0],
     )
-    return summarise.summary(binary, multiclass, read_table(PUBLISHED))
+    return summarise.summary(binary, multiclass, no_students(), read_table(PUBLISHED))
 
 
 def by_group(summary, quantity, engine, column):
@@ -221,7 +228,7 @@ def test_means_by_hand(summary):
         ("accuracy_gain", ""): [50 / 3, 12.5, 25],
         ("accuracy_gain_restricted", ""): [0, 12.5, -25],
     }
-    assert len(summary) == 3 * len(expected)
+    assert len(summary[summary["group"] != "indirect"]) == 3 * len(expected)
     for (quantity, engine), values in expected.items():
         assert by_group(summary, quantity, engine, "ours_mean") == pytest.approx(values), quantity
 
@@ -243,6 +250,7 @@ def test_published_values_stand_in_their_rows_only(summary):
         ("weights_kept", "", "all"): 10.11,
         ("inference_time_reduction", "deepsparse", "all"): 42.41,
         ("accuracy_gain", "", "all"): 5.85,
+        ("inherited_defects_reduction", "", "indirect"): 57,
     }
 
 
@@ -272,13 +280,14 @@ def test_rendered_summary(summary):
 
 def test_rendered_summary_warns_of_other_data(made):
     tables = collect(made)
-    text = summarise.render(summarise.summary(tables["binary"], tables["multiclass"], read_table(PUBLISHED)))
+    summary = summarise.summary(tables["binary"], tables["multiclass"], no_students(), read_table(PUBLISHED))
+    text = summarise.render(summary)
     assert "The models and data here are other ones" in text.replace("\n", " ")
 
 
 def test_rendered_summary_of_one_kind_of_problem(made):
     tables = collect(made)
-    only = summarise.summary(tables["binary"], tables["multiclass"].iloc[:0], read_table(PUBLISHED))
+    only = summarise.summary(tables["binary"], tables["multiclass"].iloc[:0], no_students(), read_table(PUBLISHED))
     head = summarise.render(only).splitlines()[2].split()
     assert head == ["binary", "published"]
 

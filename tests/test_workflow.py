@@ -47,7 +47,10 @@ def jobs(said):
 def small_config(images):
     return {
         "engines": ["onnxruntime"],
-        "datasets": {"colours": {"kind": "imagefolder", "root": str(images), "size": 16}},
+        "datasets": {
+            "colours": {"kind": "imagefolder", "root": str(images), "size": 16},
+            "two": {"kind": "imagefolder", "root": str(images), "size": 16, "classes": ["green", "blue"]},
+        },
         "models": {
             "small": {
                 "architecture": ARCHITECTURE,
@@ -61,6 +64,17 @@ def small_config(images):
         "direct_reuse": [
             {"model": "small", "problem": "binary", "targets": ["red", "blue"], "overrides": {"blue": {"alpha": 2.0}}},
             {"model": "small", "problem": "multiclass", "targets": {"warm": ["red", "yellow"]}},
+        ],
+        "transfer": {
+            "batch_size": 16,
+            "head": {"epochs": 3},
+            "search": {"epochs": 60, "lr_mask": 0.02, "alpha": 0.03},
+            "finetune": {"epochs": 3},
+            "standard": {"epochs": 3},
+        },
+        "attack": {"steps": 5},
+        "indirect_reuse": [
+            {"model": "small", "datasets": ["two"], "students": ["standard", "seam"], "thresholds": [0.3, 0.5]}
         ],
     }
 
@@ -116,6 +130,26 @@ def test_the_tables_hold_what_the_jobs_found(run):
     assert binary["accuracy_reengineered"].min() > 0.7
 
 
+def test_the_tables_of_students_hold_what_the_jobs_found(run):
+    folder, _, _ = run
+    table = pd.read_csv(folder / "results/tables/indirect.csv")
+    assert table["student"].tolist() == ["standard", "seam", "seam"]
+    for _, row in table.iterrows():
+        method = row["student"] if pd.isna(row["threshold"]) else f"{row['student']}-{row['threshold']:g}"
+        place = folder / "results/indirect/small/two" / method
+        assert {path.name for path in place.iterdir()} == {
+            "student.safetensors", "history.csv", "training.json", "metrics.json",
+        }  # fmt: skip
+        found = json.loads((place / "metrics.json").read_text())
+        assert row["accuracy"] == found["accuracy"] > 0.7
+        assert row["defect_inheritance_rate"] == found["inherited"] / found["right"]
+        assert row["images_test"] == found["images"] == 40
+    thresholds = pd.read_csv(folder / "results/tables/thresholds.csv")
+    assert thresholds["threshold"].tolist() == [0.3, 0.5]
+    assert (thresholds["retention"] <= 1 - thresholds["threshold"]).all()
+    assert not (folder / "results/checkpoints").exists() or not list((folder / "results/checkpoints").rglob("*.pt"))
+
+
 def test_the_summary_is_the_mean_over_the_problems(run):
     folder, _, _ = run
     tables = [pd.read_csv(folder / f"results/tables/direct_{kind}.csv") for kind in ("binary", "multiclass")]
@@ -129,7 +163,7 @@ def test_the_summary_is_the_mean_over_the_problems(run):
 def test_the_figures_are_pictures(run):
     folder, _, _ = run
     pictures = sorted((folder / "results/figures").glob("*.png"))
-    assert len(pictures) >= 5
+    assert len(pictures) >= 7
     for path in pictures:
         with Image.open(path) as picture:
             assert min(picture.size) > 300 and len(picture.convert("L").resize((64, 64)).getcolors()) > 5
@@ -159,6 +193,11 @@ def test_a_second_run_has_nothing_to_do(run):
 # ---------------------------------------------------------------------- what reruns after which change
 
 RESULTS = {"collect_direct": 1, "plot_direct": 1, "summarise": 1}
+RESULTS_INDIRECT = {"collect_indirect": 1, "plot_indirect": 1, "summarise": 1}
+STUDENTS = {
+    "attack_source": 1, "finetune_standard": 1, "finetune_seam_head": 1, "finetune_seam_masks": 1, "finetune_seam": 2,
+    "evaluate_defects": 3,
+}  # fmt: skip
 ONE = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_onnxruntime": 1}
 
 
@@ -188,8 +227,32 @@ def change(config, path, value):
         (
             ["models", "small", "training", "epochs"],
             5,
-            times(3, ONE) | RESULTS | {"train_source": 1, "evaluate_source": 1, "export_source": 1},
+            times(3, ONE)
+            | RESULTS
+            | {"train_source": 1, "evaluate_source": 1, "export_source": 1}
+            | STUDENTS
+            | RESULTS_INDIRECT,
         ),
+        (["transfer", "finetune", "lr"], 0.01, {"finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT),
+        (
+            ["transfer", "search", "alpha"],
+            0.04,
+            {"finetune_seam_masks": 1, "finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT,
+        ),
+        (
+            ["transfer", "head", "lr"],
+            0.2,
+            {"finetune_seam_head": 1, "finetune_seam_masks": 1, "finetune_seam": 2, "evaluate_defects": 2}
+            | RESULTS_INDIRECT,
+        ),
+        (["transfer", "standard", "lr"], 0.01, {"finetune_standard": 1, "evaluate_defects": 1} | RESULTS_INDIRECT),
+        (["attack", "steps"], 6, {"attack_source": 1, "evaluate_defects": 3} | RESULTS_INDIRECT),
+        (
+            ["indirect_reuse", 0, "students"],
+            ["standard", "seam", "random"],
+            {"finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT,
+        ),
+        (["engines"], [], RESULTS),
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
     ],
@@ -211,8 +274,12 @@ def test_two_values_that_are_swapped_are_a_change(run):
     [
         ("seam/macs.py", {"count_macs": 3} | RESULTS),
         ("seam/latency.py", {"time_onnxruntime": 3} | RESULTS),
-        ("seam/search.py", times(3, ONE) | RESULTS),
-        ("seam/figures.py", {"plot_direct": 1}),
+        ("seam/reengineer.py", times(3, ONE) | RESULTS),
+        ("seam/transfer.py", STUDENTS | RESULTS_INDIRECT),
+        ("reengineer.py", times(3, ONE) | RESULTS),
+        ("retrain.py", {}),  # this config has no such student
+        ("seam/figures.py", {"plot_direct": 1, "plot_indirect": 1}),
+        ("collect_indirect.py", RESULTS_INDIRECT),
         ("summarise.py", {"summarise": 1}),
         ("seam/config.py", {}),  # no job imports it
     ],
@@ -249,8 +316,16 @@ def test_the_full_config_holds_the_published_evaluation(tmp_path):
 def test_the_demo_has_its_five_problems(tmp_path):
     demo = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text())
     found = jobs(snakemake(tmp_path, "--dry-run", config=demo | {"engines": ENGINES})[1])
-    assert found["reengineer"] == 5 and found["train_source"] == 2
+    assert found["reengineer"] == 5 and found["train_source"] == 3
+    assert found["finetune_seam"] == 6 and found["finetune_standard"] == found["retrain"] == 1  # eight students
     assert all(found[f"time_{engine}"] == 5 for engine in ENGINES)
+
+
+def test_the_full_config_names_what_indirect_reuse_waits_for(tmp_path):
+    _, said = snakemake(tmp_path, "--dry-run", config={"engines": ENGINES})
+    for name in ("mit67", "cub200", "flower102", "dog120", "action40"):
+        assert said.count(f"datasets.{name}: ") == 1, name
+    assert "finetune_seam" not in jobs(said)
 
 
 def test_without_engines_there_is_nothing_timed_but_all_else(tmp_path, colours):

@@ -9,6 +9,7 @@ INK, GREY, FAINT = "#222222", "#767676", "#d9d9d9"
 BLUE, RED = "#0072B2", "#D55E00"  # better and worse; as all colours here from Okabe and Ito's palette
 COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
+LONGEST = 26  # characters of a name
 
 
 def style():
@@ -70,6 +71,18 @@ def looks(names):
         name: {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size) % size]}
         for place, name in enumerate(names)
     }
+
+
+def short(name):
+    """A name that is not too long for its place."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def spread(values):
+    """The limits of an axis that shows all these values."""
+    low, high = values.min().min(), values.max().max()
+    room = max(0.05 * (high - low), 0.15)
+    return low - room, high + room
 
 
 @style()
