@@ -1,11 +1,16 @@
 """The workflow as its users run it: a whole run on small images, what reruns after which change, its messages."""
 
+import concurrent.futures
+import contextlib
+import functools
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -295,10 +300,75 @@ def test_changed_code_reruns_what_imports_it(run, file, expected):
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
+def test_another_caption_reruns_nothing(run):
+    path = run[2] / "workflow/report/summary.rst"
+    text = path.read_text()
+    path.write_text(text + "Another sentence.\n")
+    try:
+        assert planned(run) == {}
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.skipif("deepsparse" not in ENGINES, reason="DeepSparse does not run on this machine")
+def test_another_engine_times_with_it_alone(run):
+    expected = {"time_deepsparse": 3, "make_env": 1} | RESULTS
+    assert planned(run, change(run[1], ["engines"], ["onnxruntime", "deepsparse"])) == expected
+
+
 def test_a_file_that_is_touched_but_the_same_reruns_nothing(run):
     (run[2] / "workflow/scripts/seam/masking.py").touch()
     (run[0] / "results/datasets/colours/dataset.json").touch()
     assert planned(run) == {}
+
+
+# ---------------------------------------------------------------------- what is promised of a run
+
+
+def without_time(path):
+    """A table without what a clock measured."""
+    table = pd.read_csv(path, dtype=str)
+    timed = [name for name in table if re.search("seconds|latency|speedup|folder", name)]
+    return table.drop(columns=timed).to_csv()
+
+
+def test_the_number_of_cores_changes_no_result(run, tmp_path):
+    folder, config, _ = run
+    snakemake(tmp_path, "--cores", "1", config=config | {"engines": []})
+    for name in ("direct_binary", "direct_multiclass", "indirect", "thresholds"):
+        first, again = (place / f"results/tables/{name}.csv" for place in (folder, tmp_path))
+        assert without_time(first) == without_time(again), name
+    for file in ("direct/small/binary/red/masks", "indirect/small/two/seam-0.5/student", "models/small/source"):
+        first, again = (place / f"results/{file}.safetensors" for place in (folder, tmp_path))
+        assert first.read_bytes() == again.read_bytes(), file
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the job's process")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "137|-9"), (signal.SIGTERM, "75")])
+def test_a_job_that_is_stopped_goes_on_when_snakemake_runs_it_again(run, tmp_path, number, status):
+    folder, config, workflow = run
+    for name in ("datasets", "models"):
+        shutil.copytree(folder / "results" / name, tmp_path / "results" / name)
+    file = "results/direct/small/binary/red/masks.safetensors"
+    arguments = [file, "--rerun-triggers", "mtime"]  # the copies have no record of what made them
+    run_it = functools.partial(snakemake, tmp_path, *arguments, config=config, check=False, workflow=workflow)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        running = pool.submit(run_it)
+        checkpoint = tmp_path / "results/checkpoints/reengineer/small/binary/red.pt"
+        while not checkpoint.exists() and not running.done():
+            time.sleep(0.01)
+        for place in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if f"{tmp_path}/.snakemake/scripts/" in place.read_text():
+                    os.kill(int(place.parent.name), number)
+        code, said = running.result()
+    assert code != 0 and not (tmp_path / file).exists() and checkpoint.exists(), said
+    assert re.search(f"exit status ({status})|died with <Signals.{number.name}", said), said
+    assert "Traceback" not in said and (number is signal.SIGKILL or "run again to go on from there" in said)
+    assert run_it()[0] == 0
+    assert "goes on from the checkpoint" in (tmp_path / "results/logs/reengineer/small/binary/red.log").read_text()
+    assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
+    assert not checkpoint.exists()
 
 
 # ---------------------------------------------------------------------- the config that comes with it
