@@ -31,6 +31,7 @@ include: "workflow/rules/direct.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/partial.smk"
 include: "workflow/rules/targets.smk"
 
 

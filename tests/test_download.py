@@ -135,3 +135,26 @@ def test_a_place_that_cannot_be_written(site, tmp_path):
     (tmp_path / "cache").write_text("a file where a folder is needed")
     with pytest.raises(UserError, match="Cannot write"):
         fetch(site.url + "file.bin", tmp_path / "cache" / "file.bin", CHECKSUM)
+
+
+def test_a_folder_at_its_place_is_a_sentence(site, tmp_path):
+    (tmp_path / "file.bin").mkdir()
+    with pytest.raises(UserError, match=r"Cannot read .*file.bin \(Is a directory\)"):
+        fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM)
+    assert site.requests == []
+
+
+@pytest.mark.parametrize("sent", [b"", b"<html>please log in</html>", CONTENT[:-1], CONTENT + b"!", CONTENT[::-1]])
+def test_whatever_else_the_server_sends_is_refused(site, tmp_path, sent):
+    site.files["file.bin"] = sent
+    with pytest.raises(UserError, match="is not the published file|Cannot download"):
+        fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM)
+    assert names(tmp_path) == set()
+
+
+def test_the_checksum_is_looked_at_whole(site, tmp_path):
+    """One digit off, at either end."""
+    for wrong in ("0" + CHECKSUM[1:], CHECKSUM[:-1] + ("0" if CHECKSUM[-1] != "0" else "1")):
+        with pytest.raises(UserError, match=f"SHA-256 {CHECKSUM}, not {wrong}"):
+            fetch(site.url + "file.bin", tmp_path / "file.bin", wrong)
+    assert names(tmp_path) == set()

@@ -1,23 +1,42 @@
+"""Files are whole or absent, also on a full disk, hold what was written bit for bit, and no code of others."""
+
+import ast
 import errno
+import hashlib
 import math
 import os
+import resource
+import subprocess
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from server import serve
+from torch import nn
 
+from seam import export, figures
+from seam.checkpoint import Checkpoint
+from seam.data import storage
 from seam.files import (
     UserError,
+    fetch,
     load_tensors,
     read_json,
     save_tensors,
     sha256,
+    unpack,
     whole,
     write_csv,
     write_json,
     write_text,
 )
+from seam.tables import read_table
+
+SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
 
 def test_a_file_is_whole(tmp_path):
@@ -84,6 +103,32 @@ def test_csv_keeps_floats(tmp_path):
     assert (tmp_path / "table.csv").read_text() == "name,value\na,0.1\nb,0.3333333333333333\n"
 
 
+def random_floats(count=20_000):
+    """Finite numbers of all magnitudes: random bits."""
+    found = np.random.default_rng(0).integers(0, 1 << 64, count, np.uint64).view(np.float64)
+    return np.concatenate(
+        [found[np.isfinite(found)], [0.0, -0.0, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308]]
+    )
+
+
+def bits(numbers):
+    return np.asarray(numbers, np.float64).view(np.uint64).tolist()
+
+
+def test_every_float_survives_json_bit_for_bit(tmp_path):
+    numbers = random_floats()
+    write_json(tmp_path / "content.json", {"numbers": numbers.tolist()})
+    assert bits(read_json(tmp_path / "content.json")["numbers"]) == bits(numbers)
+
+
+def test_every_float_survives_a_table_bit_for_bit(tmp_path):
+    numbers = random_floats()
+    write_csv(tmp_path / "table.csv", pd.DataFrame({"value": numbers}))
+    assert bits(read_table(tmp_path / "table.csv")["value"]) == bits(numbers)
+    text = (tmp_path / "table.csv").read_text().splitlines()[1:]  # and whoever else reads it
+    assert bits([float(line) for line in text]) == bits(numbers)
+
+
 def test_tensors_and_their_metadata(tmp_path):
     tensors = {"weight": torch.randn(3, 4).t(), "bits": torch.tensor([1, 0], dtype=torch.uint8)}
     save_tensors(tmp_path / "tensors.safetensors", tensors, {"classes": ["a", "ä"], "count": 2})
@@ -108,3 +153,207 @@ def test_sha256(tmp_path):
     assert sha256(tmp_path / "empty").startswith("e3b0c44298fc1c14")
     np.save(tmp_path / "array.npy", np.arange(5))
     assert sha256(tmp_path / "array.npy") == sha256(tmp_path / "array.npy")
+
+
+# ------------------------------------------------------------------ no room
+
+ROOM = 128 * 1024  # bytes; each writer below needs some three times as many
+NOISE = np.random.default_rng(0)
+BYTES = NOISE.bytes(400_000)
+
+
+@pytest.fixture(params=["a full disk", "a limit on files"])
+def full(request, tmp_path):
+    """A folder where no file of more than ROOM bytes can be written."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "a full disk":
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", folder]
+        try:
+            subprocess.run(mount, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("a small disk cannot be mounted here: only Linux's root may")
+        yield folder
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a failed test's traceback may keep a file open
+    else:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))  # Python ignores SIGXFSZ: a write fails instead
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def picture(path):
+    figure = figures.blank(5, 5, "noise")
+    figure.subplots().imshow(NOISE.random((500, 500)))
+    figures.save(figure, [path])
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 32))
+
+
+WRITERS = {
+    "text.txt": lambda path, _: write_text(path, "text " * 80_000),
+    "content.json": lambda path, _: write_json(path, list(range(60_000))),
+    "table.csv": lambda path, _: write_csv(path, pd.DataFrame({"value": NOISE.random(20_000)})),
+    "weights.safetensors": lambda path, _: save_tensors(path, {"weight": torch.zeros(100_000)}),
+    "labels.npy": lambda path, _: storage.save_array(path, np.arange(50_000)),
+    "images.npy": lambda path, source: storage.decode_array(
+        path, storage.Split(np.zeros(3), (224, 224), files=[str(source / "image.png")] * 3), workers=1
+    ),
+    "figure.png": lambda path, _: picture(path),
+    "figure.pdf": lambda path, _: picture(path),
+    "model.onnx": lambda path, _: export.export(network(), path, (3, 32, 32), 2),
+    "run.pt": lambda path, _: Checkpoint(path, {}).write({"weight": torch.zeros(100_000)}),
+    "runs.pt": lambda path, _: Checkpoint(path, {}).write({str(i): torch.zeros(1000) for i in range(100)}),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with an image and an archive, where there is room."""
+    folder = tmp_path_factory.mktemp("source")
+    Image.fromarray(NOISE.integers(0, 256, (300, 300, 3), np.uint8)).save(folder / "image.png")
+    (folder / "Images").mkdir()
+    (folder / "Images/a.bin").write_bytes(b"a small one")
+    (folder / "Images/b.bin").write_bytes(BYTES)
+    with tarfile.open(folder / "archive.tgz", "w:gz") as tar:
+        tar.add(folder / "Images", "Images")
+    return folder
+
+
+NO_ROOM = r"Cannot write .*{} \(.*(No space left on device|File too large).*\): free some space"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRITERS)
+def test_without_room_a_file_is_absent_or_as_before(full, source, name):
+    path = full / name
+    for before in ([], [path]):
+        if before:
+            path.write_bytes(b"before")
+        with pytest.raises(UserError, match=NO_ROOM.format(name)) as error:
+            WRITERS[name](path, source)
+        assert "\n" not in str(error.value)
+        assert list(full.iterdir()) == before
+    assert path.read_bytes() == b"before"
+    write_text(path, "what has room is written")
+
+
+def test_without_room_an_archive_is_not_unpacked(full, source):
+    for before in (False, True):
+        if before:
+            (full / "mine").write_bytes(b"before")
+        with pytest.raises(UserError, match=NO_ROOM.format("disk")):
+            unpack(source / "archive.tgz", full, ["Images"])
+        assert list(full.iterdir()) == [full / "mine"] * before
+
+
+def test_without_room_a_download_is_absent_and_goes_on_where_there_is_some(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    path, checksum = tmp_path / "w.bin", hashlib.sha256(BYTES).hexdigest()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with serve({"w.bin": BYTES}) as site:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, hard))
+        try:
+            with pytest.raises(UserError, match=NO_ROOM.format("w.bin")):
+                fetch(site.url + "w.bin", path, checksum)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not path.exists()
+        fetch(site.url + "w.bin", path, checksum)
+        asked = [wanted for _, wanted in site.requests]
+    assert path.read_bytes() == BYTES
+    assert asked[0] is None and asked[1].startswith("bytes=") and len(asked) == 2
+
+
+def test_without_room_a_download_leaves_no_file(full, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve({"w.bin": BYTES}) as site, pytest.raises(UserError, match=NO_ROOM.format("w.bin")):
+        fetch(site.url + "w.bin", full / "w.bin", hashlib.sha256(BYTES).hexdigest())
+    assert not (full / "w.bin").exists()
+
+
+def test_an_array_is_the_same_however_it_lies_in_memory(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 5), np.uint8).transpose(0, 2, 3, 1)
+    storage.save_array(tmp_path / "array.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "array.npy"), array)
+
+
+# ------------------------------------------------------------------ what comes from elsewhere
+
+
+def test_a_sparse_file_in_an_archive_counts_as_large_as_it_becomes(tmp_path):
+    """A few bytes of a header may announce a file of a terabyte."""
+    member = tarfile.TarInfo("Images/a.bin")
+    member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 40), "GNU.sparse.name": member.name}
+    with tarfile.open(tmp_path / "archive.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member)
+    (tmp_path / "into").mkdir()
+    with pytest.raises(UserError, match="would become more than 4 times its size"):
+        unpack(tmp_path / "archive.tar", tmp_path / "into", ["Images"])
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_a_file_that_is_announced_too_large_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    member = tarfile.TarInfo("Images/a.bin")
+    member.size = 1 << 40
+    (tmp_path / "archive.tar").write_bytes(member.tobuf() + bytes(10_240))
+    (tmp_path / "into").mkdir()
+    monkeypatch.setattr("seam.files.shutil.copyfileobj", lambda *_: pytest.fail("it began to write"))
+    with pytest.raises(UserError, match="would become more than 4 times its size"):
+        unpack(tmp_path / "archive.tar", tmp_path / "into", ["Images"])
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+def test_a_link_to_a_file_elsewhere_is_not_copied(tmp_path):
+    (tmp_path / "secret").write_text("not of the archive")
+    with tarfile.open(tmp_path / "archive.tar", "w") as tar:
+        for kind, place in ((tarfile.SYMTYPE, "a"), (tarfile.LNKTYPE, "b")):
+            member = tarfile.TarInfo(f"Images/{place}")
+            member.type, member.linkname = kind, str(tmp_path / "secret")
+            tar.addfile(member)
+        tar.addfile(tarfile.TarInfo("Images/c"))
+    (tmp_path / "into").mkdir()
+    unpack(tmp_path / "archive.tar", tmp_path / "into", ["Images"])
+    assert [path.name for path in (tmp_path / "into/Images").iterdir()] == ["c"]
+
+
+def calls():
+    """(file, dotted name, call) of every call in the workflow's code."""
+    for path in sorted(SCRIPTS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield str(path.relative_to(SCRIPTS)), ast.unparse(node.func), node
+
+
+def test_nothing_in_the_workflow_runs_code_from_a_file():
+    """Pickles are read by torch for tensors alone, and by CIFAR's own reader, after the checksum."""
+    found = list(calls())
+    options = {
+        (file, name): {word.arg: ast.unparse(word.value) for word in call.keywords} for file, name, call in found
+    }
+    torch_loads = {file: words for (file, name), words in options.items() if name == "torch.load"}
+    assert torch_loads.keys() == {"seam/checkpoint.py", "seam/models/__init__.py"}
+    assert all(words["weights_only"] == "True" for words in torch_loads.values())
+    assert not [words for words in options.values() if "allow_pickle" in words]
+    unsafe = (
+        "pickle.load",
+        "pickle.loads",
+        "pd.read_pickle",
+        "joblib.load",
+        "yaml.load",
+        "torch.hub.load",
+        "eval",
+        "exec",
+    )
+    assert not [(file, name) for file, name, _ in found if name in unsafe]
+    assert [file for file, name, _ in found if name.endswith("Unpickler")] == ["seam/data/cifar.py"]
+    assert [file for file, name, _ in found if name.endswith(("extractall", "extract", "unpack_archive"))] == []
+
+
+def test_tensors_are_kept_as_safetensors_but_for_checkpoints():
+    saved = {
+        (file, name) for file, name, _ in calls() if name in ("torch.save", "pickle.dump", "np.savez", "save_file")
+    }
+    assert saved == {("seam/checkpoint.py", "torch.save"), ("seam/files.py", "save_file")}

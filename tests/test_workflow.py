@@ -350,7 +350,7 @@ def test_a_job_that_is_stopped_goes_on_when_snakemake_runs_it_again(run, tmp_pat
     for name in ("datasets", "models"):
         shutil.copytree(folder / "results" / name, tmp_path / "results" / name)
     file = "results/direct/small/binary/red/masks.safetensors"
-    arguments = [file, "--rerun-triggers", "mtime"]  # the copies have no record of what made them
+    arguments = ["--rerun-triggers", "mtime", "--cores", "2", file]  # the copies have no record of what made them
     run_it = functools.partial(snakemake, tmp_path, *arguments, config=config, check=False, workflow=workflow)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         running = pool.submit(run_it)

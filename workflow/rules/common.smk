@@ -31,6 +31,11 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
+    for folder in (Path.cwd(), Path.cwd() / "results"):
+        if folder.exists() and not os.access(folder, os.W_OK):
+            raise WorkflowError(
+                f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."
+            )
     if any(MISSING):
         raise WorkflowError(" ".join(filter(None, MISSING)))
     for line in LEFT_OUT:

@@ -11,8 +11,9 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
     from seam import data, models
     from seam.data.batches import batches as batches_of
     from seam.device import select
-    from seam.evaluate import outputs, share
+    from seam.evaluate import outputs, require_better_than_guessing, share
     from seam.files import UserError, write_json
+    from seam.problems import require_all
 
     images, source, device = data.open(dataset), models.open(Path(weights).parent), select(device)
     unknown = [name for name in images.classes if name not in source.classes]
@@ -21,6 +22,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
     # The data set may be a subset of the classes that the model was trained on.
     position = np.array([source.classes.index(name) for name in images.classes])
     test = images.test
+    require_all(test.labels, images.classes, f"The test images of {settings['dataset']}")
     logits, labels = outputs(
         source.module.to(device, memory_format=torch.channels_last),
         batches_of(
@@ -28,6 +30,8 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
         ),
     )
     right = logits.argmax(1) == labels
+    what = f"The source model {model} on {settings['dataset']}"
+    require_better_than_guessing(share(right), len(source.classes), len(test), what)
     write_json(
         metrics,
         {

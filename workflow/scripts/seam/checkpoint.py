@@ -1,6 +1,7 @@
 """A training loop that can be put down and taken up again, and ends as if it had never been interrupted."""
 
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -46,7 +47,9 @@ class Checkpoint:
 
     def write(self, state):
         with whole(self.path) as temporary:
-            torch.save({"about": self.about, "state": state}, temporary)
+            content = io.BytesIO()  # onto a full disk torch.save would fail without saying so
+            torch.save({"about": self.about, "state": state}, content)
+            temporary.write_bytes(content.getbuffer())
 
     def remove(self):
         self.path.unlink(missing_ok=True)

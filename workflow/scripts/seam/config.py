@@ -668,7 +668,9 @@ def shown(value):
         return f"keys with values ({', '.join(value)})" if value else "an empty mapping"
     if isinstance(value, list):
         return f"the list [{', '.join(map(str, value))}]" if value else "an empty list"
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return f"'{value}'" if value.isprintable() else repr(value)
+    return str(value)
 
 
 def _check_names(key, names, known, what):

@@ -1,7 +1,10 @@
 """How all figures look: one style, colours that everyone can tell apart, the same bytes for the same data."""
 
+import textwrap
+
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from seam.files import whole
 
@@ -86,10 +89,34 @@ def spread(values):
 
 
 @style()
-def save(figure, paths):
-    """Write the figure to each path in the format that its suffix names, whole or not at all, without a time stamp."""
+def note(figure, start, names, lines=2):
+    """A note below the figure: `start` and the names, as many as there is room for in so many lines.
+
+    Gives the area in inches that `save` has to take to have it on the picture.
+    """
+    width, height = figure.get_size_inches()
+    for number in range(len(names), 0, -1):
+        more = f" and {len(names) - number} more" if number < len(names) else ""
+        wrapped = textwrap.wrap(f"{start}{'; '.join(names[:number])}{more}", int(width / 0.062))
+        if len(wrapped) <= lines:
+            break
+    # Laid out once and for all, legends at a place of their own: on their own they follow what is saved.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+    figure.text(0.01, 0, "\n".join(wrapped), color=RED, fontsize=7.5, va="top")
+    return Bbox([[0, -0.14 * len(wrapped) - 0.06], [width, height]])
+
+
+@style()
+def save(figure, paths, area=None):
+    """Write the figure to each path in the format that its suffix names, whole or not at all, without a time stamp.
+
+    area: what of it, in inches; by default all of it.
+    """
     for path in paths:
         kind = str(path).rsplit(".", 1)[-1]
         metadata = {"CreationDate": None} if kind == "pdf" else None
         with whole(path) as temporary:
-            figure.savefig(temporary, format=kind, metadata=metadata)
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches=area)

@@ -184,7 +184,7 @@ def _transfer(url, partial, progress):
     done = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code == 416:  # nothing is left to ask for: the checksum decides
+        if done and answer.status_code == 416:  # nothing is left to ask for: the checksum decides
             return
         answer.raise_for_status()
         if answer.status_code != 206:  # the server sends the file from its start

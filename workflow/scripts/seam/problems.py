@@ -67,11 +67,17 @@ def multiclass(dataset, classes, seed, holdout=0.0):
 def _problem(kind, classes, members, dataset, choose, seed, share):
     train, test = choose(dataset.train, 0), choose(dataset.test, 1)
     for name, part in (("training", train), ("test", test)):
-        for label, of in enumerate(classes):
-            if not (part.labels == label).any():
-                raise UserError(f"The {name} images of the problem {'/'.join(classes)} hold none of class {of}.")
+        require_all(part.labels, classes, f"The {name} images of the problem {'/'.join(classes)}")
     train, holdout = split(train, share, seed)
     return Problem(kind, classes, members, train, holdout, test)
+
+
+def require_all(labels, classes, what):
+    """Raises UserError where a class has no image; `what` has them: "The test images of birds"."""
+    counts = np.bincount(labels, minlength=len(classes))
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise UserError(f"{what} hold none of class {name}: add some, or take the class out of the config.")
 
 
 def split(part, share, seed):

@@ -50,6 +50,9 @@ def reengineer(
         name: evaluate.source_accuracy(*evaluate.outputs(network, part), task, source.classes)
         for name, part in (("selection", selection), ("test", test))
     }
+    # With the target's classes alone to choose from: of a binary problem that is the same.
+    what = f"The source model {model} on the {problem} problem {target}"
+    evaluate.require_better_than_guessing(baseline["test"][1], len(task.classes), len(task.test), what)
 
     job = derive_seed(seed, "search", model, problem, target)
     torch.manual_seed(job)

@@ -15,6 +15,7 @@ import torch
 
 from seam import data, evaluate, masking, models, problems, robustness
 from seam.checkpoint import Checkpoint, Run
+from seam.data import storage
 from seam.data.batches import batches as batches_of
 from seam.device import derive_seed, select
 from seam.files import UserError, load_tensors, read_json, save_tensors, sha256, whole, write_csv, write_json
@@ -39,6 +40,8 @@ class Job:
         self.classes, self.shape = self.images.classes, (3, *self.images.size)
         self.last = models.last_layer(self.source.module, len(self.source.classes), self.shape, common["last_layer"])
         model, dataset, *_ = names
+        for name, part in (("training", self.images.train), ("test", self.images.test)):
+            problems.require_all(part.labels, self.classes, f"The {name} images of {dataset}")
         everything = problems.Part(np.arange(len(self.images.train)), self.images.train.labels)
         self.held_out = common["selection"] == "holdout"
         # Drawn from the data set alone, so that all students are compared on the same images.
@@ -302,6 +305,7 @@ def attack_source(folder, model_folder, dataset_folder, model, dataset, last_lay
     with whole(folder / "perturbations.npy") as temporary:
         shape = (len(job.images.test), *job.images.size, 3)
         into = np.lib.format.open_memmap(temporary, "w+", np.int8, shape)
+        storage.reserve(temporary)  # a memory map that outgrows the disk would end the process
         start = time.perf_counter()
         found = robustness.perturbations(network, job.test(), options, into)
         into.flush()

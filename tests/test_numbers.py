@@ -1,0 +1,371 @@
+"""Numbers that go wrong: each stops its own job with one sentence, and the others' results are made all the same."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from collect_partial import Gaps, said, with_gaps
+from conftest import ARCHITECTURE, paint
+from evaluate_source import evaluate_source
+from PIL import Image
+from test_workflow import ROOT, change, small_config, snakemake
+from torch.nn.functional import cross_entropy
+
+from seam import data, models, transfer
+from seam.data import storage
+from seam.evaluate import outputs, require_better_than_guessing
+from seam.files import UserError
+from seam.masking import Masks
+from seam.problems import binary, multiclass
+from seam.reengineer import reengineer
+from seam.tables import read_table
+
+COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
+SETTINGS = {"architecture": ARCHITECTURE, "dataset": "colours", "weights": "train"}
+
+# ---------------------------------------------------------------------- a loss that is no number
+
+
+def bad_after(steps, value):
+    """A cross entropy that becomes `value` after so many steps."""
+    calls = []
+
+    def loss(*arguments, **options):
+        calls.append(1)
+        return cross_entropy(*arguments, **options) * (1.0 if len(calls) <= steps else value)
+
+    return loss
+
+
+def training(folder, model_folder, dataset_folder):
+    from train_source import train_source
+
+    settings = {**SETTINGS, "normalization": None, "seed": 0}
+    settings["training"] = {"epochs": 3, "batch_size": 16, "lr": 0.05}
+    train_source(folder / "w.safetensors", folder / "h.csv", "small", dataset_folder, settings, "cpu", folder / "x.pt")
+
+
+def searching(folder, model_folder, dataset_folder):
+    settings = {"epochs": 4, "batch_size": 16, "lr_mask": 0.05}
+    names = {"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "members": ["red"]}
+    reengineer(
+        folder, model_folder, dataset_folder, **names, settings=settings, seed=0, device="cpu",
+        checkpoint=folder / "x.pt",
+    )  # fmt: skip
+
+
+def finetuning(folder, model_folder, dataset_folder):
+    settings = {"epochs": 3, "patience": 3, "lr": 0.01, "lr_last": 0.05, "weight_decay": 0.0}
+    transfer.train_student(
+        folder, model_folder, dataset_folder, "small", "colours", "standard", None, COMMON, settings, 0,
+        {"architecture": "small", "weights_origin": "train"}, "cpu", folder / "x.pt",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("job", "module", "steps", "advice"),  # all but the last step of two epochs
+    [
+        (training, "seam.train", 19, "lower training.lr"),
+        (searching, "seam.search", 7, "lower lr_mask, lr_head or alpha"),
+        (finetuning, "seam.train", 15, "lower its lr in transfer"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_its_job_and_the_last_good_state_is_kept(
+    tmp_path, model_folder, dataset_folder, monkeypatch, job, module, steps, advice, value
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.cross_entropy", bad_after(steps, value))
+        sentence = rf"The loss became {value} in epoch 2: {advice} \(the last good state is in .*x.pt\)\."
+        with pytest.raises(UserError, match=sentence):
+            job(tmp_path, model_folder, dataset_folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]  # and nothing of a result
+    state = torch.load(tmp_path / "x.pt", weights_only=True)["state"]
+    assert state["place"]["epoch"] == 2 and len(state["place"]["history"]) == 1
+    job(tmp_path, model_folder, dataset_folder)  # goes on from there
+    assert not (tmp_path / "x.pt").exists() and list(tmp_path.glob("*.csv"))
+
+
+def test_logits_that_are_not_finite_are_never_an_accuracy():
+    batches = [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))]
+    assert outputs(torch.nn.Identity(), batches)[0].shape == (4, 3)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="became NaN or infinite: lower its learning rates"):
+            outputs(torch.nn.Identity(), [*batches, (torch.full((1, 3), value), torch.zeros(1, dtype=torch.long))])
+
+
+# ---------------------------------------------------------------------- masks that keep nothing
+
+
+def test_masks_without_a_weight_are_named_with_their_epoch():
+    masks = Masks(torch.nn.Linear(4, 2))
+    assert masks.retention(1) == 1.0
+    for value in masks.values.values():
+        value.fill_(-1.0)
+    with pytest.raises(UserError, match="No weight was left in epoch 7: lower alpha or lr_mask"):
+        masks.retention(7)
+
+
+# ---------------------------------------------------------------------- images that are not there
+
+
+@pytest.fixture
+def lacking(tmp_path, dataset_folder):
+    """A function that gives the data set without the images of a class in a split."""
+
+    def without(split, name):
+        images = data.open(dataset_folder)
+        splits = {"train": images.train, "test": images.test}
+        kept = splits[split].labels != images.classes.index(name)
+        size = images.size
+        splits[split] = storage.Split(splits[split].labels[kept], size, np.asarray(splits[split].images)[kept])
+        storage.write(tmp_path / "colours", splits, images.kind, images.classes, list(images.augmentation))
+        return tmp_path / "colours"
+
+    return without
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_problem_without_images_is_a_sentence(lacking, split):
+    images, name = data.open(lacking(split, "red")), {"train": "training", "test": "test"}[split]
+    for problem, sentence in (
+        (lambda: binary(images, "red", 0), f"The {name} images of the problem red/rest hold none of class red: add"),
+        (lambda: multiclass(images, ["blue", "red"], 0), f"The {name} images of the problem blue/red hold none of c"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            problem()
+    assert len(multiclass(images, ["blue", "green"], 0).test) == 40  # others do not mind
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_student_needs_images_of_every_class(lacking, model_folder, split):
+    folder, name = lacking(split, "red"), {"train": "training", "test": "test"}[split]
+    for selection in ("holdout", "test"):
+        with pytest.raises(UserError, match=f"The {name} images of colours hold none of class red: add some, or take"):
+            transfer.Job(
+                model_folder, folder, ("small", "colours", "standard"), COMMON | {"selection": selection}, 0, "cpu"
+            )
+
+
+# ---------------------------------------------------------------------- a source model that knows nothing
+
+
+@pytest.fixture
+def mixed_up(tmp_path, model_folder):
+    """The source model with its classes in a wrong order."""
+    source = models.open(model_folder)
+    source.classes = source.classes[1:] + source.classes[:1]
+    models.save(tmp_path / "mixed" / "source.safetensors", source)
+    return tmp_path / "mixed"
+
+
+def evaluate(folder, dataset_folder, tmp_path):
+    weights = folder / "source.safetensors"
+    evaluate_source(tmp_path / "metrics.json", "small", weights, dataset_folder, SETTINGS, "cpu")
+    return json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_a_source_model_below_chance_is_a_sentence(mixed_up, model_folder, dataset_folder, tmp_path):
+    sentence = (
+        r"The source model small on colours gets 0.\d+ of 80 test images right, and guessing 0.2500: check that its "
+        "classes are in the order in which it was trained, and its normalization"
+    )
+    with pytest.raises(UserError, match=sentence):
+        evaluate(mixed_up, dataset_folder, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluate(model_folder, dataset_folder, tmp_path)["accuracy"] > 0.7
+
+
+def test_a_source_model_below_chance_is_not_searched(mixed_up, dataset_folder, tmp_path):
+    with pytest.raises(UserError, match=r"small on the multiclass problem cold gets 0.\d+ of 40 .* guessing 0.5000"):
+        reengineer(
+            tmp_path / "out", mixed_up, dataset_folder, "small", "colours", "multiclass", "cold", ["blue", "green"],
+            {"epochs": 2, "batch_size": 16}, 0, "cpu", tmp_path / "x.pt",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("seed"), range(4))
+def test_a_model_that_was_never_trained_is_not_refused(seed, model_folder, dataset_folder, tmp_path, caplog):
+    torch.manual_seed(seed)
+    trained = models.open(model_folder)
+    models.save(
+        tmp_path / "source.safetensors",
+        models.Source(models.build(ARCHITECTURE, 4), trained.classes, trained.normalization, ARCHITECTURE),
+    )
+    accuracy = evaluate(tmp_path, dataset_folder, tmp_path)["accuracy"]
+    assert ("no better than that" in caplog.text) == (accuracy <= 0.25)
+
+
+def test_chance_has_room_for_few_images():
+    require_better_than_guessing(0.0, 10, 20, "It")  # none of 20 right happens
+    with pytest.raises(UserError):
+        require_better_than_guessing(0.0, 10, 200, "It")
+    require_better_than_guessing(0.41, 2, 200, "It")
+    with pytest.raises(UserError):
+        require_better_than_guessing(0.39, 2, 200, "It")
+
+
+def test_a_source_model_whose_data_lack_a_class_is_a_sentence(lacking, model_folder, tmp_path):
+    folder = lacking("test", "red")
+    with pytest.raises(UserError, match="The test images of colours hold none of class red"):
+        evaluate(model_folder, folder, tmp_path)
+
+
+def test_weights_that_are_not_numbers_are_a_sentence(model_folder, dataset_folder, tmp_path):
+    source = models.open(model_folder)
+    with torch.no_grad():
+        next(iter(source.module.parameters())).fill_(float("nan"))
+    models.save(tmp_path / "nan" / "source.safetensors", source)
+    with pytest.raises(UserError, match="became NaN or infinite"):
+        evaluate(tmp_path / "nan", dataset_folder, tmp_path)
+
+
+# ---------------------------------------------------------------------- why something is missing
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("Traceback\nseam.files.UserError: No weight was left.\n", "No weight was left."),
+        ("Traceback\ntorch.OutOfMemoryError: too much\n", "torch.OutOfMemoryError: too much (all of it is in {})"),
+        ("2026-01-01 00:00:00 INFO stopped by SIGTERM in epoch 3, batch 4: run again to go on\n", "stopped by SIGTERM"),
+        ("2026-01-01 00:00:00 INFO epoch 1/30 loss 0.1\n", "its job ended without a word (its log is {})"),
+        (None, "its job failed without a log"),
+    ],
+)
+def test_the_reason_is_found_in_the_log(tmp_path, log, reason):
+    path = tmp_path / "x.log"
+    if log:
+        path.write_text(log)
+    assert said(path).startswith(reason.format(path))
+    assert said(None)
+
+
+def test_what_waits_for_a_job_that_failed_says_for_which(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.log").write_text("seam.files.UserError: The loss became nan in epoch 2: lower training.lr.\n")
+    (tmp_path / "there").touch()
+    (tmp_path / "stale").touch()
+    gaps = Gaps(
+        [
+            {"rule": "train", "input": [], "output": ["weights"], "log": "x.log", "failed": True},
+            {"rule": "search", "input": ["there", "weights"], "output": ["masks"], "log": "y.log", "failed": False},
+            {"rule": "count", "input": ["masks"], "output": ["macs"], "log": "z.log", "failed": False},
+            {"rule": "time", "input": ["there"], "output": ["stale"], "log": "z.log", "failed": False},
+        ]
+    )
+    assert not gaps.has("there") and gaps.has("nowhere") and gaps.has("macs")
+    assert gaps.has("stale")  # of an earlier run, and out of date
+    assert gaps.reason("weights") == "The loss became nan in epoch 2: lower training.lr."
+    waits = "not run: it needs weights (The loss became nan in epoch 2: lower training.lr)"
+    assert gaps.reason("masks") == gaps.reason("macs") == waits
+    assert gaps.reason("stale") == "not run: the run ended before"
+    assert gaps.reason("nowhere") == "nowhere is missing"
+
+
+def test_missing_rows_stand_in_their_place_and_the_others_are_as_they_were(tmp_path):
+    table = pd.DataFrame(
+        {"target": ["a", "c"], "seed": [2**62 + 1, 7], "share": [0.1 + 0.2, 1.0], "folder": ["a", "c"]}
+    )
+    entries = [{"target": name, "folder": name, "other": 1} for name in "abc"]
+    whole = with_gaps(table, entries, {"b": "No.", "c": "no latency"})
+    whole.to_csv(tmp_path / "t.csv", index=False)
+    assert (tmp_path / "t.csv").read_text().splitlines() == [
+        "target,seed,share,folder,missing",
+        f"a,{2**62 + 1},{0.1 + 0.2!r},a,",
+        "b,,,b,No.",
+        "c,7,1.0,c,no latency",
+    ]
+
+
+def test_an_unexpected_end_of_collecting_is_no_traceback(tmp_path):
+    for text in ("{}", "no json", '{"jobs": [], "published": "nowhere.csv", "folder": "x"}'):
+        command = [sys.executable, ROOT / "workflow/scripts/collect_partial.py", "logs/x.log"]
+        result = subprocess.run(command, input=text, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert result.returncode == 1 and "Traceback" not in result.stderr and "Error: " in result.stderr
+
+
+# ---------------------------------------------------------------------- the workflow
+
+
+def bad_config(images):
+    """One target and one student that come to nothing among others that do."""
+    config = small_config(images) | {"engines": []}
+    config["search"] |= {"epochs": 4}
+    config["direct_reuse"] = [
+        {
+            "model": "small",
+            "problem": "binary",
+            "targets": ["red", "blue"],
+            "overrides": {"red": {"alpha": 1e9, "lr_mask": 10.0}},
+        },
+    ]
+    config["transfer"] |= {"search": {"epochs": 1, "lr_mask": 0.001}}
+    config["attack"] = {"steps": 2}
+    config["indirect_reuse"][0]["thresholds"] = [0.9]
+    return config
+
+
+def test_after_a_failed_run_tables_and_figures_are_made_of_what_is_there(tmp_path):
+    bad = bad_config(paint(tmp_path / "images"))
+    status, terminal = snakemake(tmp_path, "--keep-going", config=bad, check=False)
+    results, partial = tmp_path / "results", tmp_path / "results/partial"
+    assert status != 0 and "Traceback (most recent call last)" not in terminal
+    left = "No weight was left in epoch 2: lower alpha or lr_mask."
+    assert f"Error: {left}" in terminal and "At least one job did not complete successfully" in terminal
+    assert "Tables and figures of what is there (1 of 2 target problems, 1 of 2 students) are in" in terminal
+    assert f"Missing: small, binary: red: {left}" in terminal
+    assert not (results / "tables").exists() and not (results / "figures").exists()
+
+    table = read_table(partial / "tables/direct_binary.csv").set_index("target")
+    assert list(table.index) == ["red", "blue"] and table.columns[-1] == "missing"
+    assert table.loc["red", "missing"] == left and pd.isna(table.loc["blue", "missing"])
+    metrics = json.loads((results / "direct/small/binary/blue/metrics.json").read_text())
+    assert table.loc["blue", "accuracy_reengineered"] == metrics["accuracy"]["reengineered"]
+    assert pd.isna(table.loc["red", "retention"]) and table.loc["red", "architecture"] == ARCHITECTURE
+    students = read_table(partial / "tables/indirect.csv").set_index("student")
+    assert pd.isna(students.loc["standard", "missing"]) and students.loc["standard", "accuracy"] > 0.5
+    reason = students.loc["seam", "missing"]
+    assert reason.startswith("The search of results/indirect/small/two/search/masks.safetensors removed at most")
+    assert students.loc["seam", "threshold"] == 0.9
+    assert read_table(partial / "tables/thresholds.csv")["missing"].tolist() == [reason]
+    assert len(read_table(partial / "tables/direct_multiclass.csv")) == 0
+    summary = read_table(partial / "tables/summary.csv").set_index(["quantity", "group"])
+    assert summary.loc[("weights_kept", "all"), "problems"] == 1
+    assert summary.loc[("weights_kept", "all"), "missing"] == "1 of 2 target problems"
+    pictures = sorted(path.stem for path in (partial / "figures").glob("*.png"))
+    assert len(pictures) == 7
+    for name in pictures:
+        with Image.open(partial / f"figures/{name}.png") as picture:
+            assert min(picture.size) > 200
+        assert (partial / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+
+    # A dry run changes nothing; a run in which all is there removes it.
+    good = change(change(bad, ["direct_reuse", 0, "targets"], ["blue"]), ["direct_reuse", 0, "overrides"], {})
+    good = change(good, ["indirect_reuse", 0, "students"], ["standard"])
+    del good["indirect_reuse"][0]["thresholds"]
+    snakemake(tmp_path, "--dry-run", config=good)
+    assert partial.exists()
+    snakemake(tmp_path, config=good)
+    assert not partial.exists() and (results / "tables/summary.csv").exists()
+
+    # Also where there is nothing to be done, since the bad target is taken out again.
+    before = {path: path.read_bytes() for path in (results / "tables").iterdir()}
+    worse = change(good, ["direct_reuse"], bad["direct_reuse"])
+    assert snakemake(tmp_path, "--keep-going", config=worse, check=False)[0] != 0
+    assert partial.exists() and before == {path: path.read_bytes() for path in (results / "tables").iterdir()}
+    assert "Nothing to be done" in snakemake(tmp_path, config=good)[1]
+    assert not partial.exists()
+
+
+def test_a_run_that_fails_before_anything_is_there_makes_no_tables(tmp_path):
+    images = paint(tmp_path / "images", train=4, test=2)
+    (images / "train" / "red" / "broken.png").write_text("this is no picture")
+    status, terminal = snakemake(tmp_path, config=bad_config(images), check=False)
+    assert status != 0 and "broken.png" in terminal and "Tables and figures" not in terminal
+    assert not (tmp_path / "results/partial").exists() and "Traceback (most recent call last)" not in terminal
