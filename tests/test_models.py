@@ -1,4 +1,5 @@
 import pickle
+import re
 
 import pytest
 import torch
@@ -92,6 +93,29 @@ def test_torchvision_models_are_built_by_name():
     assert build("torchvision:resnet18", 7).fc.out_features == 7
     with pytest.raises(UserError, match="no model called resnet19"):
         build("torchvision:resnet19", 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.filterwarnings("ignore")
+def test_models_with_auxiliary_classifiers_give_one_output_in_training(name):
+    model = build(f"torchvision:{name}", 7).train()
+    side = 75 if name == "inception_v3" else 64
+    assert model(torch.zeros(2, 3, side, side)).shape == (2, 7) and model.transform_input
+    assert models.last_layer(model, 7, (3, side, side)) == "fc"
+
+
+def test_densenets_weights_have_their_old_names_mended(tmp_path, monkeypatch):
+    own = build("torchvision:densenet121", 1000).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value for name, value in own.items()}
+    assert old.keys() != own.keys()
+    monkeypatch.setattr(models, "fetch", lambda *_, **__: None)
+    monkeypatch.setattr(models, "read_state", lambda _: old)
+    names = [f"{i:04}" for i in range(1000)]
+    models.fetch_weights(
+        "torchvision:densenet121", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors"
+    )
+    found = models.open(tmp_path).module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in own.items())
 
 
 def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):

@@ -289,9 +289,12 @@ def _torchvision(architecture, **options):
 
     name = architecture.removeprefix("torchvision:")
     try:
-        return torchvision.models.get_model(name, weights=None, **options)
+        module = torchvision.models.get_model(name, weights=None, **options)
     except ValueError as error:
         raise UserError(f"torchvision has no model called {name}.") from error
+    if hasattr(module, "aux_logits"):  # GoogLeNet, Inception: one output in training, too, and inputs as their weights'
+        module.aux_logits, module.transform_input = False, True
+    return module
 
 
 def _torchvision_state(architecture, weights, cache):
@@ -302,4 +305,6 @@ def _torchvision_state(architecture, weights, cache):
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
     name = url.rsplit("/", 1)[-1]
-    return read_state(fetch(url, Path(cache) / name, checksum=re.search(r"-([0-9a-f]{8,})\.pth", name)[1]))
+    state = read_state(fetch(url, Path(cache) / name, checksum=re.search(r"-([0-9a-f]{8,})\.pth", name)[1]))
+    # DenseNet's files have names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", key): value for key, value in state.items()}
