@@ -71,7 +71,7 @@ def work(tmp_path_factory, model_folder, dataset_folder):
     transfer.search_masks(root, **shared, **masks, checkpoint=root / "x.pt")
     student = {"common": common, "settings": sgd | last, "origin": origin}
     seam = {"student": "seam", "threshold": 0.5, "masks": str(root / "masks.safetensors")}
-    training = {"epochs": 5, "batch_size": 16, "lr": 0.05}
+    training = {"epochs": 8, "batch_size": 16, "lr": 0.05}
     source = {"architecture": ARCHITECTURE, "normalization": None, "seed": 0, "training": training}
     settings = {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
     return {
