@@ -131,7 +131,7 @@ def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, mod
     seam = bits(search, 0.5, model_folder)
     for name in ("magnitude", "random"):
         generator = torch.Generator().manual_seed(0)
-        found, _ = transfer.bits_of(path, name, 0.5, source, generator)
+        found, _, _ = transfer.bits_of(path, name, 0.5, source, generator)
         assert {k: int(b.sum()) for k, b in found.items()} == {k: int(b.sum()) for k, b in seam.items()}
         assert any(not torch.equal(found[k], seam[k]) for k in seam)
         for key, bit in found.items():

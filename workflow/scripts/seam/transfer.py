@@ -123,7 +123,7 @@ def search_masks(
 
     Reads head.safetensors and writes masks.safetensors and history.csv in `folder`. search: {"epochs", "lr_mask",
     "lr_last", "alpha"}. The masks of a threshold are those of the first epoch at whose end so many are removed. A
-    threshold that is not reached has none; UserError if none is reached at all.
+    threshold that is not reached has none: the log says so, and `bits_of` raises for the students that need it.
     """
     folder = Path(folder)
     job = Job(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device)
@@ -190,7 +190,8 @@ def search_masks(
 
 
 def bits_of(path, student, threshold, source, generator):
-    """(bits, the epoch in which the search reached the threshold) of a masked student; bits: {name: boolean mask}.
+    """(bits, epoch, settings) of a masked student: {name: boolean mask}, when the search reached the threshold, and its
+    hyper-parameters and step 1's. Raises UserError if it did not reach it.
 
     magnitude and random keep as many weights of each parameter as the search does.
     """
@@ -207,7 +208,7 @@ def bits_of(path, student, threshold, source, generator):
         bits = masking.magnitude_bits(source, bits)
     elif student == "random":
         bits = masking.random_bits(bits, generator)
-    return bits, about["reached"][name]
+    return bits, about["reached"][name], about["settings"]
 
 
 def train_student(
@@ -223,11 +224,12 @@ def train_student(
     folder = Path(folder)
     job = Job(model_folder, dataset_folder, (model, dataset, student, threshold), common, seed, device)
     about = job.about | {"settings": settings}
-    bits, search = None, {"search_epochs": None, "search_seconds": None}
+    bits, search, block, before = None, {"search_epochs": None, "search_seconds": None}, student, {}
     if student in MASKED:
         about["masks"] = sha256(masks)
         generator = torch.Generator().manual_seed(derive_seed(seed, model, dataset, student, threshold, "masks"))
-        bits, epoch = bits_of(masks, student, threshold, job.source.module, generator)
+        block = "finetune"
+        bits, epoch, before = bits_of(masks, student, threshold, job.source.module, generator)
         steps = [pd.read_csv(Path(masks).parent / name)["seconds"] for name in ("head.csv", "history.csv")]
         search = {"search_epochs": epoch, "search_seconds": float(steps[0].sum() + steps[1][:epoch].sum())}
         masking.bake(job.source.module, bits)
@@ -249,8 +251,6 @@ def train_student(
     )
     write_csv(folder / "history.csv", pd.DataFrame(history))
     shared = {name: common[name] for name in ("batch_size", "holdout", "selection")}
-    before = load_tensors(masks)[1]["settings"] if student in MASKED else {}
-    block = "finetune" if student in MASKED else student
     count, left = sum(p.numel() for p in weights.values()), bits and sum(int(bit.sum()) for bit in bits.values())
     training = {
         "model": model,
