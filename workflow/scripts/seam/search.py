@@ -1,5 +1,6 @@
 """The mask search (SeaM, section III): gradient descent on which weights a target problem needs."""
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam import evaluate, models
+from seam.adam import Adam
 from seam.checkpoint import Run
 from seam.masking import Masks
 from seam.progress import log
@@ -23,6 +25,7 @@ class Settings:
     lr_head: float = 0.1
     alpha: float = 1.0
     head_every: int = 5
+    schedule: str = "published"
     selection: str = "holdout"
     holdout: float = 0.2
     tolerance: float = 0.0
@@ -54,26 +57,23 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     The seed is torch's own: call `torch.manual_seed` before.
 
     Of every `head_every` epochs the first trains the head alone, by an Adam of its own; the others train
-    masks and head by a second Adam. Raises UserError if the loss is not finite or no weight is left.
+    masks and head by a second Adam. With the schedule `fast` it is the very first epoch alone, and the second Adam's
+    rates fall to zero along a cosine. Raises UserError if the loss is not finite or no weight is left.
     """
     network, head = model.source, model.head
     network.requires_grad_(False)
     masks = Masks(network)
-    fused = {"fused": True, "eps": 1e-8}
-    head_only = torch.optim.Adam(head.parameters(), lr=settings.lr_head, **fused)
-    both = torch.optim.Adam(
-        [
-            {"params": list(masks.values.values()), "lr": settings.lr_mask},
-            {"params": list(head.parameters()), "lr": settings.lr_head},
-        ],
-        **fused,
-    )
+    fast = settings.schedule == "fast"
+    rates = cosine((settings.epochs - 1) * len(train)) if fast else None
+    head_only = Adam([(head.parameters(), settings.lr_head)])
+    both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
     parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
     steps = {"head": head_step(model, head_only), "masks": mask_step(model, head, masks, both, settings.alpha)}
     wanted = source_accuracy - settings.tolerance
     with Run(train, parts, checkpoint, "lower lr_mask, lr_head or alpha") as run:
         while run.epoch <= settings.epochs and run.epoch - run.selected_epoch <= settings.patience:
-            phase = "head" if (run.epoch - 1) % settings.head_every == 0 else "masks"
+            head_only_epoch = run.epoch == 1 if fast else (run.epoch - 1) % settings.head_every == 0
+            phase = "head" if head_only_epoch else "masks"
             models.training_mode(model)
             masks.train(phase == "masks")
             images, right, loss = run.one_epoch(steps[phase])
@@ -102,6 +102,11 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
         if run.epoch <= settings.epochs:
             log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
     return Result(run.best["bits"], run.best["head"], run.history, run.selected_epoch)
+
+
+def cosine(steps):
+    """The factor on the rates at each of `steps`, from 1 to 0 (Loshchilov and Hutter, "SGDR", 2017)."""
+    return lambda step: (1 + math.cos(math.pi * min(step / max(steps, 1), 1))) / 2
 
 
 def _rank(accuracy, retention, wanted):
