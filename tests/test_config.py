@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
-    "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
+    "schedule": "published", "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
 }  # fmt: skip
 TRANSFER = {  # as published, but for selection and holdout
     "batch_size": 64,
@@ -108,8 +108,8 @@ search/lr_msk = 0.1
 indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
-    cores is not a known key: known are seed, device, engines, array_gb, datasets, models, training, search, timing,
-    direct_reuse, transfer, attack, indirect_reuse.
+    cores is not a known key: known are seed, device, precision, engines, array_gb, datasets, models, training, search,
+    timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 datasets/pets/path = pets
@@ -138,6 +138,8 @@ seed = -1
     seed is -1, but must be at least 0 and at most 4294967295.
 device = gpu
     device is 'gpu', but must be auto, cpu, cuda or mps.
+precision = bf16
+    precision is 'bf16', but must be bfloat16, tf32 or float32 (did you mean bfloat16?).
 engines = [deepspars]
     engines[0] is 'deepspars', but must be deepsparse or onnxruntime (did you mean deepsparse?).
 engines = deepsparse
@@ -492,7 +494,8 @@ def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small
 
 def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
-    assert (config["seed"], config["device"], config["engines"]) == (0, "auto", ["deepsparse", "onnxruntime"])
+    assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
+    assert config["engines"] == ["deepsparse", "onnxruntime"]
     assert config["search"] == SEARCH
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
@@ -856,7 +859,7 @@ def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data
 
 def test_config_yaml_restates_the_defaults(full):
     config = validated({key: full[key] for key in ("datasets", "models")})
-    for key in ("seed", "device", "engines", "array_gb", "training", "search", "timing", "transfer", "attack"):
+    for key in set(config) - {"datasets", "models", "direct_reuse", "indirect_reuse"}:
         assert config[key] == validated(full)[key], key
 
 
@@ -889,7 +892,7 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
     assert [(model, problem) for model, problem, _ in found] == (
         [("digits-resnet20", "binary")] * 3 + [("digits-resnet20", "multiclass"), ("digits-vgg16", "binary")]
     )
-    assert {p.dataset for p in plan.problems(config)} == {"digits"}
+    assert [p.dataset for p in plan.problems(config)] == ["digits"] * 4 + ["digits-high-32px"]
     assert [len(p.classes) for p in plan.problems(config)] == [1, 1, 1, 4, 1]
     assert plan.left_out(config) == []
     models = {name: plan.model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}

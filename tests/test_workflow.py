@@ -260,6 +260,7 @@ def change(config, path, value):
         (["engines"], [], RESULTS),
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
+        (["precision"], "float32", {}),
     ],
 )
 def test_a_change_reruns_just_what_depends_on_it(run, path, value, expected):

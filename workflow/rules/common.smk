@@ -17,6 +17,7 @@ sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam import config as plan
 from seam import latency
+from seam.device import gpus
 from seam.files import UserError
 from seam.models import weights_origin
 
@@ -40,6 +41,10 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
         raise WorkflowError(" ".join(filter(None, MISSING)))
     for line in LEFT_OUT:
         logger.warning(line)
+    # On this machine (--jobs is a cluster's) a GPU has one job at a time, unless --resources gpu=N says otherwise.
+    here = workflow.resource_settings.nodes is None
+    if here and "gpu" not in workflow.resource_settings.resources and gpus():
+        workflow.global_resources["gpu"] = gpus()
 
 NAME = r"[^/]+"
 TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
@@ -154,8 +159,8 @@ def all_cores(wildcards):
 
 
 def device(wildcards, threads):
-    """Where torch runs. It takes `threads` so that Snakemake does not rerun what ran elsewhere."""
-    return config["device"]
+    """Where torch runs and how precisely. It takes `threads` so that Snakemake does not rerun what ran elsewhere."""
+    return f"{config['device']}/{config['precision']}"
 
 
 def problem_files(name):

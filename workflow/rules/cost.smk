@@ -99,7 +99,7 @@ rule make_env:
         "Making DeepSparse's own environment in {output.env}"
     shell:
         "({params.python:q} -m venv {output.env} &&"
-        " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check"
+        " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
         " -r {input.requirements:q}) > {log} 2>&1 ||"
         " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}); to go on without it,"
         " set engines: [onnxruntime] in the config.' >&2; exit 1)"

@@ -15,7 +15,7 @@ def train_source(weights, history, model, dataset, settings, device, checkpoint)
     from seam import data, models
     from seam.checkpoint import Checkpoint
     from seam.data.batches import batches as batches_of
-    from seam.device import derive_seed, select
+    from seam.device import derive_seed, describe, select
     from seam.files import sha256, write_csv
     from seam.train import Settings, train
 
@@ -34,9 +34,8 @@ def train_source(weights, history, model, dataset, settings, device, checkpoint)
         )
 
     data_now = sha256(Path(dataset) / "dataset.json")
-    kept = Checkpoint(
-        checkpoint, {"names": [model], "hyper-parameters": settings, "data": data_now, "device": device.type}
-    )
+    about = {"names": [model], "hyper-parameters": settings, "data": data_now, **describe(device)}
+    kept = Checkpoint(checkpoint, about)
     generator = torch.Generator().manual_seed(seed)
     rows = train(
         module,

@@ -186,7 +186,7 @@ class Run:
             return
         if self.batch:
             self._require_finite()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # of this job's GPU, if it has one
         self.checkpoint.write(
             {
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
@@ -201,8 +201,8 @@ class Run:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        if torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["random"]["cuda"])
         if self.generator is not None:
             self.generator.set_state(state["generator"])
         for name, value in state["place"].items():

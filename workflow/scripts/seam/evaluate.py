@@ -4,10 +4,12 @@ import math
 
 import torch
 
+from seam.device import exact
 from seam.files import UserError
 from seam.progress import log
 
 
+@exact()
 @torch.inference_mode()
 def outputs(model, batches):
     """(logits float32 [N, K], labels int64 [N]) of the model in eval mode over all batches, on the CPU.

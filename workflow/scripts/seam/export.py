@@ -61,7 +61,9 @@ def _check(module, path, images, name):
     try:
         with torch.no_grad():
             expected = module(images).numpy()
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # by itself it takes all cores
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         found = session.run(["logits"], {"images": images.numpy()})[0]
     except Exception as error:  # onnxruntime's own errors have no common class
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .")

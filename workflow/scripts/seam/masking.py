@@ -51,6 +51,17 @@ class Masks:
         for name, parameter in self.parameters.items():
             torch.mul(self.weights[name], self.values[name] > 0, out=parameter.data)
 
+    @torch.no_grad()
+    def begin_by_magnitude(self, low=0.25, high=1.75):
+        """Let the masks begin between `low` and `high`, in the order of their weights' magnitudes within a parameter.
+
+        Masks that all begin at 1 and hardly matter to the loss fall at the same pace and cross zero in the same step,
+        and the network breaks down; so they cross one after the other, the smallest weights first.
+        """
+        for name, value in self.values.items():
+            rank = self.weights[name].abs().flatten().argsort(stable=True).argsort()
+            value.copy_((low + (high - low) * rank / max(rank.numel() - 1, 1)).view(value.shape))
+
     def state_dict(self):
         return self.values
 

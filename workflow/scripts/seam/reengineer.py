@@ -10,7 +10,7 @@ import torch
 from seam import data, evaluate, masking, models, problems
 from seam.checkpoint import Checkpoint
 from seam.data.batches import batches as batches_of
-from seam.device import derive_seed, select
+from seam.device import derive_seed, describe, select
 from seam.files import UserError, load_tensors, save_tensors, sha256, write_csv, write_json
 from seam.progress import log
 from seam.search import Settings, search, with_head
@@ -66,7 +66,7 @@ def reengineer(
         "seed": seed,
         "data": sha256(Path(dataset_folder) / "dataset.json"),
         "source model": sha256(source_path),
-        "device": device.type,
+        **describe(device),
     }
     kept = Checkpoint(checkpoint, about)
     result = search(network, train, selection, baseline["selection"][0], settings, kept)
@@ -108,7 +108,7 @@ def reengineer(
         "epochs": len(result.history),
         "selected_epoch": result.selected_epoch,
         "seconds": sum(row["seconds"] for row in result.history),  # also of what was done before an interruption
-        "device": str(device),
+        **describe(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

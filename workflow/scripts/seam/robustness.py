@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seam.device import exact
 from seam.progress import log
 
 LEVELS = 127  # of an int8 on each side of zero
@@ -72,6 +73,7 @@ def expand(levels, images, settings):
     return (images.clamp(*settings.clip) + levels * (settings.eps / LEVELS)).clamp(*settings.clip)
 
 
+@exact()
 def perturbations(network, batches, settings, into):
     """Attack all images of `batches` and write the compressed perturbations to the array `into`, int8 [N, H, W, 3].
 
@@ -93,6 +95,7 @@ def perturbations(network, batches, settings, into):
     return {"loss_before": before / done, "loss_after": after / done, "largest_perturbation": largest}
 
 
+@exact()
 @torch.inference_mode()
 def judge(student, batches, levels, settings):
     """How a student fares: {"images", "right", "inherited", "right_perturbed", and rates of them}.
@@ -102,14 +105,13 @@ def judge(student, batches, levels, settings):
     where it gets none right).
     """
     student.eval()
-    done = right = inherited = right_perturbed = 0
+    done, counts = 0, 0
     for images, labels in batches:
         clean = student(images).argmax(1) == labels
         perturbed = student(expand(levels[done : done + len(images)], images, settings)).argmax(1) == labels
         done += len(images)
-        right += int(clean.sum())
-        inherited += int((clean & ~perturbed).sum())
-        right_perturbed += int(perturbed.sum())
+        counts = counts + torch.stack([clean.sum(), (clean & ~perturbed).sum(), perturbed.sum()])
+    right, inherited, right_perturbed = counts.tolist()
     return {
         "images": done,
         "right": right,

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from seam import evaluate, models
 from seam.adam import Adam
 from seam.checkpoint import Run
+from seam.device import forward
 from seam.masking import Masks
 from seam.progress import log
 
@@ -57,13 +58,16 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     The seed is torch's own: call `torch.manual_seed` before.
 
     Of every `head_every` epochs the first trains the head alone, by an Adam of its own; the others train
-    masks and head by a second Adam. With the schedule `fast` it is the very first epoch alone, and the second Adam's
-    rates fall to zero along a cosine. Raises UserError if the loss is not finite or no weight is left.
+    masks and head by a second Adam. With the schedule `fast` it is the very first epoch alone, masks begin by the
+    weights' magnitudes, and the second Adam's rates fall to zero along a cosine. Raises UserError if the loss is not
+    finite or no weight is left.
     """
     network, head = model.source, model.head
     network.requires_grad_(False)
     masks = Masks(network)
     fast = settings.schedule == "fast"
+    if fast:
+        masks.begin_by_magnitude()
     rates = cosine((settings.epochs - 1) * len(train)) if fast else None
     head_only = Adam([(head.parameters(), settings.lr_head)])
     both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
@@ -125,7 +129,7 @@ def head_step(model, optimizer):
 
     def step(images, labels):
         with torch.no_grad():
-            features = model.relu(model.source(images))
+            features = model.relu(forward(model.source, images))
         logits = model.head(features)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -140,7 +144,7 @@ def mask_step(model, head, masks, optimizer, alpha):
     """A training step of the masks and of `head`, a layer of `model` that has none, for `Run.one_epoch`."""
 
     def step(images, labels):
-        logits = model(images)
+        logits = forward(model, images)
         loss = cross_entropy(logits, labels)
         head.zero_grad()
         loss.backward()

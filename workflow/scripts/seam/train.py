@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from seam import evaluate, models
 from seam.checkpoint import Run
+from seam.device import forward
 from seam.progress import log
 
 
@@ -52,7 +53,7 @@ def train(model, batches, settings, test=None, checkpoint=None):
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.epochs * len(batches)))
 
     def step(images, labels):
-        logits = model(images)
+        logits = forward(model, images)
         loss = cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
@@ -118,7 +119,7 @@ def finetune(model, last, batches, select, settings, zeros=None, checkpoint=None
     kept = [(parameters[name], bit.to(parameters[name].device)) for name, bit in (zeros or {}).items()]
 
     def step(images, labels):
-        logits = model(images)
+        logits = forward(model, images)
         loss = cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()

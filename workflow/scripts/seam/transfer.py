@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 
 from seam import data, evaluate, masking, models, problems, robustness
+from seam.adam import Adam
 from seam.checkpoint import Checkpoint, Run
 from seam.data import storage
 from seam.data.batches import batches as batches_of
-from seam.device import derive_seed, select
+from seam.device import derive_seed, describe, select
 from seam.files import UserError, load_tensors, read_json, save_tensors, sha256, whole, write_csv, write_json
 from seam.masking import Masks
 from seam.progress import log
@@ -56,8 +57,7 @@ class Job:
             "seed": seed,
             "data": sha256(Path(dataset_folder) / "dataset.json"),
             "source model": sha256(Path(model_folder) / "source.safetensors"),
-            "device": self.device.type,
-        }
+        } | describe(self.device)
 
     def student(self, pretrained=True):
         """The source model with a new last layer for the data set's classes, on the device."""
@@ -93,7 +93,7 @@ class Job:
                 "holdout": len(self.holdout_part),
                 "test": len(self.test_part),
             },
-            "device": str(self.device),
+            **describe(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
@@ -134,11 +134,7 @@ def search_masks(
     about = {"settings": search, "thresholds": list(thresholds), "head": sha256(folder / "head.safetensors")}
     kept = Checkpoint(checkpoint, job.about | about)
     masks = Masks(student, exclude={job.last})
-    groups = [
-        {"params": list(masks.values.values()), "lr": search["lr_mask"]},
-        {"params": list(layer.parameters()), "lr": search["lr_last"]},
-    ]
-    optimizer = torch.optim.Adam(groups, fused=True, eps=1e-8)
+    optimizer = Adam([(masks.values.values(), search["lr_mask"]), (layer.parameters(), search["lr_last"])])
     step = mask_step(student, layer, masks, optimizer, search["alpha"])
     selection = job.selection()
     parts = {"masks": masks, "last": layer, "optimizer": optimizer}

@@ -134,7 +134,10 @@ class ArrayBatches(_Batches):
                 yield self.images.index_select(0, rows[part])
 
     def _read(self, indices):
-        return torch.from_numpy(self.split.images[indices]).to(self.device)
+        images = torch.from_numpy(self.split.images[indices])
+        if self.device.type == "cuda":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(self.device)
 
 
 def _room(device):
