@@ -1,7 +1,6 @@
 """A training loop that can be put down and taken up again, and ends as if it had never been interrupted."""
 
 import hashlib
-import io
 import itertools
 import math
 import os
@@ -46,10 +45,13 @@ class Checkpoint:
         return state
 
     def write(self, state):
-        with whole(self.path) as temporary:
-            content = io.BytesIO()  # onto a full disk torch.save would fail without saying so
-            torch.save({"about": self.about, "state": state}, content)
-            temporary.write_bytes(content.getbuffer())
+        with whole(self.path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save({"about": self.about, "state": state}, file)
+            except RuntimeError as error:  # of torch's writer, where the file's own error came before: a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def remove(self):
         self.path.unlink(missing_ok=True)

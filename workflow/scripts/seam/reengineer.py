@@ -4,7 +4,6 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 from seam import data, evaluate, masking, models, problems
@@ -12,6 +11,7 @@ from seam.checkpoint import Checkpoint
 from seam.data.batches import batches as batches_of
 from seam.device import derive_seed, describe, select
 from seam.files import UserError, load_tensors, save_tensors, sha256, write_csv, write_json
+from seam.folding import fold
 from seam.progress import log
 from seam.search import Settings, search, with_head
 
@@ -58,7 +58,7 @@ def reengineer(
     torch.manual_seed(job)
     generator = torch.Generator().manual_seed(job)
     train = batches(images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True)
-    network = with_head(network, len(source.classes), len(task.classes)).to(device)
+    network = with_head(fold(network), len(source.classes), len(task.classes)).to(device)
     source_path = Path(model_folder) / "source.safetensors"
     about = {
         "names": [model, dataset, problem, target, list(members)],
@@ -70,6 +70,8 @@ def reengineer(
     }
     kept = Checkpoint(checkpoint, about)
     result = search(network, train, selection, baseline["selection"][0], settings, kept)
+
+    import pandas as pd  # a quarter of a second that the first step need not wait for
 
     folder = Path(folder)
     save_tensors(

@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam.folding import fold
+from seam.masking import Masks
+from seam.models import build
+
+
+class Block(nn.Module):
+    """A convolution with a bias, one whose output is used twice, one that runs twice, a norm before a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.biased, self.biased_norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.twice, self.twice_norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.shared, self.shared_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.tied, self.tied_norm = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.tied.weight = self.shared.weight
+        self.plain, self.plain_norm = nn.Conv2d(8, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6, affine=False)
+        self.first_norm = nn.BatchNorm2d(6)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.biased_norm(self.biased(x)).relu()
+        y = self.twice(x)
+        x = self.twice_norm(y) + y
+        x = self.shared_norm(self.shared(self.shared(x)))
+        x = self.tied_norm(self.tied(x))
+        x = self.first_norm(self.plain_norm(self.plain(x)).relu())
+        return self.last(x.mean((2, 3)))
+
+
+class Untraceable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.norm(self.layer(x))
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def lively(network):
+    """Statistics and biases that are not those of a new network."""
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean, 0, 0.3)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            if layer.affine:
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, 0, 0.3)
+        elif isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.normal_(layer.bias, 0, 0.3)
+    return network.double().eval()
+
+
+def norms(network):
+    return [name for name, layer in network.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def loss_and_gradients(network, images, labels):
+    """With masks that take away a third of the weights, biases among them."""
+    masks = Masks(network)
+    torch.manual_seed(1)
+    for name, value in masks.values.items():
+        masks.values[name] = torch.where(torch.rand(value.shape) < 0.3, -1.0, 1.0).double()
+    masks.apply()
+    masks.train()
+    loss = cross_entropy(network(images), labels)
+    loss.backward()
+    masks.backward(1.0)
+    return loss.item(), {name: value.grad for name, value in masks.values.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: build("resnet20", 10), []),
+        (lambda: build("vgg16_bn", 10), []),
+        (Block, ["twice_norm", "shared_norm", "tied_norm", "first_norm"]),
+        (Untraceable, ["norm"]),
+    ],
+    ids=["resnet20", "vgg16_bn", "block", "untraceable"],
+)
+def test_masks_get_the_same_gradients_on_the_folded_model(make, left):
+    network = lively(make())
+    folded = fold(copy.deepcopy(network))
+    assert norms(folded) == left
+    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.arange(6) % 4
+    assert torch.allclose(folded(images), network(images), rtol=1e-12, atol=1e-12)
+    loss, gradients = loss_and_gradients(network, images, labels)
+    folded_loss, folded_gradients = loss_and_gradients(folded, images, labels)
+    assert folded_loss == pytest.approx(loss, rel=1e-12)
+    assert list(folded_gradients) == list(gradients)
+    for name, gradient in gradients.items():
+        assert torch.allclose(folded_gradients[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_a_mask_takes_a_bias_away_but_not_what_the_batch_norm_adds():
+    network = lively(Block())
+    folded = fold(copy.deepcopy(network))
+    for one in (network, folded):
+        masks = Masks(one)
+        masks.values["biased.bias"].fill_(-1)
+        masks.apply()
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert torch.allclose(folded(images), network(images), rtol=1e-12, atol=1e-12)
+    assert folded.biased.bias.abs().sum() > 0 and network.biased.bias.abs().sum() == 0
