@@ -1,4 +1,4 @@
-# demo: the whole pipeline on embedded data. test: the tests. Both set up what they need.
+# demo: the whole pipeline on embedded data. test: the tests. bench: how fast the search is. Each sets up what it needs.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -8,7 +8,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -25,6 +25,9 @@ lint: .venv/dev
 	$(BIN)/ruff format --check workflow tests
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
+
+bench: .venv/seam
+	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
