@@ -46,6 +46,12 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
     if here and "gpu" not in workflow.resource_settings.resources and gpus():
         workflow.global_resources["gpu"] = gpus()
 
+# One job at a time measures latency, on this machine or in one queue entry of a cluster; there, one has the GPU.
+workflow.resource_scopes.setdefault("timing", "local")
+for limited in ("timing", "gpu") if workflow.exec_mode == ExecMode.REMOTE else ("timing",):
+    if limited not in workflow.resource_settings.resources:
+        workflow.register_resource(limited, 1)
+
 NAME = r"[^/]+"
 TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
 FETCHED = [name for name in config["models"] if name not in TRAINED]
@@ -154,7 +160,10 @@ def timing_settings(wildcards):
 
 
 def all_cores(wildcards):
-    """Those given with --cores; without (for a graph of the rules, say), this machine's."""
+    """Those given with --cores; without (for a graph of the rules, say), this machine's.
+
+    A cluster's profile says how many with set-threads instead: neither is what a node gives.
+    """
     return workflow.resource_settings.cores or os.cpu_count()
 
 
@@ -230,3 +239,44 @@ def attack_settings(wildcards):
 
 def student_files(name):
     return [f"results/indirect/{s.model}/{s.dataset}/{s.method}/{name}" for s in STUDENTS]
+
+
+# What jobs ask of a cluster, more in each attempt: the functions for threads and resources.
+
+
+def gpu(wildcards):
+    return 0 if config["device"] == "cpu" else 1
+
+
+def images_of(wildcards):
+    """The entry of the data set that the job works on."""
+    name = wildcards.dataset if "dataset" in wildcards.keys() else dataset_of(wildcards)
+    return config["datasets"].get(name, {})
+
+
+def memory(small, large=None):
+    """The function that gives mem_mb: `large` where images are so large that a batch of them takes gigabytes."""
+
+    def mem_mb(wildcards, attempt):
+        is_large = large and images_of(wildcards).get("size", 0) >= plan.LARGE
+        return attempt * (large if is_large else small)
+
+    return mem_mb
+
+
+def minutes(number):
+    """The function that gives runtime: never above a day, as longer jobs wait longer, and go on where they were."""
+
+    def runtime(wildcards, attempt):
+        return min(attempt * number, 24 * 60)
+
+    return runtime
+
+
+def decoding(number):
+    """The function that gives threads: more where the images, too many for an array, are decoded at each use."""
+
+    def threads(wildcards):
+        return 8 if images_of(wildcards).get("kind") == "imagenet" else number
+
+    return threads

@@ -25,8 +25,8 @@ rule count_macs:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
     message:
         "Counting the MACs of {wildcards.model}, {wildcards.problem} {wildcards.target}"
     script:
@@ -48,8 +48,8 @@ rule export_onnx:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
     message:
         "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
@@ -70,8 +70,8 @@ rule export_source:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
     message:
         "Exporting the source model {wildcards.model} to ONNX"
     script:
@@ -105,7 +105,8 @@ rule make_env:
         " set engines: [onnxruntime] in the config.' >&2; exit 1)"
 
 
-# The timing rules take all cores, so that nothing else runs beside them on the machine.
+# The timing rules take all cores, so that nothing else runs beside them on the machine; on a cluster the profile asks
+# for a node.
 
 
 rule time_deepsparse:
@@ -126,8 +127,8 @@ rule time_deepsparse:
     threads: all_cores
     resources:
         timing=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
     params:
         timing=timing_settings,
         python=DEEPSPARSE_PYTHON,
@@ -156,8 +157,8 @@ rule time_onnxruntime:
     threads: all_cores
     resources:
         timing=1,
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
     params:
         timing=timing_settings,
     message:

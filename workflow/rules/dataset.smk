@@ -15,8 +15,8 @@ rule prepare_dataset:
         "../../envs/seam.yaml"
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(240),
     params:
         entry=dataset_entry,
     message:

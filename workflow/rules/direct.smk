@@ -17,10 +17,11 @@ rule reengineer:
         "results/benchmarks/reengineer/{model}/{problem}/{target}.tsv"
     conda:
         "../../envs/seam.yaml"
+    threads: decoding(1)
     resources:
-        mem_mb=4000,
-        runtime=720,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=search_settings,
         checkpoint="results/checkpoints/reengineer/{model}/{problem}/{target}.pt",

@@ -17,9 +17,9 @@ rule attack_source:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=720,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(240),
+        gpu=gpu,
     params:
         job=attack_settings,
         device=device,
@@ -46,9 +46,9 @@ rule finetune_standard:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=student_settings("standard"),
         checkpoint="results/checkpoints/finetune_standard/{model}/{dataset}.pt",
@@ -76,9 +76,9 @@ rule retrain:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=student_settings("retrain"),
         checkpoint="results/checkpoints/retrain/{model}/{dataset}.pt",
@@ -109,9 +109,9 @@ rule finetune_seam_head:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=head_settings,
         checkpoint="results/checkpoints/finetune_seam_head/{model}/{dataset}.pt",
@@ -140,9 +140,9 @@ rule finetune_seam_masks:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=masks_settings,
         checkpoint="results/checkpoints/finetune_seam_masks/{model}/{dataset}.pt",
@@ -175,9 +175,9 @@ rule finetune_seam:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=8000,
-        runtime=1440,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         job=student_settings("finetune"),
         checkpoint="results/checkpoints/finetune_seam/{model}/{dataset}/{student}-{threshold}.pt",
@@ -207,9 +207,9 @@ rule evaluate_defects:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
-        gpu=1,
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(60),
+        gpu=gpu,
     params:
         device=device,
     message:

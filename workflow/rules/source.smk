@@ -19,11 +19,11 @@ rule train_source:
     priority: 1  # everything else waits for it
     conda:
         "../../envs/seam.yaml"
-    threads: 2
+    threads: decoding(2)
     resources:
-        mem_mb=8000,
-        runtime=720,
-        gpu=1,
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
     params:
         settings=model_settings,
         checkpoint="results/checkpoints/train_source/{model}.pt",
@@ -49,8 +49,8 @@ rule fetch_weights:
     conda:
         "../../envs/seam.yaml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=memory(3000),
+        runtime=minutes(60),
     params:
         settings=model_settings,
         entry=dataset_entry_of_model,
@@ -74,11 +74,11 @@ rule evaluate_source:
         "results/benchmarks/evaluate_source/{model}.tsv"
     conda:
         "../../envs/seam.yaml"
-    threads: 2
+    threads: decoding(2)
     resources:
-        mem_mb=4000,
-        runtime=60,
-        gpu=1,
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(60),
+        gpu=gpu,
     params:
         settings=model_settings,
         device=device,

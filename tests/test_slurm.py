@@ -1,0 +1,297 @@
+"""The workflow on a Slurm cluster, with the profile that it brings: what jobs ask for, and what becomes of failures."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import slurm
+import yaml
+from conftest import paint
+from test_checkpoint import content
+from test_workflow import ROOT, jobs, small_config, snakemake
+
+from seam.latency import physical_cores
+
+TESTS = Path(__file__).parent
+LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
+GPU = {
+    "train_source", "evaluate_source", "reengineer", "attack_source", "finetune_standard", "retrain",
+    "finetune_seam_head", "finetune_seam_masks", "finetune_seam", "evaluate_defects",
+}  # fmt: skip
+OTHERS = {"prepare_dataset", "count_macs", "export_onnx", "export_source", "time_onnxruntime"}
+
+
+# ---------------------------------------------------------------------- what jobs ask for
+
+
+def asked(folder, config):
+    """[{rule: [resources and wildcards of its jobs]}] of the first three attempts."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, TESTS / "asked.py", ROOT / "Snakefile", "config.yaml"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def demo():
+    return yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text()) | {"engines": ["onnxruntime"]}
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cpu", 0)])
+def test_a_gpu_is_asked_for_where_one_is_used(tmp_path, device, gpus):
+    found = asked(tmp_path, demo() | {"device": device})[0]
+    assert found.keys() >= GPU
+    for rule, resources in found.items():
+        assert {one.get("gpu", 0) for one in resources} == {gpus if rule in GPU else 0}, rule
+
+
+def test_each_attempt_gets_more_memory_and_time_up_to_a_day(tmp_path):
+    attempts = asked(tmp_path, demo())
+    for rule in attempts[0].keys() - LOCAL:
+        one, two, three = (found[rule][0] for found in attempts)
+        assert 2000 < one["mem_mb"] < two["mem_mb"] < three["mem_mb"] < 20_000, rule
+        assert 15 <= one["runtime"] < two["runtime"] <= three["runtime"] <= 24 * 60, rule
+
+
+def test_large_images_get_more_memory_and_processors_to_decode_them(tmp_path):
+    classes = ["n01440764", "n01443537"]
+    for split in ("train", "val"):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+    config = {
+        "engines": [],
+        "datasets": {"imagenet": {"kind": "imagenet", "root": str(tmp_path)}},
+        "direct_reuse": [
+            {"model": "resnet50-imagenet", "problem": "multiclass", "targets": {"fish": classes}},
+            {"model": "resnet20-cifar10", "problem": "binary", "targets": ["cat"]},
+        ],
+    }
+    found = {one["model"]: one for one in asked(tmp_path, config)[0]["reengineer"]}
+    assert [found["resnet50-imagenet"][name] for name in ("mem_mb", "_cores")] == [24_000, 8]
+    assert [found["resnet20-cifar10"][name] for name in ("mem_mb", "_cores")] == [6000, 1]
+
+
+# ---------------------------------------------------------------------- through a Slurm
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The environment in which a Slurm of one node answers."""
+    if slurm.missing():
+        pytest.skip("Slurm is not installed: apt-get install slurm-wlm munge")
+    with slurm.running() as environment:
+        yield environment
+    folder = Path(environment["SLURM_CONF"]).parent
+    assert not folder.exists() and not slurm.left(folder)
+
+
+class Going:
+    """Snakemake with the slurm profile, as a person calls it, going on in `folder` meanwhile."""
+
+    def __init__(self, folder, config, cluster, *arguments):
+        self.folder, self.cluster, self.log = Path(folder), cluster, Path(folder) / "snakemake.txt"
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+        command += ["--workflow-profile", ROOT / "profiles/slurm", "--configfile", "config.yaml"]
+        command += ["--slurm-init-seconds-before-status-checks", "2"]  # 40 by default, friendly to a busy Slurm
+        command += arguments
+        with self.log.open("w") as said:
+            self.process = subprocess.Popen(command, cwd=folder, env=cluster, stdout=said, stderr=subprocess.STDOUT)
+
+    def entries(self):
+        """{Slurm's number: what it is} of all queue entries so far."""
+        said = self.log.read_text()
+        return dict(re.findall(r"SLURM jobid (\d+) \(log: \S+/slurm_logs/(\S+?)/\d+\.log", said))
+
+    def about(self, number):
+        """What Slurm says of an entry."""
+        command = ["scontrol", "show", "job", number]
+        said = subprocess.run(command, env=self.cluster, capture_output=True, text=True, check=True).stdout
+        return dict(re.findall(r"(\S+?)=(\S+)", said))
+
+    def until(self, happened, seconds=240):
+        end = time.monotonic() + seconds
+        while not (found := happened()):
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.2)
+        return found
+
+    def ends(self, seconds=400):
+        """What it said; it must end well."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        said = self.log.read_text()
+        assert self.process.poll() == 0, said
+        return said
+
+
+NET = """
+import sys
+import time
+from pathlib import Path
+
+sys.path.append({tests!r})
+import small
+
+class Net(small.nn.Sequential):
+    def forward(self, images):
+        if Path("slow").exists():
+            time.sleep(2)
+        return super().forward(images)
+
+def build(classes):
+    if Path("broken").exists():
+        Path("broken").unlink()
+        raise RuntimeError("broken this once")
+    if Path("heavy").exists():
+        build.ballast = bytearray(900_000_000)
+        time.sleep(4)
+    return Net(*small.build(classes))
+"""
+SEARCH = "results/direct/net/binary/red"
+CHECKPOINT = "results/checkpoints/reengineer/net/binary/red.pt"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(folder, config) of a run on this machine without Slurm: images, a source model, one search.
+
+    The network is the small one of the tests, and what a file in the working directory is called befalls it.
+    """
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "net.py").write_text(NET.format(tests=str(TESTS)))
+    small = small_config(paint(folder / "images"))
+    students = {"students": ["standard", "retrain", "seam"], "thresholds": [0.3]}
+    config = small | {
+        "models": {"net": small["models"]["small"] | {"architecture": f"{folder}/net.py:build"}},
+        "direct_reuse": [
+            {"model": "net", "problem": "binary", "targets": ["red"]},
+            {"model": "net", "problem": "multiclass", "targets": {"warm": ["red", "yellow"]}},
+        ],
+        "transfer": small["transfer"] | {"retrain": {"epochs": 3}},
+        "indirect_reuse": [{"model": "net", "datasets": ["two"], **students}],
+    }
+    snakemake(folder, "--", f"{SEARCH}/metrics.json", config=config)
+    return folder, config
+
+
+class Befallen(Going):
+    """The search alone, what it needs being there; `what` befalls it until that file is removed."""
+
+    def __init__(self, what, undisturbed, folder, cluster, *resources):
+        source, config = undisturbed
+        for name in ("results/datasets", "results/models"):
+            shutil.copytree(source / name, folder / name)
+        self.what = folder / what
+        self.what.touch()
+        more = ["--rerun-triggers", "mtime"]  # the copies have no record of what made them
+        if resources:
+            more += ["--set-resources", *resources]
+        super().__init__(folder, config, cluster, *more, "--", f"{SEARCH}/metrics.json")
+
+
+@pytest.fixture(scope="module")
+def going(undisturbed, cluster, tmp_path_factory):
+    """All that these tests wait for, side by side: most of the time is Slurm's."""
+    root = tmp_path_factory.mktemp("slurm")
+    cases = {
+        "broken": ("broken", []),
+        "cancelled": ("slow", []),
+        "late": ("slow", ["reengineer:runtime=attempt"]),
+        "heavy": ("heavy", ["reengineer:mem_mb=1300 * attempt"]),
+    }
+    found = {}
+    for name, (what, resources) in cases.items():
+        (root / name).mkdir()
+        found[name] = Befallen(what, undisturbed, root / name, cluster, *resources)
+    (root / "whole").mkdir()
+    found["whole"] = Going(root / "whole", undisturbed[1], cluster)
+    yield found
+    for one in found.values():
+        one.process.kill()
+        one.process.wait()
+
+
+def ended_as_undisturbed(one, undisturbed):
+    said = one.ends()
+    assert content(one.folder / SEARCH) == content(undisturbed[0] / SEARCH)
+    assert not (one.folder / CHECKPOINT).exists()
+    assert "Trying to restart job" in said
+    return [one.about(number) for number in one.entries()]
+
+
+def went_on(one):
+    return "goes on from the checkpoint" in (one.folder / "results/logs/reengineer/net/binary/red.log").read_text()
+
+
+def test_a_job_that_is_cancelled_goes_on_where_it_was(going, undisturbed):
+    one = going["cancelled"]
+    one.until((one.folder / CHECKPOINT).exists)
+    (number,) = one.entries()
+    about = one.about(number)
+    assert about["TresPerJob"] == "gres:gpu:1" and about["MinMemoryNode"] == "6000M"
+    subprocess.run(["scancel", number], env=one.cluster, check=True)
+    one.until(lambda: one.about(number)["JobState"] == "CANCELLED")
+    one.what.unlink()
+    ended_as_undisturbed(one, undisturbed)
+    assert went_on(one)
+
+
+def test_a_job_beyond_its_time_goes_on_where_it_was(going, undisturbed):
+    one = going["late"]
+    one.until(one.entries)
+    (number, *_) = one.entries()
+    one.until(lambda: one.about(number)["JobState"] == "TIMEOUT")
+    one.what.unlink()
+    first, second, *_ = ended_as_undisturbed(one, undisturbed)
+    assert (first["TimeLimit"], second["TimeLimit"]) == ("00:01:00", "00:02:00")
+    assert went_on(one)
+
+
+def test_a_job_that_fails_once_runs_again(going, undisturbed):
+    first, second = ended_as_undisturbed(going["broken"], undisturbed)
+    assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
+
+
+def test_a_job_beyond_its_memory_gets_more(going, undisturbed):
+    entries = ended_as_undisturbed(going["heavy"], undisturbed)
+    assert [entry["JobState"] for entry in entries] == ["FAILED", "COMPLETED"]
+    assert [entry["MinMemoryNode"] for entry in entries] == ["1300M", "2600M"]
+
+
+def test_the_whole_workflow(going, undisturbed):
+    one = going["whole"]
+    made = jobs(one.ends())
+    assert made.keys() == (GPU | LOCAL | OTHERS) - {"make_env"}
+    assert content(one.folder / SEARCH).items() >= content(undisturbed[0] / SEARCH).items()
+    summary = pd.read_csv(one.folder / "results/tables/summary.csv").set_index(["quantity", "group"])
+    assert summary.loc[("weights_kept", "all"), "problems"] == 2
+    assert len(pd.read_csv(one.folder / "results/tables/indirect.csv")) == 3
+    assert "Nothing to be done" in snakemake(one.folder, config=undisturbed[1])[1]  # without Slurm either
+
+
+def test_short_jobs_are_no_queue_entries_of_their_own(going):
+    one = going["whole"]
+    one.ends()
+    names = [re.split("[/_]", name)[:2] for name in one.entries().values()]
+    groups = Counter(name for kind, name in names if kind == "group")
+    assert groups == {"cost": 1, "defects": 1, "timing": 1}  # of 4, 3 and 2 jobs
+
+
+def test_timing_has_the_node_for_itself_and_goes_one_by_one(going):
+    one = going["whole"]
+    one.ends()
+    (number,) = [number for number, name in one.entries().items() if name.startswith("group_timing")]
+    about = one.about(number)
+    assert about["OverSubscribe"] == "NO" and about["CPUs/Task"] == "8"
+    assert about["TimeLimit"] == "00:30:00"  # the sum of two
+    latency = json.loads((one.folder / SEARCH / "latency_onnxruntime.json").read_text())
+    assert latency["threads"] == min(8, physical_cores())
