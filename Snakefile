@@ -32,6 +32,8 @@ include: "workflow/rules/cost.smk"
 include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/partial.smk"
+include: "workflow/rules/planned.smk"
+include: "workflow/rules/estimate.smk"
 include: "workflow/rules/targets.smk"
 
 

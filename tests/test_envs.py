@@ -1,0 +1,150 @@
+"""The environments: the same packages for pip and for conda, and the same workflow with either.
+
+No conda is needed: a script that answers as conda does stands in for it. What it cannot show is that conda can install
+what the files name.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_workflow import ENGINES, ROOT, small_config, snakemake
+
+ENVS = ROOT / "envs"
+
+# An environment that it makes is a folder whose python is that of the tests; it keeps what it was made from.
+CONDA = """#!/bin/sh
+case "$*" in
+    "info --json") echo '{{"conda_prefix": "{folder}", "platform": "linux-64"}}' ;;
+    "--version") echo "conda 25.1.0" ;;
+    "config --get channel_priority --json") echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+    "env create"*)
+        while [ $# -gt 0 ]; do
+            case "$1" in --file) file=$2 ;; --prefix) prefix=$2 ;; esac
+            shift
+        done
+        mkdir -p "$prefix/bin" && cp "$file" "$prefix/made-from.yaml" && ln -s {python} "$prefix/bin/python" ;;
+    "clean"*) ;;
+    *) echo "conda $*: not known" >&2; exit 1 ;;
+esac
+"""
+ACTIVATE = 'export CONDA_PREFIX="$1" PATH="$1/bin:$PATH"\n'
+
+
+@pytest.fixture
+def conda(tmp_path, monkeypatch):
+    """A conda on the PATH."""
+    folder = tmp_path / "conda"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin/conda").write_text(CONDA.format(folder=folder, python=sys.executable))
+    (folder / "bin/conda").chmod(0o755)
+    (folder / "bin/activate").write_text(ACTIVATE)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    return folder
+
+
+# ---------------------------------------------------------------------- what is in them
+
+
+def pins(name):
+    """{package: version} of a requirements or conda file; each of its packages must have one."""
+    text = (ENVS / name).read_text().lower()
+    if name.endswith(".yaml"):
+        lines = next(part["pip"] for part in yaml.safe_load(text)["dependencies"] if isinstance(part, dict))
+    else:
+        lines = [line for line in text.splitlines() if line and not line.startswith(("#", "-"))]
+    found = [re.fullmatch(r"([\w.-]+)==(\S+)", line) for line in lines]
+    assert all(found), lines
+    return dict(match.groups() for match in found)
+
+
+def test_conda_has_the_main_packages_of_pip():
+    brought = ("nvidia-", "cuda-", "triton")  # by torch, which pins them itself, on Linux alone
+    pip = {**pins("constraints.txt"), **pins("seam.txt")}
+    conda = pins("seam.yaml")
+    assert {name: version for name, version in pip.items() if not name.startswith(brought)} == conda
+    assert pins("constraints.txt").keys().isdisjoint(pins("seam.txt")) and len(conda) > 50
+
+
+def test_conda_has_the_packages_of_deepsparse():
+    assert pins("deepsparse.txt") == pins("deepsparse.yaml")
+    assert tuple(map(int, pins("deepsparse.yaml")["onnx"].split("."))) < (1, 15)
+
+
+@pytest.mark.parametrize("name", ["seam", "deepsparse"])
+def test_conda_brings_a_python_that_the_packages_have(name):
+    content = yaml.safe_load((ENVS / f"{name}.yaml").read_text())
+    python = next(part for part in content["dependencies"] if str(part).startswith("python"))
+    assert python.replace(" ", "") == "python=3.11" and "pip" in content["dependencies"]
+    assert content["channels"] == ["conda-forge", "nodefaults"]
+
+
+# ---------------------------------------------------------------------- the workflow with conda
+
+
+def planned(folder, config, monkeypatch, *arguments):
+    """{outputs: job}, of all jobs of a dry run."""
+    path = folder / "plan.json"
+    monkeypatch.setenv("SEAM_PLAN", str(path))
+    snakemake(folder, "--dry-run", *arguments, config=config)
+    monkeypatch.delenv("SEAM_PLAN")
+    jobs = json.loads(path.read_text())
+    outputs = {job["number"]: tuple(job["output"]) for job in jobs}
+    return {
+        outputs[job.pop("number")]: {**job, "after": sorted(outputs[other] for other in job["after"])} for job in jobs
+    }
+
+
+def test_the_jobs_are_the_same_with_conda_and_without(conda, tmp_path, monkeypatch):
+    config = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text()) | {"engines": ENGINES}
+    without = planned(tmp_path, config, monkeypatch)
+    with_conda = planned(tmp_path, config, monkeypatch, "--sdm", "conda")
+    assert len(with_conda) > 20
+    # DeepSparse's own environment is made by pip where conda does not make all.
+    own = ("envs/.built/deepsparse",)
+    for job in without.values():
+        if job["rule"] == "time_deepsparse":
+            job["after"].remove(own)
+            assert job["params"].pop("python") == "envs/.built/deepsparse/bin/python"
+    for job in with_conda.values():
+        if job["rule"] == "time_deepsparse":
+            assert job["params"].pop("python") == "python"
+    if "deepsparse" in ENGINES:
+        assert without.pop(own)["rule"] == "make_env"
+    assert with_conda == without
+
+
+def test_each_job_runs_in_the_environment_that_conda_made_for_it(conda, colours, tmp_path):
+    config = small_config(colours) | {"engines": ENGINES}
+    made = "results/datasets/two/dataset.json"
+    snakemake(tmp_path, "--sdm", "conda", "--nocolor", made, config=config)
+    environments = [path.parent for path in (tmp_path / ".snakemake/conda").glob("*/made-from.yaml")]
+    assert [(path / "made-from.yaml").read_text() for path in environments] == [(ENVS / "seam.yaml").read_text()]
+    assert json.loads((tmp_path / made).read_text())["classes"] == ["green", "blue"]
+    # Without an environment's python there is no job.
+    (environments[0] / "bin/python").unlink()
+    (environments[0] / "bin/python").symlink_to("/bin/false")
+    other = "results/datasets/colours/dataset.json"
+    assert snakemake(tmp_path, "--sdm", "conda", "--nocolor", other, config=config, check=False)[0] != 0
+    assert not (tmp_path / other).exists()
+
+
+@pytest.mark.skipif("deepsparse" not in ENGINES, reason="DeepSparse does not run on this machine")
+def test_every_rule_that_computes_has_an_environment(conda, colours, tmp_path):
+    config = small_config(colours) | {"engines": ENGINES}
+    snakemake(tmp_path, "--conda-create-envs-only", "--sdm", "conda", config=config)
+    made = sorted(path.read_text() for path in (tmp_path / ".snakemake/conda").glob("*/made-from.yaml"))
+    assert made == sorted((ENVS / f"{name}.yaml").read_text() for name in ("seam", "deepsparse"))
+
+
+def test_every_rule_names_its_environment():
+    text = "\n".join(path.read_text() for path in Path(ROOT / "workflow/rules").glob("*.smk"))
+    rules = re.split(r"^rule (\w+):$", text, flags=re.MULTILINE)[1:]
+    for name, body in zip(rules[::2], rules[1::2], strict=True):
+        runs = re.search(r"^    (script|shell):\n", body, re.MULTILINE)
+        wanted = "deepsparse" if name in ("make_env", "time_deepsparse") else "seam"
+        assert (f'"../../envs/{wanted}.yaml"' in body) == bool(runs), name
