@@ -386,15 +386,24 @@ def test_the_target_prints_all_stages_and_makes_nothing(folder):
     assert said.partition("stage ")[2][:500] in (place / "results/logs/estimate.log").read_text()
 
 
-def test_what_is_done_is_known_and_what_a_change_touches_is_to_do(folder):
+def test_what_is_done_is_known_and_what_a_change_touches_is_to_do(folder, monkeypatch):
     place, config = folder
-    trained = "results/models/small/metrics.json"
-    snakemake(place, "--nocolor", trained, config=config)
-    found = stages(snakemake(place, "--nocolor", "estimate", config=config)[1])
-    assert found["train_source"] == found["evaluate_source"] == (1, 0) and found["prepare_dataset"] == (2, 1)
-    assert found["reengineer"] == (3, 3)
-    config = config | {"seed": 1}
-    assert stages(snakemake(place, "--nocolor", "estimate", config=config)[1])["train_source"] == (1, 1)
+    monkeypatch.chdir(place)
+    snakemake(place, "--nocolor", "results/models/small/metrics.json", config=config)
+    found = {}
+    for seed in (0, 1):
+        monkeypatch.setenv("SEAM_PLAN", str(place / "plan.json"))
+        snakemake(place, "--dry-run", config=config | {"seed": seed})
+        monkeypatch.delenv("SEAM_PLAN")
+        found[seed] = json.loads((place / "plan.json").read_text())
+    todo = {seed: {one["rule"] for one in jobs if one["todo"]} for seed, jobs in found.items()}
+    assert todo[1] - todo[0] == {"train_source", "evaluate_source"} and "reengineer" in todo[0]
+    world = World(config["models"], config["datasets"])
+    past = history(found[0], world)
+    seconds = float((place / "results/benchmarks/train_source/small.tsv").read_text().split("\n")[1].split("\t")[0])
+    trained = next(one for one in found[0] if one["rule"] == "train_source")
+    assert past["train_source", "small"][0] * sum(work(trained, world).values()) == pytest.approx(seconds, rel=0.5)
+    assert ("train_source", "small") not in history(found[1], world)
 
 
 def test_what_cannot_be_planned_is_said_in_a_sentence(tmp_path, capfd):

@@ -405,20 +405,6 @@ def test_without_engines_there_is_nothing_timed_but_all_else(tmp_path, colours):
     assert found["export_onnx"] == found["count_macs"] == 3
 
 
-@pytest.mark.parametrize("name", ["seam", "deepsparse"])
-def test_conda_has_the_pins_of_pip(name):
-    def pins(text):
-        return dict(re.findall(r"^[ -]*([\w.-]+)==(\S+)$", text.lower(), re.MULTILINE))
-
-    pip = pins((ROOT / f"envs/{name}.txt").read_text())
-    conda = pins((ROOT / f"envs/{name}.yaml").read_text())
-    if name == "seam":
-        brought = ("nvidia-", "cuda-", "triton")  # by torch, which pins them itself, on Linux alone
-        pip |= pins((ROOT / "envs/constraints.txt").read_text())
-        pip = {package: version for package, version in pip.items() if not package.startswith(brought)}
-    assert pip == conda and len(pip) > 10
-
-
 # ---------------------------------------------------------------------- mistakes
 
 
