@@ -11,6 +11,7 @@ rule prepare_dataset:
         "results/logs/prepare_dataset/{dataset}.log",
     benchmark:
         "results/benchmarks/prepare_dataset/{dataset}.tsv"
+    priority: 2  # everything else waits for it
     conda:
         "../../envs/seam.yaml"
     threads: 4

@@ -15,6 +15,7 @@ rule reengineer:
         "results/logs/reengineer/{model}/{problem}/{target}.log",
     benchmark:
         "results/benchmarks/reengineer/{model}/{problem}/{target}.tsv"
+    priority: 1  # the longest jobs first, others fill the gaps
     conda:
         "../../envs/seam.yaml"
     threads: decoding(1)
