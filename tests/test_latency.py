@@ -141,18 +141,6 @@ def test_the_module_needs_the_standard_library_alone_until_it_measures():
     assert foreign == {"seam", "time_deepsparse", "__main__"} - sys.stdlib_module_names
 
 
-def test_both_descriptions_of_the_environment_are_equal():
-    import yaml
-
-    lines = (ROOT / "envs" / "deepsparse.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
-    assert "deepsparse==1.8.0" in pins
-    conda = yaml.safe_load((ROOT / "envs" / "deepsparse.yaml").read_text())["dependencies"]
-    assert "python=3.11" in conda
-    assert conda[-1] == {"pip": pins}
-
-
 @pytest.fixture
 def imitation(tmp_path):
     """A package that looks like DeepSparse: it says on import whether its telemetry is off, and prints a banner."""
