@@ -18,7 +18,7 @@ def fold(module):
 
     In eval mode a batch norm is x -> s * x + c per channel, so that conv(x, w) followed by it is conv(x, s * w) + c.
     Masks commute with that: the gradient of a mask, g * w, is the same number for s * w. Where the convolution has a
-    bias b, which can be masked, c stays apart as the buffer `shift` of the layer: its bias is s * b * [m > 0] + c.
+    bias b, which can be masked, c stays apart as the buffer `batch_norm_shift`: the bias is s * b * [m > 0] + c.
     What is not found by tracing the module (control flow that depends on the images, say) stays as it is.
     """
     for convolution, norm in _pairs(module):
@@ -34,7 +34,7 @@ def fold(module):
             del layer.bias
             layer.register_buffer("bias", shift)
         else:
-            layer.register_buffer("shift", shift)
+            layer.register_buffer("batch_norm_shift", shift)
             layer.bias.mul_(scale).add_(shift)
         module.set_submodule(norm, nn.Identity())
     return module

@@ -45,7 +45,7 @@ class Masks:
         buffers = dict(module.named_buffers())
         self.shifts = {}  # what a folded batch norm adds to a bias and no mask removes: see seam.folding
         for name, weight in self.weights.items():
-            if name.endswith("bias") and (place := f"{name[:-4]}shift") in buffers:
+            if name.endswith("bias") and (place := f"{name[:-4]}batch_norm_shift") in buffers:
                 self.shifts[name] = buffers[place]
                 weight.sub_(buffers[place])
         self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
