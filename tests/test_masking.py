@@ -144,3 +144,13 @@ def test_memory_format_does_not_change_the_masks(network, images):
     for name in both[0].values:
         torch.testing.assert_close(both[0].values[name].grad, both[1].values[name].grad, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(both[0].bits().values(), both[1].bits().values(), strict=True))
+
+
+def test_masks_can_begin_in_the_order_of_the_weights_magnitudes(network):
+    masks = Masks(network)
+    masks.begin_by_magnitude()
+    for name, value in masks.values.items():
+        order = masks.weights[name].abs().flatten().argsort(stable=True)
+        ordered = value.flatten()[order]
+        assert (ordered.diff() > 0).all() and ordered[0] == 0.25
+        assert ordered[-1] == pytest.approx(1.75)

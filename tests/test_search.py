@@ -57,6 +57,15 @@ def test_head_only_epochs_have_an_optimizer_of_their_own(monkeypatch):
     assert len({name for name, _ in steps}) == 2
 
 
+def test_the_fast_schedule_trains_the_head_alone_once_and_comes_to_rest():
+    _, result = run(epochs=12, schedule="fast")
+    assert [row["phase"] for row in result.history] == ["head"] + ["masks"] * 11
+    retention = [row["retention"] for row in result.history]
+    assert retention[-1] < 0.9 and abs(retention[-1] - retention[-2]) < 0.02 < max(
+        abs(one - other) for one, other in zip(retention, retention[1:], strict=False)
+    )
+
+
 def test_source_weights_and_batch_norm_stay_as_they_are():
     before = {name: value.clone() for name, value in model().source.state_dict().items()}
     network, result = run()
