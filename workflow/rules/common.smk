@@ -1,6 +1,7 @@
 # What the stages share: the checked config, and where things are.
 
 import ast
+import functools
 import os
 import re
 import sys
@@ -74,28 +75,34 @@ def own(path):
     return str(path.relative_to(here) if here in path.parents else path)
 
 
+@functools.cache
+def imported(path):
+    """The library files that a file imports itself, found by reading it."""
+    names, found = [], []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+        stem = WORKFLOW.joinpath("scripts", *name.split("."))
+        if name.startswith("seam."):
+            found += [
+                file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()
+            ]
+    return found
+
+
 def modules(script):
-    """The library files that a script imports, directly or not, found by reading them.
+    """The library files that a script imports, directly or not.
 
     They are inputs of its rule, so that a change in one reruns what it can affect and nothing else.
     """
-    scripts, found = WORKFLOW / "scripts", set()
-
-    def visit(path):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-            for name in names:
-                stem = scripts.joinpath(*name.split("."))
-                for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-                    if name.startswith("seam.") and file.exists() and file not in found:
-                        found.add(file)
-                        visit(file)
-
-    visit(scripts / script)
+    found, ahead = set(), [WORKFLOW / "scripts" / script]
+    while ahead:
+        new = set(imported(ahead.pop())) - found
+        found |= new
+        ahead += new
     return sorted(map(own, found))
 
 
