@@ -1,4 +1,5 @@
-# demo: the whole pipeline on embedded data. test: the tests. bench: how fast the search is. Each sets up what it needs.
+# demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm, on this machine. test: the tests. bench:
+# how fast the search is. Each sets up what it needs.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -8,7 +9,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo demo-slurm test lint bench docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -16,6 +17,9 @@ demo: .venv/seam
 	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
 	@echo
 	@echo "Tables are in results/tables, figures in results/figures, the small models in results/direct, the students in results/indirect."
+
+demo-slurm: .venv/dev
+	@$(BIN)/pytest tests/demo_on_slurm.py $(ARGS)
 
 test: .venv/dev
 	@$(BIN)/pytest $(ARGS)

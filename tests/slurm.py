@@ -67,12 +67,12 @@ def program(name):
 
 
 @contextlib.contextmanager
-def running():
+def running(cpus=CPUS):
     """Start it, give the environment in which its commands work, stop it with the jobs that it still has."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # not under a long path, which no socket can have
     folder.chmod(0o755)  # munged wants that
     try:
-        environment = _configure(folder)
+        environment = _configure(folder, cpus)
         try:
             for name in DAEMONS:
                 _start(name, folder, environment)
@@ -102,13 +102,13 @@ def left(folder):
     return found
 
 
-def _configure(folder):
+def _configure(folder, cpus):
     (folder / "munge.key").touch(mode=0o600)
     (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
     for name in ("state", "spool", "bin"):
         (folder / name).mkdir()
     host = socket.gethostname().partition(".")[0]
-    about = {"folder": folder, "user": getpass.getuser(), "host": host, "cpus": CPUS, "memory": MEMORY, "gpus": GPUS}
+    about = {"folder": folder, "user": getpass.getuser(), "host": host, "cpus": cpus, "memory": MEMORY, "gpus": GPUS}
     with socket.socket() as one, socket.socket() as other:
         for taken in (one, other):
             taken.bind(("127.0.0.1", 0))

@@ -7,10 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import slurm
 import yaml
@@ -18,15 +16,12 @@ from conftest import paint
 from test_checkpoint import content
 from test_workflow import ROOT, jobs, small_config, snakemake
 
-from seam.latency import physical_cores
-
 TESTS = Path(__file__).parent
 LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
 GPU = {
     "train_source", "evaluate_source", "reengineer", "attack_source", "finetune_standard", "retrain",
     "finetune_seam_head", "finetune_seam_masks", "finetune_seam", "evaluate_defects",
 }  # fmt: skip
-OTHERS = {"prepare_dataset", "count_macs", "export_onnx", "export_source", "time_onnxruntime"}
 
 
 # ---------------------------------------------------------------------- what jobs ask for
@@ -94,13 +89,11 @@ def cluster():
 
 
 class Going:
-    """Snakemake with the slurm profile, as a person calls it, going on in `folder` meanwhile."""
+    """Snakemake with the slurm profile, as a person calls it, going on in `folder` meanwhile; `log` is what it says."""
 
-    def __init__(self, folder, config, cluster, *arguments):
-        self.folder, self.cluster, self.log = Path(folder), cluster, Path(folder) / "snakemake.txt"
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-        command += ["--workflow-profile", ROOT / "profiles/slurm", "--configfile", "config.yaml"]
+    def __init__(self, folder, log, cluster, *arguments):
+        self.folder, self.cluster, self.log = folder, cluster, log
+        command = [sys.executable, "-m", "snakemake", "--workflow-profile", ROOT / "profiles/slurm"]
         command += ["--slurm-init-seconds-before-status-checks", "2"]  # 40 by default, friendly to a busy Slurm
         command += arguments
         with self.log.open("w") as said:
@@ -169,21 +162,25 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "net.py").write_text(NET.format(tests=str(TESTS)))
     small = small_config(paint(folder / "images"))
-    students = {"students": ["standard", "retrain", "seam"], "thresholds": [0.3]}
     config = small | {
         "models": {"net": small["models"]["small"] | {"architecture": f"{folder}/net.py:build"}},
-        "direct_reuse": [
-            {"model": "net", "problem": "binary", "targets": ["red"]},
-            {"model": "net", "problem": "multiclass", "targets": {"warm": ["red", "yellow"]}},
-        ],
-        "transfer": small["transfer"] | {"retrain": {"epochs": 3}},
-        "indirect_reuse": [{"model": "net", "datasets": ["two"], **students}],
+        "direct_reuse": [{"model": "net", "problem": "binary", "targets": ["red"]}],
+        "indirect_reuse": [],
     }
     snakemake(folder, "--", f"{SEARCH}/metrics.json", config=config)
     return folder, config
 
 
-class Befallen(Going):
+class Search(Going):
+    """Of small images, in a folder of its own, with all that it needs."""
+
+    def __init__(self, folder, config, cluster, *arguments):
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        own = ["--snakefile", ROOT / "Snakefile", "--configfile", "config.yaml"]
+        super().__init__(folder, folder / "snakemake.txt", cluster, *own, *arguments, "--", f"{SEARCH}/metrics.json")
+
+
+class Befallen(Search):
     """The search alone, what it needs being there; `what` befalls it until that file is removed."""
 
     def __init__(self, what, undisturbed, folder, cluster, *resources):
@@ -195,7 +192,7 @@ class Befallen(Going):
         more = ["--rerun-triggers", "mtime"]  # the copies have no record of what made them
         if resources:
             more += ["--set-resources", *resources]
-        super().__init__(folder, config, cluster, *more, "--", f"{SEARCH}/metrics.json")
+        super().__init__(folder, config, cluster, *more)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +210,7 @@ def going(undisturbed, cluster, tmp_path_factory):
         (root / name).mkdir()
         found[name] = Befallen(what, undisturbed, root / name, cluster, *resources)
     (root / "whole").mkdir()
-    found["whole"] = Going(root / "whole", undisturbed[1], cluster)
+    found["whole"] = Search(root / "whole", undisturbed[1], cluster)
     yield found
     for one in found.values():
         one.process.kill()
@@ -267,31 +264,11 @@ def test_a_job_beyond_its_memory_gets_more(going, undisturbed):
     assert [entry["MinMemoryNode"] for entry in entries] == ["1300M", "2600M"]
 
 
-def test_the_whole_workflow(going, undisturbed):
+def test_a_search_and_all_that_it_needs_end_as_without_slurm(going, undisturbed):
     one = going["whole"]
     made = jobs(one.ends())
-    assert made.keys() == (GPU | LOCAL | OTHERS) - {"make_env"}
-    assert content(one.folder / SEARCH).items() >= content(undisturbed[0] / SEARCH).items()
-    summary = pd.read_csv(one.folder / "results/tables/summary.csv").set_index(["quantity", "group"])
-    assert summary.loc[("weights_kept", "all"), "problems"] == 2
-    assert len(pd.read_csv(one.folder / "results/tables/indirect.csv")) == 3
-    assert "Nothing to be done" in snakemake(one.folder, config=undisturbed[1])[1]  # without Slurm either
-
-
-def test_short_jobs_are_no_queue_entries_of_their_own(going):
-    one = going["whole"]
-    one.ends()
-    names = [re.split("[/_]", name)[:2] for name in one.entries().values()]
-    groups = Counter(name for kind, name in names if kind == "group")
-    assert groups == {"cost": 1, "defects": 1, "timing": 1}  # of 4, 3 and 2 jobs
-
-
-def test_timing_has_the_node_for_itself_and_goes_one_by_one(going):
-    one = going["whole"]
-    one.ends()
-    (number,) = [number for number, name in one.entries().items() if name.startswith("group_timing")]
-    about = one.about(number)
-    assert about["OverSubscribe"] == "NO" and about["CPUs/Task"] == "8"
-    assert about["TimeLimit"] == "00:30:00"  # the sum of two
-    latency = json.loads((one.folder / SEARCH / "latency_onnxruntime.json").read_text())
-    assert latency["threads"] == min(8, physical_cores())
+    assert made == {"prepare_dataset": 1, "train_source": 1, "reengineer": 1}
+    assert {one.about(number)["JobState"] for number in one.entries()} == {"COMPLETED"}
+    for name in (SEARCH, "results/models/net"):
+        assert content(one.folder / name) == content(undisturbed[0] / name)
+    assert "Nothing to be done" in snakemake(one.folder, "--", f"{SEARCH}/metrics.json", config=undisturbed[1])[1]
