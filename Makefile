@@ -21,8 +21,11 @@ demo: .venv/seam
 demo-slurm: .venv/dev
 	@$(BIN)/pytest tests/demo_on_slurm.py $(ARGS)
 
+# All tests go in two processes of one thread, a file's in one of them; those that take longest first (tests/conftest.py).
+ALL_TESTS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/dev
-	@$(BIN)/pytest $(ARGS)
+	@$(if $(ARGS),$(BIN)/pytest $(ARGS),OMP_NUM_THREADS=1 $(BIN)/pytest $(ALL_TESTS))
 
 lint: .venv/dev
 	$(BIN)/ruff check workflow tests

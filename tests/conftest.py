@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# What takes minutes begins first, so that the processes of `make test` end at about the same time.
+LONG = ("test_slurm", "test_workflow")
+
 COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60), "yellow": (190, 190, 60)}
 
 
@@ -51,6 +54,10 @@ def model_folder(dataset_folder, tmp_path_factory):
     files = folder / "source.safetensors", folder / "training.csv"
     train_source(*files, "small", dataset_folder, settings, "cpu", folder / "checkpoint.pt")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 ARCHITECTURE = f"{__file__.rsplit('/', 1)[0]}/small.py:build"
