@@ -261,6 +261,7 @@ def change(config, path, value):
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
         (["precision"], "float32", {}),
+        (["together"], 3, {}),
     ],
 )
 def test_a_change_reruns_just_what_depends_on_it(run, path, value, expected):
@@ -321,6 +322,23 @@ def test_a_file_that_is_touched_but_the_same_reruns_nothing(run):
     (run[2] / "workflow/scripts/seam/masking.py").touch()
     (run[0] / "results/datasets/colours/dataset.json").touch()
     assert planned(run) == {}
+
+
+def test_a_job_that_searches_for_others_changes_no_result(run, tmp_path):
+    """The source model and one search there already: one job does the other two, and each job has its own files."""
+    folder, config, workflow = run
+    shutil.copytree(folder / "results", tmp_path / "results", ignore=shutil.ignore_patterns("blue", "warm"))
+    shutil.copytree(folder / ".snakemake", tmp_path / ".snakemake")
+    wanted = [f"results/direct/small/{problem}/metrics.json" for problem in PROBLEMS]
+    config = config | {"together": 3}
+    said = snakemake(tmp_path, "--cores", "1", "--", *wanted, config=config, workflow=workflow)[1]
+    assert jobs(said) == {"reengineer": 2}
+    logs = [(tmp_path / f"results/logs/reengineer/small/{problem}.log").read_text() for problem in PROBLEMS]
+    assert sorted(log.count("searches") for log in logs[1:]) == [0, 2]
+    for problem in PROBLEMS:
+        one, other = (place / "results/direct/small" / problem for place in (tmp_path, folder))
+        assert (one / "masks.safetensors").read_bytes() == (other / "masks.safetensors").read_bytes()
+    assert not list((tmp_path / "results/direct").rglob(".*"))
 
 
 # ---------------------------------------------------------------------- what is promised of a run

@@ -179,6 +179,11 @@ def device(wildcards, threads):
     return f"{config['device']}/{config['precision']}"
 
 
+def together(wildcards, threads):
+    """How many searches a job does, and where those that wait are listed. It takes `threads` as `device` does."""
+    return {"most": config["together"], "planned": PLANNED}
+
+
 def problem_files(name):
     return [f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS]
 

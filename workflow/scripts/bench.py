@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,7 +42,7 @@ BATCH, SIZE, CLASSES = 64, 32, 10
 NORMALIZATION = (0.5,) * 3, (0.25,) * 3
 TRAIN, HOLDOUT = 8000, 2000  # images of an epoch: a binary problem of CIFAR-10, a fifth of it held out
 MOST = 60.0  # seconds of a comparison, once each side was timed three times
-UNITS = {"seconds", "megabytes"}
+UNITS = {"seconds", "megabytes", "searches"}
 STEP_GOALS = {"resnet20": 1.08, "vgg16_bn": 1.12}
 KINDS = {  # of operations, by how the profiler calls them; the first that fits
     "convolution, backward": ("convolution_backward",),
@@ -455,6 +456,65 @@ def started(arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def targets(options):
+    """Searches in one job against a job for each."""
+    architecture, count = options.architectures[0], 3
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        planned = searches(folder, architecture, range(count))
+        # Fewer epochs than that would say more of the start than of a search.
+        for one in planned:
+            one["settings"] = {"schedule": "fast", "epochs": 12, "lr_mask": 0.1, "alpha": 3.0}
+        (folder / "planned.json").write_text(json.dumps(planned), encoding="utf-8")
+        times = {"together": [], "alone": []}
+        for _ in range(options.repeats_of_start):
+            for name, most in (("together", count), ("alone", 1)):
+                begun = time.perf_counter()
+                for number in range(count):
+                    searched(folder / "planned.json", number, most, options.asked)
+                times[name].append(time.perf_counter() - begun)
+                shutil.rmtree(folder / "direct")
+    what = f"seconds of {count} searches of 12 epochs in one job, and of the jobs that take them / of a job for each"
+    each = {name: [3600 * count / value for value in values] for name, values in times.items()}
+    more = {f"an hour, {name}": statistics.median(values) for name, values in each.items()}
+    yield row("targets", what, f"{architecture}, digits", ratios(times, "together", "alone"), 1.0, searches=more)
+
+
+def searches(folder, architecture, targets):
+    """Arguments of `seam.reengineer.reengineer` for problems of the digits; the source model is not trained."""
+    data.prepare({"kind": "digits", "size": SIZE}, folder / "digits")
+    images = data.open(folder / "digits")
+    torch.manual_seed(0)
+    module = models.build(architecture, len(images.classes))
+    source = models.Source(module, images.classes, (images.mean, images.std), architecture)
+    models.save(folder / "source.safetensors", source)
+    return [
+        {
+            "folder": str(folder / "direct" / str(target)), "model_folder": str(folder),
+            "dataset_folder": str(folder / "digits"), "checkpoint": str(folder / f"{target}.pt"),
+            "model": "bench", "dataset": "digits", "problem": "binary", "target": str(target), "members": [str(target)],
+            "settings": {}, "seed": 0,
+        }
+        for target in targets
+    ]  # fmt: skip
+
+
+def searched(planned, number, most, device):
+    """Run the job of a planned search, as the workflow's script does."""
+    command = (
+        "import json, sys, snakemake.script; from seam import together; from seam.progress import compute_with;"
+        " planned, number, most, device = sys.argv[1:]; own = json.load(open(planned))[int(number)];"
+        " together.Targets(planned, device, [together.__file__]).search(own, int(most))"
+    )
+    arguments = map(str, (planned, number, most, device))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"The job that bench started fails ({done.stderr.strip().rpartition(chr(10))[2]}).")
+
+
 def memory(options):
     """Peak of a search against what it has to hold."""
     if options.device.type == "mps" or (options.device.type == "cpu" and sys.platform != "linux"):
@@ -541,7 +601,10 @@ def release():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-ITEMS = {"step": step, "yardstick": yardstick, "input": inputs, "epoch": epoch, "start": start, "memory": memory}
+ITEMS = {
+    "step": step, "yardstick": yardstick, "input": inputs, "epoch": epoch, "start": start, "targets": targets,
+    "memory": memory,
+}  # fmt: skip
 
 
 # What is written

@@ -15,8 +15,8 @@ log = logging.getLogger("seam")
 def job(path, torch_threads=None):
     """Send the log, warnings and any error of the block to the file `path`.
 
-    torch_threads: how many threads torch computes with. It is a number of the job's own, not that of the cores it is
-    given, since torch's sums, and with them the results, depend on it.
+    torch_threads: how many threads torch computes with; None where it is not loaded yet. It is a number of the job's
+    own, not that of the cores it is given, since torch's sums, and with them the results, depend on it.
 
     An error ends the process with status 1: a UserError as its sentence on the terminal, anything
     else as its last line with the place of the log; the traceback is in the log.
@@ -35,10 +35,7 @@ def job(path, torch_threads=None):
     logging.captureWarnings(True)
     try:
         if torch_threads:
-            import torch
-
-            torch.set_num_threads(torch_threads)
-            _keep_memory()
+            compute_with(torch_threads)
         yield
     except SystemExit:
         raise
@@ -56,6 +53,14 @@ def job(path, torch_threads=None):
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
+
+
+def compute_with(threads):
+    """Let torch compute with so many threads, for the rest of the process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    _keep_memory()
 
 
 def _keep_memory():
