@@ -37,6 +37,7 @@ def test_all_items_are_measured_and_compared_with_their_goals(found):
         "input": {0.03},
         "epoch": {0.05},
         "start": {1.0},
+        "targets": {1.0},
         "memory": {1.5, None},
     }
     for row in found[0]["rows"]:
@@ -87,6 +88,23 @@ def test_memory_is_compared_with_what_must_be_held(found):
         assert held["network"] == pytest.approx((weights + head + 4 * 8) / 1e6)  # and what batch norm adds
         assert held["activations"] > 4 * 64 * 8 * 32 * 32 / 1e6  # at 32 px the input of the second convolution at least
         assert row["value"] == pytest.approx(peak / sum(held.values()))
+
+
+def test_searches_an_hour_are_those_of_the_seconds(found):
+    (row,) = rows(found, "targets")
+    together, alone = (row["searches"][f"an hour, {name}"] for name in ("together", "alone"))
+    assert row["value"] == pytest.approx(alone / together)  # of one repeat
+
+
+def test_of_searches_in_one_job_the_others_only_take_theirs(tmp_path):
+    planned = bench.searches(tmp_path, ARCHITECTURE, range(2))
+    for one in planned:
+        one["settings"] = {"epochs": 2}
+    (tmp_path / "planned.json").write_text(json.dumps(planned))
+    bench.searched(tmp_path / "planned.json", 0, 2, "cpu")
+    assert (tmp_path / "direct/.1.ahead/metrics.json").exists()
+    bench.searched(tmp_path / "planned.json", 1, 2, "cpu")
+    assert (tmp_path / "direct/1/metrics.json").exists()
 
 
 def test_the_text_has_each_number_and_says_which_goals_are_missed(found):
