@@ -55,6 +55,25 @@ def test_the_rates_follow_the_factor():
     )
 
 
+def test_parameters_can_be_updated_one_by_one_within_a_step():
+    one, other = layers(), layers()
+    rate = lambda step: 0.9**step  # noqa: E731
+    mine, reference = (Adam([(n[0].parameters(), 0.05), (n[2].parameters(), 0.1)], rate) for n in (one, other))
+
+    class Early:
+        zero_grad = mine.zero_grad
+
+        def step(self):
+            for parameter in (one[2].bias, one[0].weight):
+                mine.update(parameter)
+                assert parameter.grad is None
+            mine.step()
+
+    assert torch.equal(steps(one, Early(), 5), steps(other, reference, 5))
+    moments = zip(mine.first + mine.second, reference.first + reference.second, strict=True)
+    assert all(torch.equal(a, b) for mine, other in moments for a, b in zip(mine, other, strict=True))
+
+
 def test_it_goes_on_from_its_state_as_if_never_interrupted(tmp_path):
     whole, first = layers(), layers()
     wanted = steps(whole, whole_adam := Adam([(whole.parameters(), 0.1)], lambda step: 0.9**step), 5)

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from seam.adam import Adam
+from seam.folding import fold
 from seam.masking import Masks, bake, maskable, pack, unpack
 from seam.models import build
 
@@ -117,6 +119,63 @@ def test_the_penalty_alone_lowers_every_mask():
     layer(torch.zeros(1, 3))  # no gradient reaches the weights
     masks.backward(alpha=2.0)
     assert all((value.grad == 2.0 / masks.count).all() for value in masks.values.values())
+
+
+class Unused(nn.Module):
+    """A layer whose weight is used twice, one that is not used, and one with batch norm behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.twice, self.idle, self.last = nn.Linear(8, 8), nn.Linear(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu().mean((2, 3))
+        return self.last(self.twice(self.twice(x).relu()).relu())
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded):
+    def made():
+        torch.manual_seed(0)
+        network = Unused().eval().to(memory_format=torch.channels_last)
+        network.norm.running_mean.normal_()
+        network = (fold(network) if folded else network).requires_grad_(False)
+        masks = Masks(network)
+        masks.train()
+        return network, masks, Adam([(masks.values.values(), 0.3)], lambda step: 0.9**step)
+
+    (one, masks, adam), (other, reference, other_adam) = made(), made()
+    images, labels = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
+    for _ in range(8):
+        with masks.updated(adam, alpha=0.5):
+            cross_entropy(one(images), labels).backward()
+        adam.step()
+        cross_entropy(other(images), labels).backward()
+        reference.backward(alpha=0.5)
+        other_adam.step()
+        reference.apply()
+        for name, value in reference.values.items():
+            assert torch.equal(masks.values[name], value), name
+            assert torch.equal(masks.parameters[name], reference.parameters[name]), name
+    assert 0 < masks.retention(1) < 1 and (masks.values["idle.weight"] < 1).all()  # by the penalty alone
+
+
+def test_of_the_gradients_one_is_held_at_a_time(network, images):
+    masks, held = Masks(network), []
+    masks.train()
+
+    class Watch:
+        def update(self, value):
+            everything = [*masks.parameters.values(), *masks.values.values()]
+            held.append(sum(tensor.grad is not None for tensor in everything))
+            value.grad = None
+
+    with masks.updated(Watch(), alpha=1.0):
+        network(images).sum().backward()
+    assert held == [1] * len(masks.values)
+    network(images).sum().backward()  # outside, gradients stay where they are
+    assert all(parameter.grad is not None for parameter in masks.parameters.values())
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 1000])

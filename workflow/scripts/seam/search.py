@@ -147,10 +147,9 @@ def mask_step(model, head, masks, optimizer, alpha):
         logits = forward(model, images)
         loss = cross_entropy(logits, labels)
         head.zero_grad()
-        loss.backward()
-        masks.backward(alpha)
+        with masks.updated(optimizer, alpha):
+            loss.backward()
         optimizer.step()
-        masks.apply()
         return logits, loss
 
     return step
