@@ -35,7 +35,8 @@ from seam.data.storage import Split
 from seam.device import forward, select
 from seam.files import UserError, write_json, write_text
 from seam.folding import fold
-from seam.masking import Masks, maskable
+from seam.masking import Masks, maskable, pack
+from seam.progress import keep_memory
 from seam.search import Settings, mask_step, search, with_head
 
 BATCH, SIZE, CLASSES = 64, 32, 10
@@ -397,7 +398,7 @@ def epoch(options):
 
                 def end(bench=bench, run=run):
                     bench.masks.retention(run.epoch)
-                    best = {"bits": bench.masks.bits(), "head": models.copied(bench.model.head)}
+                    best = {"bits": pack(bench.masks.bits()), "head": models.copied(bench.model.head)}
                     run.history.clear()
                     run.end_epoch({}, best)
 
@@ -534,6 +535,7 @@ def memory(options):
 def peak_of_search(architecture, asked, kept):
     """(bytes that a search takes at most, {what: bytes} that it has to hold), in a process of its own."""
     torch.set_num_threads(1)
+    keep_memory()
     device = select(asked)
     warm = torch.nn.Conv2d(3, 8, 3).to(device)  # what a first convolution loads is not the search's
     warm(torch.randn(2, 3, 8, 8, device=device)).sum().backward()

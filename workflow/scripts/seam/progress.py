@@ -9,6 +9,7 @@ from pathlib import Path
 from seam.files import UserError
 
 log = logging.getLogger("seam")
+_keeps = False  # whether `keep_memory` was called
 
 
 @contextlib.contextmanager
@@ -60,12 +61,30 @@ def compute_with(threads):
     import torch
 
     torch.set_num_threads(threads)
-    _keep_memory()
+    keep_memory()
 
 
-def _keep_memory():
+def keep_memory():
     """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it)."""
+    global _keeps
+    _keeps = True
+    _mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    _mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+@contextlib.contextmanager
+def lasting():
+    """For tensors that outlast the steps: they get mappings of their own, so that among what `keep_memory` keeps they
+    leave no gaps which are too small for the next tensor (VGG16's search takes 489 instead of 531 MiB)."""
+    if _keeps:
+        _mallopt(-3, 1 << 17)
+    try:
+        yield
+    finally:
+        if _keeps:
+            _mallopt(-3, 1 << 30)
+
+
+def _mallopt(parameter, value):
     with contextlib.suppress(AttributeError, OSError):
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(parameter, value)

@@ -12,8 +12,8 @@ from seam import evaluate, models
 from seam.adam import Adam
 from seam.checkpoint import Run
 from seam.device import forward
-from seam.masking import Masks
-from seam.progress import log
+from seam.masking import Masks, pack, unpack
+from seam.progress import lasting, log
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,14 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     """
     network, head = model.source, model.head
     network.requires_grad_(False)
-    masks = Masks(network)
     fast = settings.schedule == "fast"
+    rates = cosine((settings.epochs - 1) * len(train)) if fast else None
+    with lasting():
+        masks = Masks(network)
+        head_only = Adam([(head.parameters(), settings.lr_head)])
+        both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
     if fast:
         masks.begin_by_magnitude()
-    rates = cosine((settings.epochs - 1) * len(train)) if fast else None
-    head_only = Adam([(head.parameters(), settings.lr_head)])
-    both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
     parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
     steps = {"head": head_step(model, head_only), "masks": mask_step(model, head, masks, both, settings.alpha)}
     wanted = source_accuracy - settings.tolerance
@@ -96,7 +97,7 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
             }
             best, rank = None, _rank(accuracy, retention, wanted)
             if run.best is None or rank > run.best["rank"]:
-                best = {"rank": rank, "bits": masks.bits(), "head": models.copied(head)}
+                best = {"rank": rank, "bits": pack(masks.bits()), "head": models.copied(head)}
             log.info(
                 "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
                 run.epoch, settings.epochs, phase, row["loss"], accuracy, source_accuracy, retention, row["seconds"],
@@ -105,7 +106,7 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
             run.end_epoch({**row, "selected": int(best is not None)}, best)
         if run.epoch <= settings.epochs:
             log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
-    return Result(run.best["bits"], run.best["head"], run.history, run.selected_epoch)
+    return Result(unpack(run.best["bits"], network), run.best["head"], run.history, run.selected_epoch)
 
 
 def cosine(steps):
