@@ -424,18 +424,8 @@ def start(options):
     architecture = options.architectures[0]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        data.prepare({"kind": "digits", "size": SIZE}, folder / "digits")
-        images = data.open(folder / "digits")
-        torch.manual_seed(0)
-        module = models.build(architecture, len(images.classes))
-        source = models.Source(module, images.classes, (images.mean, images.std), architecture)
-        models.save(folder / "source.safetensors", source)
-        arguments = {
-            "folder": str(folder / "result"), "model_folder": str(folder), "dataset_folder": str(folder / "digits"),
-            "model": "bench", "dataset": "digits", "problem": "binary", "target": "3", "members": ["3"],
-            "settings": {}, "seed": 0, "device": options.asked, "checkpoint": str(folder / "checkpoint.pt"),
-        }  # fmt: skip
-        (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
+        (arguments,) = searches(folder, architecture, [3])
+        (folder / "arguments.json").write_text(json.dumps(arguments | {"device": options.asked}), encoding="utf-8")
         found = [started(folder / "arguments.json") for _ in range(options.repeats_of_start + 1)][1:]
     parts = {name: statistics.median(spent[name] for spent in found) for name in found[0]}
     beyond = [
@@ -503,8 +493,9 @@ def searches(folder, architecture, targets):
 def searched(planned, number, most, device):
     """Run the job of a planned search, as the workflow's script does."""
     command = (
-        "import json, sys, snakemake.script; from seam import together; from seam.progress import compute_with;"
-        " planned, number, most, device = sys.argv[1:]; own = json.load(open(planned))[int(number)];"
+        "import json, sys, snakemake.script; from seam import together;"
+        " planned, number, most, device = sys.argv[1:];"
+        " own = json.load(open(planned))[int(number)];"
         " together.Targets(planned, device, [together.__file__]).search(own, int(most))"
     )
     arguments = map(str, (planned, number, most, device))
