@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import os
 import re
 import sys
@@ -61,6 +62,7 @@ MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 PROBLEM_FILES = ["masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx"]
 BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
+PLANNED = "results/checkpoints/planned.json"
 TRANSFERS = {(s.model, s.dataset): s for s in STUDENTS}  # any of them: they share their settings
 
 
@@ -177,6 +179,24 @@ def all_cores(wildcards):
 def device(wildcards, threads):
     """Where torch runs and how precisely. It takes `threads` so that Snakemake does not rerun what ran elsewhere."""
     return f"{config['device']}/{config['precision']}"
+
+
+def write_planned_searches():
+    """The arguments of all searches of this run, for the jobs that search others' targets, too."""
+    searches = [
+        {
+            "folder": os.path.dirname(job.output.metrics),
+            "model_folder": os.path.dirname(job.input.weights),
+            "dataset_folder": os.path.dirname(job.input.manifest),
+            "checkpoint": job.params.checkpoint,
+            **job.wildcards_dict,
+            **job.params.job,
+        }
+        for job in workflow.dag.needrun_jobs()
+        if job.rule.name == "reengineer"
+    ]
+    Path(PLANNED).parent.mkdir(parents=True, exist_ok=True)
+    Path(PLANNED).write_text(json.dumps(searches, indent=1))
 
 
 def together(wildcards, threads):

@@ -1,29 +1,9 @@
 # Direct reuse: one search per target problem.
 
-import json
-
-PLANNED = "results/checkpoints/planned.json"
-
-
-def search_of(job):
-    """The arguments of a planned search, for the job that searches it together with its own."""
-    return {
-        "folder": os.path.dirname(job.output.metrics),
-        "model_folder": os.path.dirname(job.input.weights),
-        "dataset_folder": os.path.dirname(job.input.manifest),
-        "checkpoint": job.params.checkpoint,
-        **job.wildcards_dict,
-        **job.params.job,
-    }
-
 
 onstart:
-    searches = [
-        search_of(job) for job in workflow.dag.needrun_jobs() if job.rule.name == "reengineer"
-    ]
-    if config["together"] > 1 and searches:
-        os.makedirs(os.path.dirname(PLANNED), exist_ok=True)
-        Path(PLANNED).write_text(json.dumps(searches, indent=1))
+    if config["together"] > 1:
+        write_planned_searches()
 
 
 rule reengineer:
