@@ -60,4 +60,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test logged is sent to the process that reports it: a name that is no text must not break that either."""
+    report = yield
+    report.sections = [(name, said.encode("utf-8", "backslashreplace").decode()) for name, said in report.sections]
+    return report
+
+
 ARCHITECTURE = f"{__file__.rsplit('/', 1)[0]}/small.py:build"
