@@ -241,6 +241,8 @@ datasets/scenes = {kind: mit67, download: true}
     datasets.scenes.download: mit67 has no published checksum, ...
 array_gb = -1
     array_gb is -1, but must be at least 0.
+together = 0
+    together is 0, but must be at least 1.
 
 # models
 models/mine/last_layer = 6

@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import json
 import os
 import re
 import sys
@@ -17,10 +16,11 @@ WORKFLOW = Path(workflow.basedir) / "workflow"
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
+from reengineer import arguments
 from seam import config as plan
 from seam import latency
 from seam.device import gpus
-from seam.files import UserError
+from seam.files import UserError, write_json
 from seam.models import weights_origin
 
 try:
@@ -183,20 +183,11 @@ def device(wildcards, threads):
 
 def write_planned_searches():
     """The arguments of all searches of this run, for the jobs that search others' targets, too."""
-    searches = [
-        {
-            "folder": os.path.dirname(job.output.metrics),
-            "model_folder": os.path.dirname(job.input.weights),
-            "dataset_folder": os.path.dirname(job.input.manifest),
-            "checkpoint": job.params.checkpoint,
-            **job.wildcards_dict,
-            **job.params.job,
-        }
-        for job in workflow.dag.needrun_jobs()
-        if job.rule.name == "reengineer"
-    ]
-    Path(PLANNED).parent.mkdir(parents=True, exist_ok=True)
-    Path(PLANNED).write_text(json.dumps(searches, indent=1))
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "reengineer"]
+    try:
+        write_json(PLANNED, [arguments(job) for job in jobs])
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def together(wildcards, threads):

@@ -440,11 +440,19 @@ def start(options):
 def started(arguments):
     """{part: seconds} of the start of one job."""
     script = Path(__file__).with_name("bench_start.py")
-    command = [sys.executable, str(script), repr(time.time()), str(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return json.loads(job_says(script, repr(time.time()), arguments).splitlines()[-1])
+
+
+def job_says(*arguments):
+    """What a process of Python with these arguments prints; the library is on its path."""
+    command, environment = (
+        [sys.executable, *map(str, arguments)],
+        os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"The job that bench started fails ({done.stderr.strip().rpartition(chr(10))[2]}).")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def targets(options):
@@ -498,13 +506,7 @@ def searched(planned, number, most, device):
         " own = json.load(open(planned))[int(number)];"
         " together.Targets(planned, device, [together.__file__]).search(own, int(most))"
     )
-    arguments = map(str, (planned, number, most, device))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"The job that bench started fails ({done.stderr.strip().rpartition(chr(10))[2]}).")
+    job_says("-c", command, planned, number, most, device)
 
 
 def memory(options):

@@ -9,6 +9,8 @@ from pathlib import Path
 from seam.files import UserError
 
 log = logging.getLogger("seam")
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
+KEPT = 1 << 30  # bytes: blocks below that are kept
 _keeps = False  # whether `keep_memory` was called
 
 
@@ -68,8 +70,8 @@ def keep_memory():
     """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it)."""
     global _keeps
     _keeps = True
-    _mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    _mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+    _mallopt(MMAP_THRESHOLD, KEPT)
+    _mallopt(TRIM_THRESHOLD, KEPT)
 
 
 @contextlib.contextmanager
@@ -77,12 +79,12 @@ def lasting():
     """For tensors that outlast the steps: they get mappings of their own, so that among what `keep_memory` keeps they
     leave no gaps which are too small for the next tensor (VGG16's search takes 489 instead of 531 MiB)."""
     if _keeps:
-        _mallopt(-3, 1 << 17)
+        _mallopt(MMAP_THRESHOLD, 1 << 17)
     try:
         yield
     finally:
         if _keeps:
-            _mallopt(-3, 1 << 30)
+            _mallopt(MMAP_THRESHOLD, KEPT)
 
 
 def _mallopt(parameter, value):

@@ -11,7 +11,6 @@ hyper-parameters, seed, images, source model, code and torch.
 
 import contextlib
 import hashlib
-import json
 import shutil
 import time
 from functools import cache
@@ -46,6 +45,7 @@ class Targets:
         where its own search does, or where files cannot be locked.
         """
         if self._take(own):
+            log.info("another job has found this already, and has it in its log")
             return
         left, begun = most - 1, time.monotonic()
         self._search(own)
@@ -66,11 +66,9 @@ class Targets:
     def _others(self, own):
         """The searches with the same source model that are not done yet; last first, as their own jobs begin with the
         first."""
-        try:
-            planned = json.loads(self.planned.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # a job that is run by hand
+        if not self.planned.exists():  # a job that is run by hand
             return
-        for one in reversed(planned):
+        for one in reversed(read_json(self.planned)):
             other = one["folder"] != own["folder"] and one["model_folder"] == own["model_folder"]
             if other and not self._is_done(one):
                 yield one
