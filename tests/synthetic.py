@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 SETTINGS = {
+    "accuracy_worth": 5.0,
     "alpha": 1.0,
     "batch_size": 64,
     "epochs": 300,

@@ -19,6 +19,7 @@ SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
     "schedule": "published", "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
+    "accuracy_worth": 5.0,
 }  # fmt: skip
 TRANSFER = {  # as published, but for selection and holdout
     "batch_size": 64,

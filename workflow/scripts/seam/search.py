@@ -30,6 +30,7 @@ class Settings:
     selection: str = "holdout"
     holdout: float = 0.2
     tolerance: float = 0.0
+    accuracy_worth: float | None = 5.0
     patience: int = 50
 
 
@@ -95,7 +96,7 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
                 "retention": retention,
                 "seconds": run.epoch_seconds(),
             }
-            best, rank = None, _rank(accuracy, retention, wanted)
+            best, rank = None, _rank(accuracy, retention, wanted, settings.accuracy_worth)
             if run.best is None or rank > run.best["rank"]:
                 best = {"rank": rank, "bits": pack(masks.bits()), "head": models.copied(head)}
             log.info(
@@ -114,12 +115,15 @@ def cosine(steps):
     return lambda step: (1 + math.cos(math.pi * min(step / max(steps, 1), 1))) / 2
 
 
-def _rank(accuracy, retention, wanted):
-    """Orders epochs: those of the wanted accuracy by least retention, the others by a trade-off.
+def _rank(accuracy, retention, wanted, worth):
+    """Orders epochs by retention, to which each point of accuracy that is missing to the wanted one (the source's, less
+    the tolerance) adds `worth` points. Retention counts in steps of 0.001, ties go to accuracy.
 
-    Retention counts in steps of 0.001, ties go to accuracy; an epoch that reaches the wanted accuracy (the
-    source's, less the tolerance) is above any that does not.
+    As published, where `worth` is None, an epoch of the wanted accuracy is above any other, and the others go by
+    accuracy - retention: whether one image more is right can decide between a tenth of the weights and all.
     """
+    if worth is not None:
+        return (-round(retention, 3) - worth * max(wanted - accuracy, 0.0), accuracy)
     if accuracy >= wanted:
         return (1, -round(retention, 3), accuracy)
     return (0, accuracy - retention, accuracy)
