@@ -21,6 +21,7 @@ import torch._dynamo  # an optimizer's first step asks for it
 from seam import checkpoint
 
 checkpoint.EVERY = 0.01  # seconds: after every few steps
+checkpoint.RARELY = 0  # and after every epoch
 
 
 def attempt(work, run, most):

@@ -38,6 +38,7 @@ def test_all_items_are_measured_and_compared_with_their_goals(found):
         "epoch": {0.05},
         "start": {1.0},
         "targets": {1.0},
+        "vectorised": set(),  # it has dropout
         "memory": {1.5, None},
     }
     for row in found[0]["rows"]:
@@ -88,6 +89,20 @@ def test_memory_is_compared_with_what_must_be_held(found):
         assert held["network"] == pytest.approx((weights + head + 4 * 8) / 1e6)  # and what batch norm adds
         assert held["activations"] > 4 * 64 * 8 * 32 * 32 / 1e6  # at 32 px the input of the second convolution at least
         assert row["value"] == pytest.approx(peak / sum(held.values()))
+
+
+def test_a_step_in_one_pass_is_compared_with_steps_of_each(tmp_path, capsys):
+    arguments = ["--items", "vectorised", "--architectures", "resnet20", ARCHITECTURE, "--repeats", "1"]
+    bench.main(["--device", "cpu", "--output", str(tmp_path / "bench.json"), *arguments])
+    (row,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert row["of"] == "resnet20" and row["goal"] is None
+    assert row["value"] == pytest.approx(row["seconds"]["in one pass"] / row["seconds"]["each"])
+    assert "left out: vmap: called random operation" in capsys.readouterr().err
+
+
+def test_noise_has_as_many_images_of_each_class(tmp_path):
+    bench.noise(tmp_path, classes=2, train=3, test=1)
+    assert len(list(tmp_path.glob("train/*/*.png"))) == 6 and len(list(tmp_path.glob("test/1/*.png"))) == 1
 
 
 def test_searches_an_hour_are_those_of_the_seconds(found):

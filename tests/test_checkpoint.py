@@ -159,6 +159,25 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at)
     assert steps == 15 - stop_at  # nothing is done twice
 
 
+def test_checkpoints_of_short_epochs_take_a_hundredth_of_the_time(tmp_path, monkeypatch):
+    written, now = [], [0.0]
+    monkeypatch.setattr("seam.checkpoint.time.perf_counter", lambda: now[0])
+
+    def write(*_):
+        written.append(now[0])
+        now[0] += 0.02  # seconds
+
+    monkeypatch.setattr(Checkpoint, "write", write)
+    with Run([], {}, Checkpoint(tmp_path / "run.pt", {})) as run:
+        for _ in range(100):
+            now[0] += 0.1
+            run.end_epoch({})
+    between = np.diff(written)
+    assert len(written) > 2 and between.min() >= 2 and between.max() < 2.3  # seconds: the first, then each 100 x 0.02 s
+    now[0] = written[-1] + 2.5
+    assert run.is_worth_saving() and not run.is_worth_saving(runs=10)  # ten take ten times as long
+
+
 def test_without_its_random_state_a_run_would_end_otherwise(tmp_path, monkeypatch):
     """The test above would notice: dropout and the order of the images matter."""
     expected, _, _ = trained(None)

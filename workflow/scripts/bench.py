@@ -38,6 +38,7 @@ from seam.folding import fold
 from seam.masking import Masks, maskable, pack
 from seam.progress import keep_memory
 from seam.search import Settings, mask_step, search, with_head
+from seam.vectorised import Stack, together
 
 BATCH, SIZE, CLASSES = 64, 32, 10
 NORMALIZATION = (0.5,) * 3, (0.25,) * 3
@@ -455,12 +456,38 @@ def job_says(*arguments):
     return done.stdout
 
 
+def vectorised(options):
+    """A step of several searches in one pass against a step of each."""
+    count = 4 if options.device.type == "cpu" else 20
+    for architecture in options.architectures:
+        bench = Bench(architecture, options.device)
+        stack = Stack([copy.deepcopy(bench.model)] * count, Settings(lr_mask=1e-4), 1)
+        models.training_mode(stack.model)
+        stack.masks.train()
+        images, labels = together([(bench.images, bench.labels)] * count)
+        functions = {
+            "in one pass": lambda step=stack.steps["masks"]: step(images, labels),  # noqa: B023
+            "each": lambda: [bench.step() for _ in range(count)],  # noqa: B023
+        }
+        try:
+            with threads(1):
+                times = in_turn(functions, options.device, options.repeats)
+        except RuntimeError as error:
+            print(f"  {architecture} left out: {str(error).partition('. ')[0]}", file=sys.stderr)
+            continue
+        goal = None if options.device.type == "cpu" else 1.0  # on a CPU searches go one after the other
+        what = f"a step of {count} searches in one pass / {count} steps"
+        yield row("vectorised", what, architecture, ratios(times, "in one pass", "each"), goal, **medians(times))
+
+
 def targets(options):
     """Searches in one job against a job for each."""
-    architecture, count = options.architectures[0], 3
+    architecture, count, kind = options.architectures[0], 3, "digits"
+    if options.device.type == "cuda":
+        count, kind = 10, "noise"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        planned = searches(folder, architecture, range(count))
+        planned = searches(folder, architecture, range(count), kind)
         # Fewer epochs than that would say more of the start than of a search.
         for one in planned:
             one["settings"] = {"schedule": "fast", "epochs": 12, "lr_mask": 0.1, "alpha": 3.0}
@@ -476,13 +503,17 @@ def targets(options):
     what = f"seconds of {count} searches of 12 epochs in one job, and of the jobs that take them / of a job for each"
     each = {name: [3600 * count / value for value in values] for name, values in times.items()}
     more = {f"an hour, {name}": statistics.median(values) for name, values in each.items()}
-    yield row("targets", what, f"{architecture}, digits", ratios(times, "together", "alone"), 1.0, searches=more)
+    yield row("targets", what, f"{architecture}, {kind}", ratios(times, "together", "alone"), 1.0, searches=more)
 
 
-def searches(folder, architecture, targets):
-    """Arguments of `seam.reengineer.reengineer` for problems of the digits; the source model is not trained."""
-    data.prepare({"kind": "digits", "size": SIZE}, folder / "digits")
-    images = data.open(folder / "digits")
+def searches(folder, architecture, targets, kind="digits"):
+    """Arguments of `seam.reengineer.reengineer` for problems of the digits, or of `noise`, where all have as many images
+    as one pass needs; the source model is not trained."""
+    settings = {"kind": "digits", "size": SIZE}
+    if kind == "noise":
+        settings = {"kind": "imagefolder", "size": SIZE, "root": str(noise(folder / "images"))}
+    data.prepare(settings, folder / "images-prepared")
+    images = data.open(folder / "images-prepared")
     torch.manual_seed(0)
     module = models.build(architecture, len(images.classes))
     source = models.Source(module, images.classes, (images.mean, images.std), architecture)
@@ -490,12 +521,26 @@ def searches(folder, architecture, targets):
     return [
         {
             "folder": str(folder / "direct" / str(target)), "model_folder": str(folder),
-            "dataset_folder": str(folder / "digits"), "checkpoint": str(folder / f"{target}.pt"),
-            "model": "bench", "dataset": "digits", "problem": "binary", "target": str(target), "members": [str(target)],
+            "dataset_folder": str(folder / "images-prepared"), "checkpoint": str(folder / f"{target}.pt"),
+            "model": "bench", "dataset": kind, "problem": "binary", "target": str(target), "members": [str(target)],
             "settings": {}, "seed": 0,
         }
         for target in targets
     ]  # fmt: skip
+
+
+def noise(folder, classes=10, train=500, test=50):
+    """The folder, with images of classes 0, 1, ...: a binary problem of them has as many as one of CIFAR-100."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for name in range(classes):
+            (folder / part / str(name)).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / str(name) / f"{number}.png")
+    return folder
 
 
 def searched(planned, number, most, device):
@@ -598,7 +643,7 @@ def release():
 
 ITEMS = {
     "step": step, "yardstick": yardstick, "input": inputs, "epoch": epoch, "start": start, "targets": targets,
-    "memory": memory,
+    "vectorised": vectorised, "memory": memory,
 }  # fmt: skip
 
 

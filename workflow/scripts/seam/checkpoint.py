@@ -17,6 +17,7 @@ from seam.files import UserError, whole
 from seam.progress import log
 
 EVERY = 300  # seconds between checkpoints within an epoch
+RARELY = 100  # a checkpoint at an epoch's end is written if this times as long as it takes has gone by since the last
 STOPPED = 75  # the exit status of a job that was told to stop and can go on: EX_TEMPFAIL of sysexits.h
 
 
@@ -89,8 +90,9 @@ class Run:
     ...         accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(test)))
     ...         run.end_epoch({"loss": loss / images, "accuracy": accuracy})
 
-    It begins where the checkpoint stands. A checkpoint is written after each epoch, within long ones every five
-    minutes, and on SIGTERM or SIGINT, which end the process with status 75.
+    It begins where the checkpoint stands. A checkpoint is written after an epoch, unless the
+    last is so young that writing would take more than a hundredth of the time, within long ones every five minutes, and
+    on SIGTERM or SIGINT, which end the process with status 75.
     """
 
     def __init__(self, batches, parts, checkpoint=None, advice="lower the learning rate"):
@@ -100,6 +102,7 @@ class Run:
         self.history, self.best, self.selected_epoch, self.extra = [], None, 0, {}
         self.seconds = 0.0  # of this epoch, before this process took it up
         self.signal, self.handlers = None, {}
+        self.writing = 0.0  # seconds that the last checkpoint took
 
     def __enter__(self):
         state = self.checkpoint and self.checkpoint.read()
@@ -122,41 +125,55 @@ class Run:
         step(images, labels) trains on a batch and gives its logits and its mean loss. Raises UserError where the
         loss is not finite.
         """
+        for images, labels in self.rest_of_epoch():
+            logits, loss = step(images, labels)
+            self.count(logits, labels, loss)
+            self.check(due=self.is_due())
+        return self.sums()
+
+    def rest_of_epoch(self):
+        """The epoch's batches, from where it stands."""
         if self.batch == 0:
             self.totals, self.drawn = 0, self.generator and self.generator.get_state()
         elif self.generator is not None:
             self.generator.set_state(self.drawn)
-        for images, labels in self._rest():
-            logits, loss = step(images, labels)
-            right = (logits.detach().argmax(1) == labels).sum()
-            sums = torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(labels)
-            self.totals = self.totals + sums
-            self.batch += 1
-            self._check(due=time.perf_counter() - self.written > EVERY)
-        self._require_finite()
-        return self.totals.tolist()
-
-    def _rest(self):
         if self.batch and hasattr(self.batches, "starting_at"):
             return self.batches.starting_at(self.batch)
         return itertools.islice(iter(self.batches), self.batch, None)
 
+    def count(self, logits, labels, loss):
+        """Note that a step on a batch is done."""
+        right = (logits.detach().argmax(1) == labels).sum()
+        self.totals = self.totals + torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(
+            labels
+        )
+        self.batch += 1
+
+    def sums(self):
+        """(images, right, loss) of the epoch so far. Raises UserError where the loss is not finite."""
+        self._require_finite()
+        return self.totals.tolist()
+
     def watched(self, batches):
         """The same batches; a signal to stop is answered between them."""
         for batch in batches:
-            self._check()
+            self.check()
             yield batch
 
-    def end_epoch(self, row, best=None, **extra):
-        """Note the epoch's `row` of the history. `best`: what is to be kept of it if it is the best so far."""
+    def end_epoch(self, row, best=None, save=None, **extra):
+        """Note the epoch's `row` of the history. `best`: what is to be kept of it if it is the best so far.
+
+        save: whether to write a checkpoint; if that is worth its time, where nothing is said.
+        """
         self.history.append(row)
         if best is not None:
             self.best, self.selected_epoch = best, self.epoch
         self.extra |= extra
         self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, 0, 0.0
         self.start = time.perf_counter()
-        self._save()
-        self._check()
+        if self.is_worth_saving() if save is None else save:
+            self.save()
+        self.check()
 
     def epoch_seconds(self):
         return self.seconds + time.perf_counter() - self.start
@@ -172,22 +189,33 @@ class Run:
     def _note(self, number, _):
         self.signal = number
 
-    def _check(self, due=False):
+    def is_due(self):
+        """Whether it is time for a checkpoint within the epoch."""
+        return self.checkpoint is not None and time.perf_counter() - self.written > EVERY
+
+    def is_worth_saving(self, runs=1):
+        """Whether to write a checkpoint at an epoch's end, of each of so many `runs` that go on together."""
+        return time.perf_counter() - self.written >= RARELY * runs * self.writing
+
+    def check(self, due=False):
+        """Answer a signal to stop; write a checkpoint if it is `due`."""
         if self.signal is not None:
             if self.checkpoint:
-                self._save()
+                self.save()
             name = signal.Signals(self.signal).name
             log.info("stopped by %s in epoch %d, batch %d: run again to go on", name, self.epoch, self.batch)
             print(f"\nStopped by {name} in epoch {self.epoch}: run again to go on from there.\n", file=sys.stderr)
             raise SystemExit(STOPPED)
         if due:
-            self._save()
+            self.save()
 
-    def _save(self):
+    def save(self):
+        """Write the checkpoint."""
         if not self.checkpoint:
             return
         if self.batch:
             self._require_finite()
+        begun = time.perf_counter()
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # of this job's GPU, if it has one
         self.checkpoint.write(
             {
@@ -198,6 +226,7 @@ class Run:
             }
         )
         self.written = time.perf_counter()
+        self.writing = self.written - begun
 
     def _restore(self, state):
         for name, part in self.parts.items():

@@ -75,7 +75,7 @@ class Masks:
         """
         for name, value in self.values.items():
             rank = self.weights[name].abs().flatten().argsort(stable=True).argsort()
-            value.copy_((low + (high - low) * rank / max(rank.numel() - 1, 1)).view(value.shape))
+            value.copy_((low + (high - low) * rank / max(rank.numel() - 1, 1)).view(self.weights[name].shape))
 
     def state_dict(self):
         return self.values
@@ -138,10 +138,13 @@ class Masks:
     @torch.no_grad()
     def retention(self, epoch):
         """The share of weights that are kept. Raises UserError if none is left in this `epoch`."""
-        kept = torch.stack([(value > 0).count_nonzero() for value in self.values.values()]).sum().item()
+        return self.share(torch.stack([(value > 0).count_nonzero() for value in self.values.values()]).sum(), epoch)
+
+    def share(self, kept, epoch):
+        """The share that `kept` weights are, a tensor. Raises UserError if it is none."""
         if not kept:
             raise UserError(f"No weight was left in epoch {epoch}: lower alpha or lr_mask.")
-        return kept / self.count
+        return kept.item() / self.count
 
     def bits(self):
         """name: boolean mask on the CPU, True where the weight is kept."""

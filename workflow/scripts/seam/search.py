@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from seam.checkpoint import Run
 from seam.device import forward
 from seam.masking import Masks, pack, unpack
 from seam.progress import lasting, log
+
+ADVICE = "lower lr_mask, lr_head or alpha"  # where the loss is not finite
 
 
 @dataclass(frozen=True)
@@ -65,48 +68,83 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     """
     network, head = model.source, model.head
     network.requires_grad_(False)
-    fast = settings.schedule == "fast"
-    rates = cosine((settings.epochs - 1) * len(train)) if fast else None
     with lasting():
         masks = Masks(network)
-        head_only = Adam([(head.parameters(), settings.lr_head)])
-        both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
-    if fast:
+        head_only, both = optimizers(masks, head, settings, len(train))
+    if settings.schedule == "fast":
         masks.begin_by_magnitude()
     parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
     steps = {"head": head_step(model, head_only), "masks": mask_step(model, head, masks, both, settings.alpha)}
-    wanted = source_accuracy - settings.tolerance
-    with Run(train, parts, checkpoint, "lower lr_mask, lr_head or alpha") as run:
-        while run.epoch <= settings.epochs and run.epoch - run.selected_epoch <= settings.patience:
-            head_only_epoch = run.epoch == 1 if fast else (run.epoch - 1) % settings.head_every == 0
-            phase = "head" if head_only_epoch else "masks"
+    with Run(train, parts, checkpoint, ADVICE) as run:
+        while goes_on(run, settings):
+            phase = phase_of(run.epoch, settings)
             models.training_mode(model)
             masks.train(phase == "masks")
-            images, right, loss = run.one_epoch(steps[phase])
+            sums = run.one_epoch(steps[phase])
             retention = masks.retention(run.epoch)
             accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(select)))
-            row = {
-                "epoch": run.epoch,
-                "phase": phase,
-                "loss": loss / images + settings.alpha * retention,
-                "cross_entropy": loss / images,
-                "penalty": settings.alpha * retention,
-                "train_accuracy": right / images,
-                "accuracy": accuracy,
-                "retention": retention,
-                "seconds": run.epoch_seconds(),
-            }
-            best, rank = None, _rank(accuracy, retention, wanted, settings.accuracy_worth)
-            if run.best is None or rank > run.best["rank"]:
-                best = {"rank": rank, "bits": pack(masks.bits()), "head": models.copied(head)}
-            log.info(
-                "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
-                run.epoch, settings.epochs, phase, row["loss"], accuracy, source_accuracy, retention, row["seconds"],
-                " selected" if best else "",
-            )  # fmt: skip
-            run.end_epoch({**row, "selected": int(best is not None)}, best)
-        if run.epoch <= settings.epochs:
-            log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
+            row = row_of(run, sums, accuracy, retention, settings)
+            run.end_epoch(*judged(run, row, source_accuracy, settings, masks.bits, partial(models.copied, head)))
+    return result_of(run, network)
+
+
+def optimizers(masks, head, settings, batches):
+    """That of the head alone, and that of masks and head; an epoch has so many `batches`."""
+    rates = cosine((settings.epochs - 1) * batches) if settings.schedule == "fast" else None
+    head_only = Adam([(head.parameters(), settings.lr_head)])
+    return head_only, Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
+
+
+def phase_of(epoch, settings):
+    """What an epoch trains: `head`, alone, or `masks`, with the head."""
+    head_only = epoch == 1 if settings.schedule == "fast" else (epoch - 1) % settings.head_every == 0
+    return "head" if head_only else "masks"
+
+
+def goes_on(run, settings):
+    """Whether the search has another epoch."""
+    if run.epoch > settings.epochs:
+        return False
+    if run.epoch - run.selected_epoch > settings.patience:
+        log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
+        return False
+    return True
+
+
+def row_of(run, sums, accuracy, retention, settings):
+    """An epoch as a row of the history. sums: (images, right, loss) of its steps."""
+    images, right, loss = sums
+    return {
+        "epoch": run.epoch,
+        "phase": phase_of(run.epoch, settings),
+        "loss": loss / images + settings.alpha * retention,
+        "cross_entropy": loss / images,
+        "penalty": settings.alpha * retention,
+        "train_accuracy": right / images,
+        "accuracy": accuracy,
+        "retention": retention,
+        "seconds": run.epoch_seconds(),
+    }
+
+
+def judged(run, row, source_accuracy, settings, bits, head):
+    """(the row with whether the epoch is the best so far, what is to be kept of it, or None); a line in the log.
+
+    bits, head: functions that give its masks and its head's state dictionary, on the CPU.
+    """
+    wanted = source_accuracy - settings.tolerance
+    best, rank = None, _rank(row["accuracy"], row["retention"], wanted, settings.accuracy_worth)
+    if run.best is None or rank > run.best["rank"]:
+        best = {"rank": rank, "bits": pack(bits()), "head": head()}
+    log.info(
+        "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
+        row["epoch"], settings.epochs, row["phase"], row["loss"], row["accuracy"], source_accuracy, row["retention"],
+        row["seconds"], " selected" if best else "",
+    )  # fmt: skip
+    return {**row, "selected": int(best is not None)}, best
+
+
+def result_of(run, network):
     return Result(unpack(run.best["bits"], network), run.best["head"], run.history, run.selected_epoch)
 
 
@@ -129,31 +167,31 @@ def _rank(accuracy, retention, wanted, worth):
     return (0, accuracy - retention, accuracy)
 
 
-def head_step(model, optimizer):
+def head_step(model, optimizer, criterion=cross_entropy):
     """A training step of the head alone, for `Run.one_epoch`."""
 
     def step(images, labels):
         with torch.no_grad():
             features = model.relu(forward(model.source, images))
         logits = model.head(features)
-        loss = cross_entropy(logits, labels)
+        loss = criterion(logits, labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.sum().backward()
         optimizer.step()
         return logits, loss
 
     return step
 
 
-def mask_step(model, head, masks, optimizer, alpha):
+def mask_step(model, head, masks, optimizer, alpha, criterion=cross_entropy):
     """A training step of the masks and of `head`, a layer of `model` that has none, for `Run.one_epoch`."""
 
     def step(images, labels):
         logits = forward(model, images)
-        loss = cross_entropy(logits, labels)
+        loss = criterion(logits, labels)
         head.zero_grad()
         with masks.updated(optimizer, alpha):
-            loss.backward()
+            loss.sum().backward()
         optimizer.step()
         return logits, loss
 

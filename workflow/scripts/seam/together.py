@@ -1,16 +1,17 @@
 """Several searches in one process, each a job of its own all the same.
 
-A job searches its own target, and then others of its source model that wait for their turn in the same run, up to a
-number. What it finds lies beside their folders, as `.{target}.ahead`, until their own jobs take it, which then load
-neither torch nor images. Locks settle who searches what: jobs on any number of cores, GPUs and nodes share the targets
-among them, whichever starts when.
+A job searches its own target and others of its source model that wait for their turn in the same run, up to a number:
+on a GPU in one vectorised pass where that can be, elsewhere one after the other. What it finds lies beside their
+folders, as `.{target}.ahead`, until their own jobs take it, which then load neither torch nor images. Locks settle who
+searches what: jobs on any number of cores, GPUs and nodes share the targets among them, whichever starts when.
 
-A result is what the target's own job would have found, and only the job that it belongs to takes it: one with the same
-hyper-parameters, seed, images, source model, code and torch.
+A result is what the target's own job would have found (of a vectorised pass: to rounding), and only the job that it
+belongs to takes it: one with the same hyper-parameters, seed, images, source model, code and torch.
 """
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import time
 from functools import cache
@@ -48,6 +49,8 @@ class Targets:
             log.info("another job has found this already, and has it in its log")
             return
         left, begun = most - 1, time.monotonic()
+        if self._vectorises():
+            left -= self._search_in_one_pass(own, most)
         self._search(own)
         for one in self._others(own):
             if not left or time.monotonic() - begun > ENOUGH:
@@ -72,6 +75,36 @@ class Targets:
             other = one["folder"] != own["folder"] and one["model_folder"] == own["model_folder"]
             if other and not self._is_done(one):
                 yield one
+
+    def _vectorises(self):
+        """Whether several searches in one pass are faster: on a GPU, most of which one alone leaves idle."""
+        from seam.device import select
+
+        return select(self.device).type == "cuda"
+
+    def _search_in_one_pass(self, own, most):
+        """Search `own` and others like it, at most `most` in all; the number of others that are found."""
+        from seam.reengineer import reengineer_all
+
+        compute_with(self.threads)
+        alike = ("settings", "dataset_folder", "problem", "seed")
+        with contextlib.ExitStack() as locks:
+            chosen = {}
+            for one in itertools.chain([own], self._others(own)):
+                same = all(one[name] == own[name] for name in alike)
+                if same and locks.enter_context(_lock(one)) and not self._is_there(one):
+                    chosen[one["target"]] = one
+                elif one is own:
+                    return 0
+                if len(chosen) == most:
+                    break
+            for one in chosen.values():
+                shutil.rmtree(_ahead(one), ignore_errors=True)
+            found, searches = set(), [one | {"folder": _ahead(one)} for one in chosen.values()]
+            for target in reengineer_all(searches, self.device):
+                write_json(_ahead(chosen[target]) / "about.json", self._about(chosen[target]))
+                found.add(target)
+        return len(found - {own["target"]})
 
     def _search(self, one):
         """Search it, unless another job does or has done so; whether it was searched."""

@@ -1,0 +1,260 @@
+"""Several searches in one pass find what each finds alone. Run on the CPU here; it is meant for GPUs."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam import checkpoint, reengineer, vectorised
+from seam.checkpoint import STOPPED
+from seam.reengineer import Reengineering, reengineer_all
+from seam.search import search
+from seam.together import Targets
+from seam.vectorised import Vectorised, losses, repeated, search_all, together
+
+NAMES = ("red", "green", "blue")
+SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
+PLAIN = """
+from torch import nn
+
+def build(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, classes),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def plain_folder(dataset_folder, tmp_path_factory):
+    """A source model without dropout."""
+    from train_source import train_source
+
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    folder.mkdir()
+    (folder / "plain.py").write_text(PLAIN)
+    settings = {"architecture": f"{folder}/plain.py:build", "normalization": None, "seed": 0}
+    settings["training"] = {"epochs": 4, "batch_size": 16, "lr": 0.05}
+    files = folder / "source.safetensors", folder / "training.csv"
+    train_source(*files, "plain", dataset_folder, settings, "cpu", folder / "checkpoint.pt")
+    return folder
+
+
+@pytest.fixture
+def arguments(tmp_path, plain_folder, dataset_folder):
+    """{target: arguments of `reengineer`} of some settings."""
+
+    def make(names=NAMES, **settings):
+        return {
+            name: {
+                "folder": str(tmp_path / "direct/plain/binary" / name),
+                "model_folder": str(plain_folder),
+                "dataset_folder": str(dataset_folder),
+                "checkpoint": str(tmp_path / f"checkpoints/{name}.pt"),
+                **{"model": "plain", "dataset": "colours", "problem": "binary", "target": name, "members": [name]},
+                **{"settings": SETTINGS | settings, "seed": 0},
+            }
+            for name in names
+        }
+
+    return make
+
+
+def ready(arguments):
+    return [Reengineering(**one, device="cpu") for one in arguments.values()]
+
+
+def alone(one):
+    return search(one.model, one.train, one.selection, one.source_accuracy, one.settings)
+
+
+def assert_alike(result, other):
+    """Equal but for rounding: no mask on another side of 0, losses to six digits."""
+    assert result.selected_epoch == other.selected_epoch
+    for name, bits in other.bits.items():
+        assert torch.equal(result.bits[name], bits), name
+    for name, value in other.head.items():
+        torch.testing.assert_close(result.head[name], value, rtol=1e-4, atol=1e-5)
+    rows, others = (pd.DataFrame(each.history).drop(columns="seconds") for each in (result, other))
+    pd.testing.assert_frame_equal(rows, others, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["published", "fast"])
+def test_each_search_finds_what_it_finds_alone(arguments, schedule):
+    given = arguments(schedule=schedule, alpha=2.0)
+    problems = ready(given)
+    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    assert list(found) == list(NAMES)
+    for one in ready(given):
+        Path(one.checkpoint.path).unlink()
+        assert_alike(found[one.target], alone(one))
+        assert min(row["retention"] for row in found[one.target].history) < 0.9
+    bits = [torch.cat([bit.flatten() for bit in result.bits.values()]) for result in found.values()]
+    assert not torch.equal(bits[0], bits[1]) and not torch.equal(bits[1], bits[2])
+
+
+def test_searches_that_end_early_leave_the_others_alone(arguments):
+    given = arguments(patience=2, epochs=30)
+    problems = ready(given)
+    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    epochs = {name: len(result.history) for name, result in found.items()}
+    assert len(set(epochs.values())) > 1, epochs  # else this test shows nothing
+    assert list(found) == sorted(epochs, key=epochs.get)
+    for one in ready(given):
+        Path(one.checkpoint.path).unlink()
+        assert_alike(found[one.target], alone(one))
+
+
+def test_a_search_that_fails_leaves_the_others_alone(arguments, caplog):
+    given = arguments()
+    problems = ready(given)
+    problems[1].train.shift = problems[1].train.shift * float("nan")
+    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    assert list(found) == ["red", "blue"]
+    assert "green is left to its own job: The loss became nan in epoch 1: lower lr_mask" in caplog.text
+    for one in ready({name: given[name] for name in found}):
+        Path(one.checkpoint.path).unlink()
+        assert_alike(found[one.target], alone(one))
+
+
+@pytest.mark.parametrize("together_again", [True, False])
+def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, together_again, monkeypatch):
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    given, steps = arguments(), []
+    make = vectorised.mask_step
+
+    def stopping(*arguments):
+        step = make(*arguments)
+
+        def counted(*batch):
+            steps.append(1)
+            if len(steps) == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*batch)
+
+        return counted
+
+    monkeypatch.setattr(vectorised, "mask_step", stopping)
+    problems = ready(given)
+    with pytest.raises(SystemExit) as end:
+        list(search_all(problems, problems[0].settings))
+    assert end.value.code == STOPPED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    again = ready(given)
+    if together_again:
+        found = {problem.target: result for problem, result in search_all(again, again[0].settings)}
+    else:
+        found = {
+            one.target: search(one.model, one.train, one.selection, one.source_accuracy, one.settings, one.checkpoint)
+            for one in again
+        }
+    assert len(steps) < 9 + 8 * 3 or not together_again  # it did not begin anew
+    for one in ready(given):
+        Path(one.checkpoint.path).unlink()
+        assert_alike(found[one.target], alone(one))
+
+
+def test_checkpoints_that_stand_elsewhere_are_left_for_later(arguments, caplog):
+    caplog.set_level("INFO")
+    given = arguments()
+    longer = ready(given)[2]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_search(longer, epochs=2)
+    problems = ready(given)
+    assert [problem.target for problem, _ in search_all(problems, problems[0].settings)] == ["red", "green"]
+    assert "left for later, as their checkpoints stand elsewhere: blue" in caplog.text
+
+
+def interrupted_search(one, epochs):
+    def selection():
+        for _ in range(epochs):
+            yield list(one.selection)
+
+    passes = selection()
+
+    class Interrupted:
+        def __iter__(self):
+            batches = next(passes, None)
+            if batches is None:
+                raise KeyboardInterrupt
+            return iter(batches)
+
+    search(one.model, one.train, Interrupted(), one.source_accuracy, one.settings, one.checkpoint)
+
+
+def test_what_cannot_be_vectorised_says_so_and_is_left(arguments, model_folder, caplog):
+    caplog.set_level("INFO")
+    given = [one | {"model_folder": str(model_folder)} for one in arguments().values()]  # it has dropout
+    assert list(reengineer_all(given, "cpu")) == []
+    assert "one after the other, as one pass cannot be: vmap: called random operation" in caplog.text
+
+
+def test_a_problem_of_another_size_is_left(arguments, monkeypatch):
+    given = arguments()
+    given["green"]["settings"] = SETTINGS | {"holdout": 0.4}
+    assert list(reengineer_all(given.values(), "cpu")) == ["red", "blue"]
+
+
+def test_jobs_take_what_one_pass_has_found(arguments, tmp_path, monkeypatch):
+    given = arguments()
+    (tmp_path / "planned.json").write_text(json.dumps(list(given.values())))
+    monkeypatch.setattr(Targets, "_vectorises", lambda self: True)
+    searched = []
+    monkeypatch.setattr(reengineer, "reengineer", lambda **arguments: searched.append(arguments["target"]))
+    targets = Targets(tmp_path / "planned.json", "cpu", [vectorised.__file__])
+    targets.search(given["red"], most=2)  # red, and the last one
+    assert Path(given["red"]["folder"], "metrics.json").exists()
+    targets.search(given["blue"], most=2)
+    assert not searched and Path(given["blue"]["folder"], "metrics.json").exists()
+    assert not Path(given["green"]["folder"]).exists()
+    for name in ("red", "blue"):
+        kept = json.loads(Path(given[name]["folder"], "metrics.json").read_text())
+        other = Path(given[name]["folder"]).with_name(f"{name}-alone")
+        (tmp_path / f"checkpoints/{name}.pt").unlink(missing_ok=True)
+        single = Reengineering(**given[name] | {"folder": str(other)}, device="cpu")
+        expected = single.keep(alone(single))
+        assert {**kept, "seconds": 0} == {**expected, "seconds": 0}
+
+
+# ---------------------------------------------------------------------- the parts
+
+
+def test_a_vectorised_module_is_each_module_on_its_own_inputs():
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)) for _ in range(3)]
+    names = [name for name, _ in modules[0].named_parameters()]
+    stacked = {name: torch.stack([m.get_parameter(name).detach() for m in modules]) for name in names}
+    inputs = torch.randn(5, 3, 3, 6, 6)
+    outputs = Vectorised(modules[0], stacked)(inputs)
+    assert outputs.shape == (5, 3, 2)
+    for number, module in enumerate(modules):
+        torch.testing.assert_close(outputs[:, number], module(inputs[:, number]))
+
+
+def test_the_losses_are_each_searchs_own():
+    logits, labels = torch.randn(7, 3, 4), torch.randint(4, (7, 3))
+    expected = [cross_entropy(logits[:, number], labels[:, number]) for number in range(3)]
+    torch.testing.assert_close(losses(logits, labels), torch.stack(expected))
+
+
+def test_batches_of_all_searches_are_one_with_channels_last():
+    batches = [(torch.randn(5, 3, 4, 4), torch.randint(2, (5,))) for _ in range(2)]
+    images, labels = together(batches)
+    for number, (image, label) in enumerate(batches):
+        assert torch.equal(images[:, number], image) and torch.equal(labels[:, number], label)
+    assert images.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_parameter_is_repeated_with_its_channels_last():
+    weight = nn.Conv2d(3, 8, 3).weight
+    many = repeated(weight, 4)
+    assert many.shape == (4, 8, 3, 3, 3) and all(torch.equal(one, weight) for one in many)
+    assert many.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(repeated(torch.arange(3.0), 2), [[0, 1, 2], [0, 1, 2]])
