@@ -507,8 +507,8 @@ def targets(options):
 
 
 def searches(folder, architecture, targets, kind="digits"):
-    """Arguments of `seam.reengineer.reengineer` for problems of the digits, or of `noise`, where all have as many images
-    as one pass needs; the source model is not trained."""
+    """Arguments of `seam.reengineer.reengineer` for problems of the digits, or of `noise`, where all have as many
+    images, as one pass needs it; the source model is not trained."""
     settings = {"kind": "digits", "size": SIZE}
     if kind == "noise":
         settings = {"kind": "imagefolder", "size": SIZE, "root": str(noise(folder / "images"))}
