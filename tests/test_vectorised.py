@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import checkpoint, reengineer, vectorised
+from seam import reengineer, vectorised
 from seam.checkpoint import STOPPED
 from seam.reengineer import Reengineering, reengineer_all
 from seam.search import search
@@ -127,7 +127,6 @@ def test_a_search_that_fails_leaves_the_others_alone(arguments, caplog):
 
 @pytest.mark.parametrize("together_again", [True, False])
 def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, together_again, monkeypatch):
-    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     given, steps = arguments(), []
     make = vectorised.mask_step
 
