@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import reengineer, vectorised
+from seam import device, reengineer, vectorised
 from seam.checkpoint import STOPPED
 from seam.reengineer import Reengineering, reengineer_all
 from seam.search import search
@@ -99,6 +99,19 @@ def test_each_search_finds_what_it_finds_alone(arguments, schedule):
         assert min(row["retention"] for row in found[one.target].history) < 0.9
     bits = [torch.cat([bit.flatten() for bit in result.bits.values()]) for result in found.values()]
     assert not torch.equal(bits[0], bits[1]) and not torch.equal(bits[1], bits[2])
+
+
+def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
+    given = arguments(epochs=3)
+    problems = ready(given)
+    monkeypatch.setattr(device, "_precision", "bfloat16")  # as on a GPU
+    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    for one in ready(given):
+        monkeypatch.setattr(device, "_precision", "bfloat16")
+        Path(one.checkpoint.path).unlink()
+        for row, other in zip(found[one.target].history, alone(one).history, strict=True):
+            assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
+            assert row["retention"] == pytest.approx(other["retention"], abs=0.02)
 
 
 def test_searches_that_end_early_leave_the_others_alone(arguments):
