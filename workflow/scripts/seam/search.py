@@ -167,14 +167,14 @@ def _rank(accuracy, retention, wanted, worth):
     return (0, accuracy - retention, accuracy)
 
 
-def head_step(model, optimizer, criterion=cross_entropy):
-    """A training step of the head alone, for `Run.one_epoch`."""
+def head_step(model, optimizer, losses=None):
+    """A training step of the head alone, for `Run.one_epoch`. losses: of several searches, instead of cross entropy."""
 
     def step(images, labels):
         with torch.no_grad():
             features = model.relu(forward(model.source, images))
         logits = model.head(features)
-        loss = criterion(logits, labels)
+        loss = (losses or cross_entropy)(logits, labels)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
@@ -183,12 +183,12 @@ def head_step(model, optimizer, criterion=cross_entropy):
     return step
 
 
-def mask_step(model, head, masks, optimizer, alpha, criterion=cross_entropy):
-    """A training step of the masks and of `head`, a layer of `model` that has none, for `Run.one_epoch`."""
+def mask_step(model, head, masks, optimizer, alpha, losses=None):
+    """A training step of the masks and of `head`, a layer of `model` that has none; losses: as for `head_step`."""
 
     def step(images, labels):
         logits = forward(model, images)
-        loss = criterion(logits, labels)
+        loss = (losses or cross_entropy)(logits, labels)
         head.zero_grad()
         with masks.updated(optimizer, alpha):
             loss.sum().backward()
