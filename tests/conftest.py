@@ -42,18 +42,38 @@ def dataset_folder(colours, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model_folder(dataset_folder, tmp_path_factory):
     """A small source model trained on it, as the workflow keeps it."""
+    return trained_model(tmp_path_factory.mktemp("models") / "small", ARCHITECTURE, dataset_folder)
+
+
+def trained_model(folder, architecture, dataset_folder):
+    """The folder, with a source model that is called like it."""
     from train_source import train_source
 
-    folder = tmp_path_factory.mktemp("models") / "small"
     settings = {
-        "architecture": str(ARCHITECTURE),
+        "architecture": str(architecture),
         "normalization": None,
         "seed": 0,
         "training": {"epochs": 4, "batch_size": 16, "lr": 0.05},
     }
     files = folder / "source.safetensors", folder / "training.csv"
-    train_source(*files, "small", dataset_folder, settings, "cpu", folder / "checkpoint.pt")
+    train_source(*files, folder.name, dataset_folder, settings, "cpu", folder / "checkpoint.pt")
     return folder
+
+
+def binary_searches(root, names, model_folder, dataset_folder, settings):
+    """{target: arguments of `reengineer`, but for the device}, in folders as the workflow has them."""
+    model = model_folder.name
+    return {
+        name: {
+            "folder": str(root / "direct" / model / "binary" / name),
+            "model_folder": str(model_folder),
+            "dataset_folder": str(dataset_folder),
+            "checkpoint": str(root / f"checkpoints/{name}.pt"),
+            **{"model": model, "dataset": "colours", "problem": "binary", "target": name, "members": [name]},
+            **{"settings": settings, "seed": 0},
+        }
+        for name in names
+    }
 
 
 def pytest_collection_modifyitems(items):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import binary_searches
 from filelock import FileLock
 from test_checkpoint import content
 
@@ -23,18 +24,8 @@ CODE = [together.__file__]
 @pytest.fixture
 def searches(tmp_path, model_folder, dataset_folder):
     """{target: arguments} of three planned searches, in folders as the workflow has them."""
-    models = shutil.copytree(model_folder, tmp_path / "models/small")
-    found = {
-        name: {
-            "folder": str(tmp_path / "direct/small/binary" / name),
-            "model_folder": str(models),
-            "dataset_folder": str(dataset_folder),
-            "checkpoint": str(tmp_path / f"checkpoints/{name}.pt"),
-            **{"model": "small", "dataset": "colours", "problem": "binary", "target": name, "members": [name]},
-            **{"settings": SETTINGS, "seed": 0},
-        }
-        for name in NAMES
-    }
+    models = Path(shutil.copytree(model_folder, tmp_path / "models/small"))
+    found = binary_searches(tmp_path, NAMES, models, dataset_folder, SETTINGS)
     (tmp_path / "planned.json").write_text(json.dumps(list(found.values())))
     return found
 

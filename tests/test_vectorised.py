@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import binary_searches, trained_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam import device, reengineer, vectorised
+from seam import search as search_module
 from seam.checkpoint import STOPPED
 from seam.reengineer import Reengineering, reengineer_all
 from seam.search import search
@@ -36,40 +38,28 @@ def build(classes):
 @pytest.fixture(scope="module")
 def plain_folder(dataset_folder, tmp_path_factory):
     """A source model without dropout."""
-    from train_source import train_source
-
     folder = tmp_path_factory.mktemp("models") / "plain"
     folder.mkdir()
     (folder / "plain.py").write_text(PLAIN)
-    settings = {"architecture": f"{folder}/plain.py:build", "normalization": None, "seed": 0}
-    settings["training"] = {"epochs": 4, "batch_size": 16, "lr": 0.05}
-    files = folder / "source.safetensors", folder / "training.csv"
-    train_source(*files, "plain", dataset_folder, settings, "cpu", folder / "checkpoint.pt")
-    return folder
+    return trained_model(folder, f"{folder}/plain.py:build", dataset_folder)
 
 
 @pytest.fixture
 def arguments(tmp_path, plain_folder, dataset_folder):
     """{target: arguments of `reengineer`} of some settings."""
 
-    def make(names=NAMES, **settings):
-        return {
-            name: {
-                "folder": str(tmp_path / "direct/plain/binary" / name),
-                "model_folder": str(plain_folder),
-                "dataset_folder": str(dataset_folder),
-                "checkpoint": str(tmp_path / f"checkpoints/{name}.pt"),
-                **{"model": "plain", "dataset": "colours", "problem": "binary", "target": name, "members": [name]},
-                **{"settings": SETTINGS | settings, "seed": 0},
-            }
-            for name in names
-        }
+    def make(**settings):
+        return binary_searches(tmp_path, NAMES, plain_folder, dataset_folder, SETTINGS | settings)
 
     return make
 
 
 def ready(arguments):
     return [Reengineering(**one, device="cpu") for one in arguments.values()]
+
+
+def found_in_one_pass(problems):
+    return {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
 
 
 def alone(one):
@@ -87,14 +77,20 @@ def assert_alike(result, other):
     pd.testing.assert_frame_equal(rows, others, rtol=1e-5)
 
 
+def assert_each_alike(given, found):
+    for one in ready({name: given[name] for name in found}):
+        assert one.checkpoint.path.exists()  # each has its own
+        assert_alike(found[one.target], alone(one))
+
+
 @pytest.mark.parametrize("schedule", ["published", "fast"])
 def test_each_search_finds_what_it_finds_alone(arguments, schedule):
     given = arguments(schedule=schedule, alpha=2.0)
     problems = ready(given)
-    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    found = found_in_one_pass(problems)
     assert list(found) == list(NAMES)
     for one in ready(given):
-        Path(one.checkpoint.path).unlink()
+        assert one.checkpoint.path.exists()  # each has its own
         assert_alike(found[one.target], alone(one))
         assert min(row["retention"] for row in found[one.target].history) < 0.9
     bits = [torch.cat([bit.flatten() for bit in result.bits.values()]) for result in found.values()]
@@ -105,10 +101,10 @@ def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
     given = arguments(epochs=3)
     problems = ready(given)
     monkeypatch.setattr(device, "_precision", "bfloat16")  # as on a GPU
-    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    found = found_in_one_pass(problems)
     for one in ready(given):
         monkeypatch.setattr(device, "_precision", "bfloat16")
-        Path(one.checkpoint.path).unlink()
+        assert one.checkpoint.path.exists()  # each has its own
         for row, other in zip(found[one.target].history, alone(one).history, strict=True):
             assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
             assert row["retention"] == pytest.approx(other["retention"], abs=0.02)
@@ -117,31 +113,27 @@ def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
 def test_searches_that_end_early_leave_the_others_alone(arguments):
     given = arguments(patience=2, epochs=30)
     problems = ready(given)
-    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    found = found_in_one_pass(problems)
     epochs = {name: len(result.history) for name, result in found.items()}
     assert len(set(epochs.values())) > 1, epochs  # else this test shows nothing
     assert list(found) == sorted(epochs, key=epochs.get)
-    for one in ready(given):
-        Path(one.checkpoint.path).unlink()
-        assert_alike(found[one.target], alone(one))
+    assert_each_alike(given, found)
 
 
 def test_a_search_that_fails_leaves_the_others_alone(arguments, caplog):
     given = arguments()
     problems = ready(given)
     problems[1].train.shift = problems[1].train.shift * float("nan")
-    found = {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+    found = found_in_one_pass(problems)
     assert list(found) == ["red", "blue"]
     assert "green is left to its own job: The loss became nan in epoch 1: lower lr_mask" in caplog.text
-    for one in ready({name: given[name] for name in found}):
-        Path(one.checkpoint.path).unlink()
-        assert_alike(found[one.target], alone(one))
+    assert_each_alike(given, found)
 
 
 @pytest.mark.parametrize("together_again", [True, False])
 def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, together_again, monkeypatch):
     given, steps = arguments(), []
-    make = vectorised.mask_step
+    make = search_module.mask_step
 
     def stopping(*arguments):
         step = make(*arguments)
@@ -154,23 +146,21 @@ def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, togethe
 
         return counted
 
-    monkeypatch.setattr(vectorised, "mask_step", stopping)
+    monkeypatch.setattr(search_module, "mask_step", stopping)
     problems = ready(given)
     with pytest.raises(SystemExit) as end:
         list(search_all(problems, problems[0].settings))
     assert end.value.code == STOPPED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = ready(given)
     if together_again:
-        found = {problem.target: result for problem, result in search_all(again, again[0].settings)}
+        found = found_in_one_pass(again)
     else:
         found = {
             one.target: search(one.model, one.train, one.selection, one.source_accuracy, one.settings, one.checkpoint)
             for one in again
         }
     assert len(steps) < 9 + 8 * 3 or not together_again  # it did not begin anew
-    for one in ready(given):
-        Path(one.checkpoint.path).unlink()
-        assert_alike(found[one.target], alone(one))
+    assert_each_alike(given, found)
 
 
 def test_checkpoints_that_stand_elsewhere_are_left_for_later(arguments, caplog):

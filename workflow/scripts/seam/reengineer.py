@@ -16,19 +16,10 @@ from seam.progress import log
 from seam.search import Settings, search, with_head
 
 
-def reengineer(
-    folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device, checkpoint
-):
-    """Search one target problem and write masks.safetensors, history.csv and metrics.json into `folder`.
-
-    model, dataset, problem, target: names, as in the result folders. members: the target's classes.
-    settings: a dictionary of `search.Settings`. Every random choice derives from `seed` and these names.
-    checkpoint: the path of a file from which a search that was interrupted goes on; it is removed in the end.
-    """
-    one = Reengineering(
-        folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device,
-        checkpoint,
-    )  # fmt: skip
+def reengineer(*arguments, **named):
+    """Search one target problem, given as `Reengineering` takes it, and write masks.safetensors, history.csv and
+    metrics.json into its folder; gives the metrics."""
+    one = Reengineering(*arguments, **named)
     return one.keep(search(one.model, one.train, one.selection, one.source_accuracy, one.settings, one.checkpoint))
 
 
@@ -59,10 +50,14 @@ def reengineer_all(searches, device):
 
 
 class Reengineering:
-    """One target problem, ready for its search; `reengineer` says what it takes.
+    """One target problem, ready for its search.
 
-    model: the source network with the target's head. train, selection, test: batches. source_accuracy: on the images
-    of the selection. checkpoint: a Checkpoint.
+    model, dataset, problem, target: names, as in the result folders. members: the target's classes.
+    settings: a dictionary of `search.Settings`. Every random choice derives from `seed` and these names.
+    checkpoint: the path of a file from which a search that was interrupted goes on; it is removed in the end.
+
+    What `search` takes of it: model, the source network with the target's head; train, selection: batches;
+    source_accuracy, on the images of the selection; settings; checkpoint.
     """
 
     def __init__(

@@ -70,11 +70,7 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     network.requires_grad_(False)
     with lasting():
         masks = Masks(network)
-        head_only, both = optimizers(masks, head, settings, len(train))
-    if settings.schedule == "fast":
-        masks.begin_by_magnitude()
-    parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
-    steps = {"head": head_step(model, head_only), "masks": mask_step(model, head, masks, both, settings.alpha)}
+    parts, steps = training(model, masks, head, settings, len(train))
     with Run(train, parts, checkpoint, ADVICE) as run:
         while goes_on(run, settings):
             phase = phase_of(run.epoch, settings)
@@ -88,11 +84,20 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     return result_of(run, network)
 
 
-def optimizers(masks, head, settings, batches):
-    """That of the head alone, and that of masks and head; an epoch has so many `batches`."""
+def training(model, masks, head, settings, batches, losses=None):
+    """({name: what a `Run` keeps}, {phase: its step}) of a search whose epochs have so many `batches`.
+
+    losses: of several searches, instead of cross entropy.
+    """
     rates = cosine((settings.epochs - 1) * batches) if settings.schedule == "fast" else None
-    head_only = Adam([(head.parameters(), settings.lr_head)])
-    return head_only, Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
+    with lasting():
+        head_only = Adam([(head.parameters(), settings.lr_head)])
+        both = Adam([(masks.values.values(), settings.lr_mask), (head.parameters(), settings.lr_head)], rates)
+    if settings.schedule == "fast":
+        masks.begin_by_magnitude()
+    parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
+    masks_and_head = mask_step(model, head, masks, both, settings.alpha, losses)
+    return parts, {"head": head_step(model, head_only, losses), "masks": masks_and_head}
 
 
 def phase_of(epoch, settings):
@@ -168,7 +173,7 @@ def _rank(accuracy, retention, wanted, worth):
 
 
 def head_step(model, optimizer, losses=None):
-    """A training step of the head alone, for `Run.one_epoch`. losses: of several searches, instead of cross entropy."""
+    """A training step of the head alone, for `Run.one_epoch`. losses: as for `training`."""
 
     def step(images, labels):
         with torch.no_grad():
@@ -184,7 +189,7 @@ def head_step(model, optimizer, losses=None):
 
 
 def mask_step(model, head, masks, optimizer, alpha, losses=None):
-    """A training step of the masks and of `head`, a layer of `model` that has none; losses: as for `head_step`."""
+    """A training step of the masks and of `head`, a layer of `model` that has none; losses: as for `training`."""
 
     def step(images, labels):
         logits = forward(model, images)

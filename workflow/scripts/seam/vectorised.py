@@ -21,7 +21,7 @@ from seam.checkpoint import Run
 from seam.files import UserError
 from seam.masking import Masks
 from seam.progress import log
-from seam.search import ADVICE, goes_on, head_step, judged, mask_step, optimizers, phase_of, result_of, row_of
+from seam.search import ADVICE, goes_on, judged, phase_of, result_of, row_of, training
 
 
 def search_all(problems, settings):
@@ -43,11 +43,11 @@ def search_all(problems, settings):
         others = [problem.target for problem, run in searches if (run.epoch, run.batch) != first]
         if others:
             log.info("left for later, as their checkpoints stand elsewhere: %s", ", ".join(others))
-        stack, searches = stack.of(searches, [(run.epoch, run.batch) == first for run in runs], settings)
+        stack, searches = stack.of(searches, [(run.epoch, run.batch) == first for run in runs])
         while searches:
             ended = [not goes_on(run, settings) for _, run in searches]
             yield from ((problem, result_of(run, problem.model.source)) for problem, run in _where(searches, ended))
-            stack, searches = stack.of(searches, [not end for end in ended], settings)
+            stack, searches = stack.of(searches, [not end for end in ended])
             if searches:
                 stack, searches = _one_epoch(stack, searches, settings, runs)
 
@@ -71,7 +71,7 @@ def _one_epoch(stack, searches, settings, runs):
         except UserError as error:
             log.warning("%s is left to its own job: %s", problem.target, error)
             trained.append(None)
-    stack, searches = stack.of(searches, [one is not None for one in trained], settings)
+    stack, searches = stack.of(searches, [one is not None for one in trained])
     if not searches:
         return stack, searches
     selection = zip(*(problem.selection for problem, _ in searches), strict=True)
@@ -83,7 +83,7 @@ def _one_epoch(stack, searches, settings, runs):
         row = row_of(run, sums, accuracy, retention, settings)
         row["seconds"] /= len(searches)
         log.info("of %s:", problem.target)
-        bits, head = (partial(part, number) for part in (stack.masks.bits_of, stack.head_of))
+        bits, head = partial(stack.masks.bits_of, number), partial(models.copied, run.parts["head"])
         run.end_epoch(*judged(run, row, problem.source_accuracy, settings, bits, head), save=save)
     _answer([run for _, run in searches], runs)
     return stack, searches
@@ -161,11 +161,9 @@ class Stack:
     """
 
     def __init__(self, each, settings, batches):
-        self.each, self.batches = each, batches
+        self.each, self.settings, self.batches = each, settings, batches
         source, head = each[0].source.requires_grad_(False), each[0].head
         self.masks = VectorisedMasks(source, len(each))
-        if settings.schedule == "fast":
-            self.masks.begin_by_magnitude()
         self.head = nn.Linear(head.in_features, head.out_features, device=head.weight.device)  # holds those of all
         for name in ("weight", "bias"):
             values = torch.stack([getattr(model.head, name).detach() for model in each])
@@ -174,26 +172,18 @@ class Stack:
         self.model.source = Vectorised(source, self.masks.parameters)
         self.model.relu = each[0].relu
         self.model.head = Vectorised(head, dict(self.head.named_parameters()))
-        self.head_only, self.both = optimizers(self.masks, self.head, settings, batches)
-        self.steps = {
-            "head": head_step(self.model, self.head_only, losses),
-            "masks": mask_step(self.model, self.head, self.masks, self.both, settings.alpha, losses),
-        }
+        self.whole, self.steps = training(self.model, self.masks, self.head, settings, batches, losses)
 
     def parts(self, number):
         """What one search's `Run` keeps, as it would be if it were alone."""
-        whole = {"masks": self.masks, "head": self.head, "head_only": self.head_only, "both": self.both}
-        return {name: Part(part, number) for name, part in whole.items()}
+        return {name: Part(part, number) for name, part in self.whole.items()}
 
-    def head_of(self, number):
-        return {name: value[number].cpu().clone() for name, value in self.head.state_dict().items()}
-
-    def of(self, searches, chosen, settings):
+    def of(self, searches, chosen):
         """(the stack of the chosen searches alone, these): what the others had takes part no longer."""
         left = _where(searches, chosen)
         if len(left) in (0, len(searches)):
             return self, left
-        stack = Stack(_where(self.each, chosen), settings, self.batches)
+        stack = Stack(_where(self.each, chosen), self.settings, self.batches)
         for number, (_, run) in enumerate(left):
             states = {name: part.state_dict() for name, part in run.parts.items()}
             run.parts = stack.parts(number)
