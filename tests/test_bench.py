@@ -89,6 +89,21 @@ def test_memory_is_compared_with_what_must_be_held(found):
         assert held["network"] == pytest.approx((weights + head + 4 * 8) / 1e6)  # and what batch norm adds
         assert held["activations"] > 4 * 64 * 8 * 32 * 32 / 1e6  # at 32 px the input of the second convolution at least
         assert row["value"] == pytest.approx(peak / sum(held.values()))
+    process, _, tensors = rows(found, "memory")
+    assert tensors["of"].endswith("tensors alone") and tensors["goal"] == process["goal"] == 1.5
+    assert 1 < tensors["value"] < process["value"]
+
+
+def test_the_most_that_tensors_take_is_what_lives_at_once():
+    def call():
+        a = torch.zeros(1000)
+        b = a + 1  # 8,000 bytes
+        del a
+        c = b * 2  # 8,000
+        del b, c
+        torch.zeros(1500)
+
+    assert bench.most_at_once(call) == pytest.approx(8000, abs=256)
 
 
 def test_a_step_in_one_pass_is_compared_with_steps_of_each(tmp_path, capsys):

@@ -560,18 +560,24 @@ def memory(options):
         print("  left out: this system does not tell the peak of a process", file=sys.stderr)
         return
     context = multiprocessing.get_context("spawn")  # a process of its own, whose peak is that of this search
+    ways = {"": {}, " without checkpoints": {"kept": False}}
+    if options.device.type == "cpu":
+        ways[", tensors alone"] = {"tensors": True}
     for architecture in options.architectures:
-        for kept in (True, False):
+        for name, way in ways.items():
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                peak, held = pool.submit(peak_of_search, architecture, options.asked, kept).result()
-            of = architecture if kept else f"{architecture} without checkpoints"
-            share, goal = [peak / sum(held.values())], 1.5 if kept else None
+                peak, held = pool.submit(peak_of_search, architecture, options.asked, **way).result()
+            share, goal = [peak / sum(held.values())], 1.5 if way.get("kept", True) else None
             more = {"megabytes": {"peak": peak / 1e6} | {name: size / 1e6 for name, size in held.items()}}
+            of = architecture + name
             yield row("memory", "peak / (network + masks + Adam + activations)", of, share, goal, **more)
 
 
-def peak_of_search(architecture, asked, kept):
-    """(bytes that a search takes at most, {what: bytes} that it has to hold), in a process of its own."""
+def peak_of_search(architecture, asked, kept=True, tensors=False):
+    """(bytes that a search takes at most, {what: bytes} that it has to hold), in a process of its own.
+
+    kept: whether it writes checkpoints. tensors: count its tensors, not what the process takes for them.
+    """
     torch.set_num_threads(1)
     keep_memory()
     device = select(asked)
@@ -586,14 +592,30 @@ def peak_of_search(architecture, asked, kept):
     }
     train, select_on = bench.training_loader(4 * BATCH), bench.loader(4 * BATCH)
     del bench, warm
-    before = peak(device, reset=True)
-    torch.manual_seed(0)
-    network = models.build(architecture, CLASSES).eval().to(device, memory_format=torch.channels_last)
-    model = with_head(fold(network), CLASSES, 2).to(device)
-    with tempfile.TemporaryDirectory() as folder:
+
+    def searched(folder):
+        torch.manual_seed(0)
+        network = models.build(architecture, CLASSES).eval().to(device, memory_format=torch.channels_last)
+        model = with_head(fold(network), CLASSES, 2).to(device)
         checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", {}) if kept else None
         search(model, train, select_on, 0.5, Settings(epochs=3), checkpoint)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if tensors:
+            return most_at_once(lambda: searched(folder)), held
+        before = peak(device, reset=True)
+        searched(folder)
         return peak(device) - before, held
+
+
+def most_at_once(function):
+    """The most bytes that the tensors which a call makes on the CPU take at once."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def size_of(tensors):
