@@ -11,6 +11,7 @@ import torch
 from conftest import ARCHITECTURE
 
 from seam import macs, models
+from seam.checkpoint import Checkpoint
 from seam.masking import maskable
 
 CPU = torch.device("cpu")
@@ -92,6 +93,14 @@ def test_memory_is_compared_with_what_must_be_held(found):
     process, _, tensors = rows(found, "memory")
     assert tensors["of"].endswith("tensors alone") and tensors["goal"] == process["goal"] == 1.5
     assert 1 < tensors["value"] < process["value"]
+
+
+def test_each_epoch_that_is_timed_writes_its_checkpoint(tmp_path, monkeypatch):
+    written, write = [], Checkpoint.write
+    monkeypatch.setattr(Checkpoint, "write", lambda self, state: written.append(self.path) or write(self, state))
+    arguments = ["--items", "epoch", "--architectures", ARCHITECTURE, "--repeats", "3"]
+    bench.main(["--device", "cpu", "--output", str(tmp_path / "bench.json"), *arguments])
+    assert len(written) == 4  # the first round does not count
 
 
 def test_the_most_that_tensors_take_is_what_lives_at_once():

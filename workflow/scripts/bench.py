@@ -401,7 +401,7 @@ def epoch(options):
                     bench.masks.retention(run.epoch)
                     best = {"bits": pack(bench.masks.bits()), "head": models.copied(bench.model.head)}
                     run.history.clear()
-                    run.end_epoch({}, best)
+                    run.end_epoch({}, best, save=True)  # as after an epoch of usual length
 
                 functions = {
                     "training": lambda run=run, bench=bench: run.one_epoch(bench.search_step),
@@ -560,16 +560,15 @@ def memory(options):
         print("  left out: this system does not tell the peak of a process", file=sys.stderr)
         return
     context = multiprocessing.get_context("spawn")  # a process of its own, whose peak is that of this search
-    ways = {"": {}, " without checkpoints": {"kept": False}}
+    ways = [("", 1.5, {}), (" without checkpoints", None, {"kept": False})]  # what is added to `of`, goal, arguments
     if options.device.type == "cpu":
-        ways[", tensors alone"] = {"tensors": True}
+        ways.append((", tensors alone", 1.5, {"tensors": True}))
     for architecture in options.architectures:
-        for name, way in ways.items():
+        for way, goal, arguments in ways:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                peak, held = pool.submit(peak_of_search, architecture, options.asked, **way).result()
-            share, goal = [peak / sum(held.values())], 1.5 if way.get("kept", True) else None
+                peak, held = pool.submit(peak_of_search, architecture, options.asked, **arguments).result()
+            of, share = architecture + way, [peak / sum(held.values())]
             more = {"megabytes": {"peak": peak / 1e6} | {name: size / 1e6 for name, size in held.items()}}
-            of = architecture + name
             yield row("memory", "peak / (network + masks + Adam + activations)", of, share, goal, **more)
 
 
