@@ -16,7 +16,7 @@ demo: .venv/seam
 	@echo
 	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
 	@echo
-	@echo "Tables are in results/tables, figures in results/figures, the small models in results/direct, the students in results/indirect."
+	@echo "Tables are in results/tables, figures in results/figures, the models in results/direct, the students in results/indirect."
 
 demo-slurm: .venv/dev
 	@$(BIN)/pytest tests/demo_on_slurm.py $(ARGS)

@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx import numpy_helper
 from test_macs import Residual, prune, vgg
 from torch import nn
 
-from seam.export import export
+from seam.export import describe, export
 from seam.files import UserError
 
 
@@ -53,6 +54,14 @@ def test_the_file_has_the_names_and_the_opset_that_engines_ask_for(tmp_path):
     dimensions = images.type.tensor_type.shape.dim
     assert dimensions[0].dim_param == "batch"
     assert [d.dim_value for d in dimensions[1:]] == [3, 8, 8]
+
+
+def test_the_file_says_what_its_outputs_are_and_what_its_images_take(tmp_path):
+    about = describe(["ä cat", "rest"], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)))
+    export(Viewed(), tmp_path / "model.onnx", (3, 8, 8), about=about)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert said == {"classes": ["ä cat", "rest"], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}
 
 
 def test_zeros_stay_zeros_when_batch_norm_is_folded_in(tmp_path):

@@ -60,6 +60,7 @@ def test_the_history_leads_to_the_selected_epoch(red):
 def test_the_loaded_model_is_plain_and_as_accurate_as_said(red, dataset_folder):
     model, metrics = seam.load(red), json.loads((red / "metrics.json").read_text())
     assert not model.training and model.classes == ["red", "rest"]
+    assert not any(p.requires_grad for p in model.parameters())
     masked = maskable(model.source)
     assert sum(int((p != 0).sum()) for p in masked.values()) <= metrics["kept"]
     # By hand: the balanced test images are drawn again with the seed that the workflow derives.
@@ -124,6 +125,16 @@ def test_a_folder_that_moved_can_be_loaded_with_its_source(red, results, tmp_pat
     assert all(
         torch.equal(a, b) for a, b in zip(moved.state_dict().values(), original.state_dict().values(), strict=True)
     )
+
+
+def test_what_holds_no_reengineered_model_is_said_in_a_sentence(red, results, tmp_path):
+    with pytest.raises(UserError, match="is a file: give the folder"):
+        seam.load(red / "masks.safetensors")
+    with pytest.raises(UserError, match="open it by seam.models.open"):
+        seam.load(results / "models" / "small")
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(UserError, match="open it by seam.transfer.load"):
+        seam.load(tmp_path)
 
 
 def test_a_damaged_file_is_said_in_a_sentence(red, results, tmp_path):

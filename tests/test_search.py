@@ -145,6 +145,12 @@ def test_accuracy_can_be_given_up_for_fewer_weights():
     assert loose["retention"] == pytest.approx(min(reached), abs=0.001) and loose["retention"] <= strict["retention"]
 
 
+def test_a_schedule_or_a_selection_that_is_none_is_refused():
+    for name, value in (("schedule", "quick"), ("selection", "train")):
+        with pytest.raises(ValueError, match=f"{name} is '{value}'"):
+            Settings(**{name: value})
+
+
 def test_a_loss_that_is_not_finite_ends_the_search_with_a_sentence():
     poisoned = [(images * float("inf"), labels) for images, labels in batches(32)]
     with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 1: lower lr_mask"):

@@ -25,6 +25,7 @@ replaces the whole list. A profile can bring such a file too, as `profiles/demo`
 - The whole configuration is checked before any job starts; a mistake ends in one sentence that names the key.
 - `--config seed=1` sets a key of the top level. Nested numbers, as in `--config 'search={epochs: 3}'`, arrive as text
   and are refused: write them in a file.
+- Both take several values, so write targets before them: `snakemake indirect --cores 2 --configfile mine.yaml`.
 - Paths start at the working directory; `~` is your home folder.
 - YAML reads `1e-3` as text: write 0.001. It reads yes, no, on and off as true and false: put quotes around them where a
   class is called so. Classes that are called by whole numbers need no quotes.

@@ -189,16 +189,20 @@ def savings(table):
 @style()
 def cost(binary, multiclass, published):
     """What re-engineering saves, per model: bars are means, dots the problems. `published`: {(quantity, engine): %}."""
-    title = "Saved by re-engineering, mean over problems (bars) and each problem (dots)"
+    title = "Saved by re-engineering: means (bars) and problems (dots)"
     parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
     if not any(len(part) for part in parts):
         return empty(title, "There are no target problems in this config.")
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     groups = list(table.groupby(["model", "problem"], sort=False).groups)
     panels = savings(table)
-    figure = blank(1.6 + 2.5 * len(panels), 1.5 + 0.55 * len(groups), title)
-    plots = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (name, values, quantity, engine) in zip(plots, panels, strict=True):
+    columns = 2 if len(groups) <= 3 and len(panels) > 2 else len(panels)  # few lines: as wide as a page
+    rows = math.ceil(len(panels) / columns)
+    figure = blank(1.6 + 2.5 * columns, 0.5 + (1 + 0.55 * len(groups)) * rows, title)
+    plots = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes in plots[len(panels) :]:
+        axes.remove()
+    for axes, (name, values, quantity, engine) in zip(plots, panels, strict=False):
         axes.set_title(name)
         if values.notna().any():
             axes.text(1.03, 1.02, "mean", transform=axes.transAxes, color=GREY, fontsize=8)
@@ -269,7 +273,7 @@ def history(binary, multiclass, histories):
 
     `histories`: {folder of the problem: frame of its history.csv}.
     """
-    title = "Course of the search, first target of each model"
+    title = "Course of the search, first target of each model and kind of problem"
     searches = first_targets(binary, multiclass)
     if not searches:
         return empty(title, "There are no target problems in this config.")

@@ -1,9 +1,11 @@
 """Draw what the tables of indirect reuse say: accuracy and DIR against the threshold, and the DIR of each student."""
 
 import itertools
+import math
 
 import pandas as pd
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from seam.figures import COLOURS, GREY, INK, blank, empty, save, short, spread, style
 from seam.progress import job, log
@@ -124,11 +126,11 @@ def share_axes(panels, reached):
 
 @style()
 def thresholds(study, table, published):
-    """Accuracy and DIR against the share of weights removed, for each source model and data set.
+    """Accuracy and DIR against the threshold, the share of weights to remove, for each source model and data set.
 
     `study` is the table of thresholds, `table` that of all students, `published` the published values.
     """
-    title = "Accuracy and inherited defects (DIR) by share of weights removed"
+    title = "Accuracy and inherited defects (DIR) by threshold"
     if not len(study):
         return empty(title, "There are no students with masks in this config.")
     found = pairs(table.merge(study[["model", "dataset"]].drop_duplicates()))
@@ -154,7 +156,7 @@ def thresholds(study, table, published):
             if beside or place == 0:
                 axes.set_ylabel(QUANTITIES[quantity])
             if beside or quantity != "accuracy":
-                axes.set_xlabel("share of weights removed, t")
+                axes.set_xlabel("share of weights to remove, t")
     share_axes(panels, reached)
     handles = [Line2D([], [], label=STUDENTS[student], linewidth=1.2, **LOOKS[student]) for student in everybody]
     if any(line.get_label().startswith("published") for axes in figure.axes for line in axes.lines):
@@ -169,10 +171,11 @@ def thresholds(study, table, published):
 # DIR per student
 
 
-def bars(axes, rows, wanted, known):
+def bars(axes, rows, wanted, known, most):
     """One data set's students, the first at the top: DIR as a bar, with the counts behind it on the right.
 
-    `wanted`: [(student, threshold or None)] of the lines; `known`: their published DIR in per cent.
+    `wanted`: [(student, threshold or None)] of the lines; `known`: their published DIR in per cent; `most`: what the
+    axis reaches to.
     """
     found = {(row.student, same_threshold(row.threshold)): row for row in rows.itertuples()}
 
@@ -194,7 +197,8 @@ def bars(axes, rows, wanted, known):
             note(place, f"{row.images_inherited:.0f} of {row.images_right:.0f}", 42, GREY)
         if key in known:
             axes.plot([known[key]] * 2, [place - 0.44, place + 0.44], color=INK, linewidth=1.6, label="published")
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, most)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
     axes.set_ylim(len(wanted) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -217,6 +221,12 @@ def defects(table, published):
         for model, datasets in pairs(table).items()
         for chunk in chunks(datasets, 2 if len(datasets) in (2, 4) else 3)
     ]
+    panels = [(model, dataset, of(table, model, dataset)) for model, chunk, _ in lines for dataset in chunk]
+    known = {
+        (model, dataset): published_of(published, "defect_inheritance_rate", rows) for model, dataset, rows in panels
+    }
+    rates = pd.Series([*(100 * table["defect_inheritance_rate"]), *(v for one in known.values() for v in one.values())])
+    most = min(100, 10 * math.ceil(max(rates.max(), 1) / 10)) if rates.notna().any() else 100
     columns = max(len(chunk) for _, chunk, _ in lines)
     rooms = [max(2, len(wanted)) for _, _, wanted in lines]
     figure = blank(max(7.2, 1.3 + 3.2 * columns), 0.7 + sum(1.05 + LINE * room for room in rooms), title)
@@ -225,8 +235,7 @@ def defects(table, published):
         for place, dataset in enumerate(chunk):
             axes = figure.add_subplot(grid[line, place])
             rows = of(table, model, dataset)
-            known = published_of(published, "defect_inheritance_rate", rows)
-            bars(axes, rows, wanted, known)
+            bars(axes, rows, wanted, known[model, dataset], most)
             axes.set_title(title_of(model, dataset), pad=19)  # above the heads of the columns
             names = [student_name(*key) if place == 0 else "" for key in wanted]
             axes.set_yticks(range(len(wanted)), names)

@@ -1,6 +1,7 @@
 """A module as an ONNX file that DeepSparse and ONNX Runtime both run."""
 
 import copy
+import json
 import warnings
 
 import torch
@@ -12,13 +13,14 @@ OPSET = 13  # the newest that DeepSparse 1.8.0 knows all of
 TOLERANCE = 1e-3  # of the largest output; a right export of a deep network differs by some 1e-6
 
 
-def export(module, path, image_shape, batch_size=16):
+def export(module, path, image_shape, batch_size=16, about=None):
     """Write `module` in eval mode to `path`, and check that ONNX Runtime computes from it what torch does.
 
     image_shape: (channels, height, width). The file's input is `images` [batch, *image_shape], float32, its
     output `logits`. The batch is a free dimension, so that the file serves for one image as well: both
     engines fix it to the size that they are asked for when they load a model, and are then as fast as with
     a fixed one. Weights are stored as they are: zeros stay zeros. `module` is left as it is.
+    about: {name: what JSON can hold}, the file's metadata, each value as JSON.
 
     Raises UserError where the module cannot be expressed in ONNX or the file computes something else; there
     is no file then.
@@ -27,7 +29,7 @@ def export(module, path, image_shape, batch_size=16):
     with whole(path) as temporary:
         images = _images(batch_size, image_shape)
         try:
-            _write(module, images, temporary)
+            _write(module, images, temporary, about or {})
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .")
             raise UserError(
@@ -37,7 +39,14 @@ def export(module, path, image_shape, batch_size=16):
             _check(module, temporary, _images(size, image_shape), path)
 
 
-def _write(module, images, path):
+def describe(classes, normalization):
+    """The metadata of a classifier's file: its outputs' names; mean and std per channel that images in 0..1 take."""
+    return {"classes": list(classes), **dict(zip(("mean", "std"), map(list, normalization), strict=True))}
+
+
+def _write(module, images, path, about):
+    import onnx
+
     with warnings.catch_warnings(), torch.no_grad():
         # dynamo=False asks for the TorchScript exporter, as the newer one's models are beyond DeepSparse.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -52,6 +61,10 @@ def _write(module, images, path):
             output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
         )
+    if about:
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+        onnx.save(model, path)
 
 
 def _check(module, path, images, name):

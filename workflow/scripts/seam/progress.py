@@ -10,7 +10,7 @@ from seam.files import UserError
 
 log = logging.getLogger("seam")
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-KEPT = 1 << 30  # bytes: blocks below that are kept
+KEPT = 17 << 19  # bytes, 8.5 MiB: blocks below that are kept
 _keeps = False  # whether `keep_memory` was called
 
 
@@ -67,11 +67,15 @@ def compute_with(threads):
 
 
 def keep_memory():
-    """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it)."""
+    """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it).
+
+    Large blocks go back to the system all the same: kept, they leave so many gaps that VGG16's search takes 1.5 to 1.65
+    of the memory it needs, instead of 1.4 to 1.45; without, its step takes 0.95 of the time.
+    """
     global _keeps
     _keeps = True
     _mallopt(MMAP_THRESHOLD, KEPT)
-    _mallopt(TRIM_THRESHOLD, KEPT)
+    _mallopt(TRIM_THRESHOLD, 1 << 30)
 
 
 @contextlib.contextmanager

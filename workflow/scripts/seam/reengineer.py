@@ -161,13 +161,18 @@ class Reengineering:
 
 
 def load(folder, source=None):
-    """The re-engineered model in `folder`: a plain module, its unneeded weights zero, in eval mode.
+    """The re-engineered model in `folder`: a plain module for inference, its unneeded weights zero, without gradients.
 
     It maps images [B, 3, H, W], normalised by its attribute `normalization` (mean, standard deviation per
     channel), to logits [B, n] over its attribute `classes`. `source` is the folder of the source model,
     if that is no longer where it was. Raises UserError where a file is missing, damaged or another one.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that it lies in.")
+    for name, function in (("student.safetensors", "seam.transfer.load"), ("source.safetensors", "seam.models.open")):
+        if (folder / name).is_file():
+            raise UserError(f"{folder} holds {name} and no re-engineered model: open it by {function}.")
     tensors, about = load_tensors(folder / "masks.safetensors")
     if not {"source", "source_sha256", "classes"} <= about.keys():
         raise UserError(f"{folder}/masks.safetensors was not written by a search: run the workflow again.")
@@ -183,4 +188,4 @@ def load(folder, source=None):
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{folder}/masks.safetensors does not fit its source model ({error}).") from error
     model.classes, model.normalization = about["classes"], origin.normalization
-    return model.eval()
+    return model.eval().requires_grad_(False)

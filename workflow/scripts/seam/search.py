@@ -36,6 +36,11 @@ class Settings:
     accuracy_worth: float | None = 5.0
     patience: int = 50
 
+    def __post_init__(self):
+        for name, known in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, and not one of {', '.join(known)}")
+
 
 @dataclass
 class Result:
@@ -53,9 +58,11 @@ def with_head(module, inputs, classes):
 
 
 def search(model, train, select, source_accuracy, settings, checkpoint=None):
-    """Search the masks and the head of `model`, made by `with_head`; it is changed in place.
+    """Search the masks and the head of `model`, made by `with_head`; gives a `Result`.
 
-    train: gives (images, labels) batches, anew at each iteration; an epoch is one pass.
+    model: changed in place, and left in train mode with the masks and the head of the last epoch. What was selected is
+        in the result: `masking.bake` its bits into the source model, and load its head.
+    train: gives (images, labels) batches, anew at each iteration, and has a length; an epoch is one pass.
     select: batches of the images on which an epoch is chosen.
     source_accuracy: what the source model achieves on those.
     checkpoint: a `seam.checkpoint.Checkpoint` to go on from, if the search was interrupted.

@@ -272,9 +272,10 @@ def train_student(
 
 
 def load(folder):
-    """The student in `folder`: a plain module in eval mode, with `classes` and `normalization` (mean, std).
+    """The student in `folder`: a plain module for inference, without gradients, with `classes` and `normalization`.
 
-    It maps images [B, 3, H, W], normalised, to logits over its classes. Raises UserError where a file is damaged.
+    It maps images [B, 3, H, W], normalised by that mean and standard deviation, to logits over its classes. Raises
+    UserError where a file is damaged.
     """
     path = Path(folder) / "student.safetensors"
     state, about = load_tensors(path)
@@ -285,7 +286,7 @@ def load(folder):
     if problem := models.load_state(module, state, path):
         raise UserError(problem)
     module.classes, module.normalization = about["classes"], tuple(map(tuple, about["normalization"]))
-    return module.eval()
+    return module.eval().requires_grad_(False)
 
 
 def attack_source(folder, model_folder, dataset_folder, model, dataset, last_layer, settings, seed, device):

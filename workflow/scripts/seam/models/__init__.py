@@ -206,7 +206,9 @@ def open(folder, checksum=None):
     if "architecture" not in about:
         raise UserError(f"{path} was not written by this workflow: delete it, and it is made again.")
     if checksum is not None and sha256(path) != checksum:
-        raise UserError(f"{path} is not the source model that the masks were searched for: run the workflow again.")
+        raise UserError(
+            f"{path} is not the source model that the masks were searched for: give its folder, or run again."
+        )
     module = build(about["architecture"], len(about["classes"]))
     problem = load_state(module, state, path)
     if problem:
