@@ -131,6 +131,7 @@ def make(folder, problems, engines=("deepsparse", "onnxruntime"), origin="train"
                 "selected_epoch": selected,
                 "seconds": float(random.uniform(30, 60)),
                 "device": "cpu",
+                "precision": "float32",
                 "threads": 2,
                 "torch": "2.14.1",
             }

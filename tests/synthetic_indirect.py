@@ -95,6 +95,7 @@ def make(folder, entries, seed=0):
                 "search_epochs": round(40 * threshold) if masked else None,
                 "search_seconds": 10.5 * threshold if masked else None,
                 "device": "cpu",
+                "precision": "float32",
                 "threads": 2,
                 "torch": "2.14.1",
             }

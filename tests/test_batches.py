@@ -66,6 +66,19 @@ def test_length(split):
     assert [len(batches(split, ALL[:n], ALL[:n], 8, normalization=(MEAN, STD))) for n in (1, 8, 9)] == [1, 1, 2]
 
 
+@pytest.mark.parametrize("kind", ["split", "files"])
+def test_a_single_image_that_is_left_joins_the_batch_before(kind, request):
+    """Of one image no batch norm can be trained."""
+    images = request.getfixturevalue(kind)
+    common = {"normalization": (MEAN, STD), "generator": torch.Generator().manual_seed(0)}
+    loader = batches(images, ALL[:17], ALL[:17], 8, shuffle=True, **common)
+    found = [labels for _, labels in loader]
+    assert [len(labels) for labels in found] == [8, 9] and len(loader) == 2
+    assert sorted(torch.cat(found).tolist()) == list(range(17))
+    assert [len(labels) for _, labels in batches(images, ALL[:17], ALL[:17], 8, **common)] == [8, 8, 1]
+    assert [len(labels) for _, labels in batches(images, ALL[:1], ALL[:1], 8, shuffle=True, **common)] == [1]
+
+
 @pytest.mark.parametrize("augmentation", [(), ("crop",), ("flip",), ("crop", "flip"), ("resized-crop", "flip")])
 def test_the_same_seed_gives_the_same_batches(split, augmentation):
     first, again, other = (epoch(split, seed=seed, shuffle=True, augmentation=augmentation) for seed in (1, 1, 2))

@@ -20,6 +20,7 @@ from seam.data.storage import Split
 from seam.files import UserError
 
 TESTS = Path(__file__).parent
+SCRIPTS = TESTS.parent / "workflow" / "scripts"
 
 
 def interrupted(tmp_path, function, arguments, number, seconds=0.1, module="seam.transfer"):
@@ -205,6 +206,18 @@ def test_a_checkpoint_of_another_job_is_set_aside_with_a_sentence(tmp_path, capl
     assert trained(path, about=change)[2] == 15  # from the beginning
     assert "is not continued" in caplog.text and reason in caplog.text
     assert (tmp_path / "run.pt.aside").read_bytes() == before
+
+
+def test_a_search_goes_on_in_a_job_that_searches_for_others_and_back():
+    """The digest of the code does not hang on what such a job loads besides."""
+    digests = set()
+    for more in ("", "seam.together", "seam.together, seam.vectorised"):
+        script = f"import seam.reengineer, seam.checkpoint{', ' if more else ''}{more}; print(seam.checkpoint.code())"
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+        command = [sys.executable, "-c", script]
+        made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        digests.add(made.stdout)
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense"])

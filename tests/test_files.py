@@ -138,6 +138,13 @@ def test_tensors_and_their_metadata(tmp_path):
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
+def test_tensors_that_share_their_numbers_are_stored_each(tmp_path):
+    tensor = torch.arange(6.0)
+    save_tensors(tmp_path / "tied.safetensors", {"a": tensor, "b": tensor, "c": tensor[2:].view(2, 2)})
+    found, _ = load_tensors(tmp_path / "tied.safetensors")
+    assert found["a"].equal(tensor) and found["b"].equal(tensor) and found["c"].equal(tensor[2:].view(2, 2))
+
+
 def test_tensors_that_are_missing_or_damaged_are_one_sentence(tmp_path):
     path = tmp_path / "tensors.safetensors"
     with pytest.raises(UserError, match="is missing"):

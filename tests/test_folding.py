@@ -102,6 +102,25 @@ def test_masks_get_the_same_gradients_on_the_folded_model(make, left):
         assert torch.allclose(folded_gradients[name], gradient, rtol=1e-9, atol=1e-12), name
 
 
+class Read(nn.Module):
+    """A convolution whose weight the model's own code uses as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.layer(x)) + nn.functional.conv2d(x, self.layer.weight)
+
+
+def test_a_convolution_whose_weight_is_read_elsewhere_is_left_alone():
+    network = lively(Read())
+    images = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    before = network(images)
+    torch.testing.assert_close(fold(network)(images), before)
+    assert norms(network)
+
+
 def test_a_mask_takes_a_bias_away_but_not_what_the_batch_norm_adds():
     network = lively(Block())
     folded = fold(copy.deepcopy(network))

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam.adam import Adam
+from seam.files import UserError
 from seam.folding import fold
-from seam.masking import Masks, bake, maskable, pack, unpack
+from seam.masking import Masks, bake, maskable, pack, unpack, unused
 from seam.models import build
 
 
@@ -54,6 +55,35 @@ def test_a_shared_weight_has_one_mask():
 def test_a_layer_can_be_left_out():
     network = build("resnet20", 10)
     assert maskable(network).keys() - maskable(network, exclude=["fc"]).keys() == {"fc.weight", "fc.bias"}
+
+
+class WithAuxiliary(nn.Module):
+    """A network beside a head that only training needs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.auxiliary = network, nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.network(images)
+
+
+def test_weights_that_the_outputs_do_not_depend_on_get_no_mask(network, images, caplog):
+    network = WithAuxiliary(network).train()
+    names = unused(network, images)
+    assert names == {"auxiliary.weight", "auxiliary.bias"}
+    assert "no masks for auxiliary.bias, auxiliary.weight (parameters: 2, numbers: 650)" in caplog.text
+    assert all(module.training for module in network.modules())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert Masks(network, names).count == Masks(build("resnet20", 10)).count
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+)
+def test_a_weight_that_is_computed_from_others_is_refused(wrap):
+    with pytest.raises(UserError, match="The weight of layer 1 is computed from others"):
+        maskable(nn.Sequential(nn.Conv2d(3, 4, 3), wrap(nn.Conv2d(4, 4, 3))))
 
 
 def test_a_model_without_such_layers_is_refused():

@@ -3,9 +3,10 @@ import re
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 
-from seam import models
+from seam import masking, models
 from seam.files import UserError
 from seam.models import build
 
@@ -102,6 +103,18 @@ def test_models_with_auxiliary_classifiers_give_one_output_in_training(name):
     side = 299 if name == "inception_v3" else 64  # made for it
     assert model(torch.zeros(2, 3, side, side)).shape == (2, 7) and model.transform_input
     assert models.last_layer(model, 7, (3, side, side)) == "fc"
+    assert not masking.unused(model, torch.zeros(2, 3, side, side))  # what only training needs is not there
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_with_auxiliary_classifiers_fit(tmp_path, monkeypatch):
+    whole = torchvision.models.googlenet(weights=None, init_weights=False).state_dict()
+    assert any(name.startswith("aux1.") for name in whole)
+    monkeypatch.setattr(models, "fetch", lambda *_, **__: None)
+    monkeypatch.setattr(models, "read_state", lambda _: whole)
+    names = [f"{i:04}" for i in range(1000)]
+    models.fetch_weights("torchvision:googlenet", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
+    assert torch.equal(models.open(tmp_path).module.fc.weight, whole["fc.weight"])
 
 
 def test_densenets_weights_have_their_old_names_mended(tmp_path, monkeypatch):
@@ -125,7 +138,12 @@ def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):
     names = [f"n{i:08}" for i in range(1000)]
     models.fetch_weights("torchvision:resnet50", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
     assert asked == {"url": "https://download.pytorch.org/models/resnet50-0676ba61.pth", "checksum": "0676ba61"}
-    assert models.open(tmp_path).normalization == models.IMAGENET_NORMALIZATION
+    assert models.open(tmp_path).normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    monkeypatch.setattr(models, "read_state", lambda path: build("torchvision:efficientnet_v2_l", 1000).state_dict())
+    models.fetch_weights(
+        "torchvision:efficientnet_v2_l", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors"
+    )
+    assert models.open(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)  # not as most are
     with pytest.raises(UserError, match="no weights V9 .* only IMAGENET1K_V1"):
         models.fetch_weights("torchvision:resnet50", "V9", "imagenet", [names], tmp_path / "source.safetensors")
 

@@ -28,6 +28,19 @@ def test_a_binary_problem_is_balanced_in_both_splits(dataset):
     assert problem.classes == ("c3", "rest")
 
 
+def test_a_target_of_more_than_half_of_the_images_is_balanced_too(dataset):
+    dataset.train.labels = np.array([0] * 30 + [1] * 12)
+    dataset.test.labels = np.array([1] * 3 + [0] * 12)
+    dataset.classes = ["most", "few"]
+    problem = binary(dataset, "most", seed=0)
+    assert np.bincount(problem.train.labels).tolist() == [12, 12] and np.bincount(problem.test.labels).tolist() == [
+        3,
+        3,
+    ]
+    assert (dataset.train.labels[problem.train.indices] == problem.train.labels).all()
+    assert len(set(problem.train.indices)) == 24
+
+
 def test_negatives_depend_on_the_seed_alone(dataset):
     first, again, other = (binary(dataset, "c3", seed).train.indices for seed in (0, 0, 1))
     assert np.array_equal(first, again)

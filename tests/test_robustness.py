@@ -103,6 +103,17 @@ class Threshold(nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
+def test_what_the_clip_cuts_is_counted_and_warned_of(network, images, caplog):
+    batches = [(images, torch.zeros(8, dtype=torch.long))]
+    into = np.zeros((8, 10, 10, 3), np.int8)
+    found = perturbations(network, batches, SETTINGS, into)
+    assert found["values_clipped"] == pytest.approx((images.abs() > 2.2).double().mean().item())
+    assert 0.1 < found["values_clipped"] < 0.2 and "attack.clip cuts 16 % of the values" in caplog.text
+    caplog.clear()
+    found = perturbations(network, batches, Settings(batch_size=8, clip=(-9.0, 9.0)), into)
+    assert found["values_clipped"] == 0 and "attack.clip" not in caplog.text
+
+
 def test_defects_are_counted_among_what_is_right():
     values = torch.tensor([0.05, -0.05, 0.5, -0.5, 0.05, 0.5])
     images = values[:, None, None, None].expand(6, 3, 4, 4).contiguous()

@@ -99,6 +99,22 @@ def test_a_larger_alpha_keeps_fewer_weights():
     assert retention[0] > retention[1] > retention[2]
 
 
+def test_what_the_outputs_do_not_depend_on_is_neither_removed_nor_counted():
+    network = model()
+    network.source.unused = nn.Linear(8, 100)
+    network.source.forward = lambda images: nn.Sequential(*list(network.source)[:7])(images)
+    torch.manual_seed(1)
+    settings = Settings(epochs=6, batch_size=16, lr_mask=0.1, patience=100)
+    result = search(network, batches(), batches(48, seed=1), 0.9, settings)
+    assert not any("unused" in name for name in result.bits)
+    assert [row["retention"] for row in result.history] == [row["retention"] for row in run(epochs=6)[1].history]
+
+
+def test_a_fast_search_has_all_its_epochs():
+    assert len(run(0.5, epochs=8, patience=1, schedule="fast", accuracy_worth=None)[1].history) == 8
+    assert len(run(0.5, epochs=8, patience=1, lr_mask=0.0, accuracy_worth=None)[1].history) < 8
+
+
 def test_the_search_ends_when_the_selected_epoch_does_not_change():
     _, result = run(epochs=50, patience=3, source_accuracy=0.0, alpha=0.0, lr_mask=1e-6)
     assert len(result.history) == result.selected_epoch + 3 < 50

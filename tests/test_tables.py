@@ -176,7 +176,7 @@ def test_errors_of_absent_files(made):
 def problems(**columns):
     """A table of problems with just what the summary reads."""
     rows = len(next(iter(columns.values())))
-    same = {"architecture": "resnet20", "dataset": "cifar10", "weights_origin": "hub"}
+    same = {"architecture": "resnet20", "dataset": "cifar10", "weights_origin": "hub", "search_selection": "holdout"}
     return pd.DataFrame({name: [value] * rows for name, value in same.items()} | columns)
 
 
@@ -252,6 +252,18 @@ def test_published_values_stand_in_their_rows_only(summary):
         ("accuracy_gain", "", "all"): 5.85,
         ("inherited_defects_reduction", "", "indirect"): 57,
     }
+
+
+def test_epochs_chosen_on_the_test_images_are_counted_and_said(summary):
+    assert by_group(summary, "weights_kept", "", "problems_selected_on_test") == [0, 0, 0]
+    assert "selection: test" not in summarise.render(summary)
+    columns = {name: [0.5, 0.5] for name in ("retention", "macs_reduction", "accuracy_gain_points")}
+    columns |= {f"accuracy_{name}": [0.5, 0.5] for name in ("source", "source_restricted", "reengineered")}
+    table = problems(**columns, search_selection=["test", "holdout"])
+    found = summarise.summary(table, table[:0], no_students(), read_table(PUBLISHED))
+    assert by_group(found, "weights_kept", "", "problems_selected_on_test") == [1, 1, 0]
+    said = " ".join(summarise.render(found).split())
+    assert "In 1 of the 2 problems the epoch was chosen on the test images" in said
 
 
 @pytest.mark.parametrize(

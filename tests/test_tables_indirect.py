@@ -265,7 +265,8 @@ def rows_of(*students, **columns):
     table = pd.DataFrame(students, columns=names).astype({"threshold": float, "defect_inheritance_rate": float})
     table = table.assign(architecture="torchvision:resnet18", weights_origin="IMAGENET1K_V1")
     table["inherited_defects_reduction"] = collect_indirect.reduction(table)
-    return table.assign(published_accuracy=float("nan"), published_defect_inheritance_rate=float("nan"), **columns)
+    same = {"transfer_selection": "holdout", "published_accuracy": float("nan")}
+    return table.assign(**same, published_defect_inheritance_rate=float("nan"), **columns)
 
 
 TWO = [
@@ -360,6 +361,21 @@ def test_rendered_summary(nothing):
         "SeaM's DIR is lower by 62.50 % than the standard student's, mean over 2 of 2 problems; "
         "published: lower by 57.00 %" in words
     )
+
+
+@pytest.mark.parametrize(("origin", "rough"), [("IMAGENET1K_V1", False), ("train", True)])
+def test_published_values_beside_other_source_models_are_called_a_rough_guide(nothing, origin, rough):
+    table = rows_of(("net", "mit67", "standard", None, 0.75, 0.5), ("net", "mit67", "seam", 0.6, 0.5, 0.25))
+    table = table.assign(published_accuracy=0.5, published_defect_inheritance_rate=0.5, weights_origin=origin)
+    words = " ".join(summarise.render(stored(summarise.summary(*nothing, table, read_table(PUBLISHED)))).split())
+    assert "Published: the same students, on data sets of the same names" in words
+    assert ("take them as a rough guide" in words) is rough
+
+
+def test_students_whose_epoch_was_chosen_on_the_test_images_are_said(nothing):
+    table = rows_of(*TWO).assign(transfer_selection="test")
+    words = " ".join(summarise.render(stored(summarise.summary(*nothing, table, read_table(PUBLISHED)))).split())
+    assert "In all problems the epoch was chosen on the test images" in words
 
 
 def test_rendered_summary_of_a_higher_rate_and_of_gaps(nothing):

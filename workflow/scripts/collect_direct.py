@@ -35,11 +35,11 @@ def columns(engines, settings):
         *(
             f"{name}_{engine}"
             for engine in engines
-            for name in ("latency_source_ms", "latency_reengineered_ms", "speedup")
+            for name in ("latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads")
         ),
         *["epochs", "selected_epoch", "seconds", "images_train", "images_holdout", "images_test"],
         *(f"search_{name}" for name in settings),
-        *["seed", "device", "threads", "torch", "folder"],
+        *["seed", "device", "precision", "threads", "torch", "folder"],
     ]
 
 
@@ -53,7 +53,7 @@ def row(problem, macs, model, latency, settings):
             name: problem[name]
             for name in ["model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch"]
         },
-        **{name: problem[name] for name in ["seconds", "seed", "device", "threads", "torch"]},
+        **{name: problem[name] for name in ["seconds", "seed", "device", "precision", "threads", "torch"]},
         "architecture": model["architecture"],
         "weights_origin": model["weights_origin"],
         "classes": len(problem["classes"]),
@@ -76,6 +76,7 @@ def row(problem, macs, model, latency, settings):
         cells[f"latency_source_ms_{engine}"] = slow
         cells[f"latency_reengineered_ms_{engine}"] = fast
         cells[f"speedup_{engine}"] = slow / fast
+        cells[f"latency_threads_{engine}"] = times["threads"]
     return cells
 
 

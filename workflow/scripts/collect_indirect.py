@@ -44,7 +44,7 @@ def columns(settings):
         *["retention", "weights", "weights_kept", "sparsity", "student_weights", "student_zeros"],
         *["epochs", "selected_epoch", "seconds", "epochs_to_threshold", "seconds_to_threshold"],
         *settings,
-        *["seed", "device", "threads", "torch", "folder"],
+        *["seed", "device", "precision", "threads", "torch", "folder"],
     ]
 
 
@@ -56,7 +56,7 @@ def row(made, judged, published):
             for name in ["model", "dataset", "architecture", "weights_origin", "student", "threshold", "retention"]
         },
         **{name: made[name] for name in ["weights", "holdout_accuracy", "epochs", "selected_epoch", "seconds"]},
-        **{name: made[name] for name in ["seed", "device", "threads", "torch"]},
+        **{name: made[name] for name in ["seed", "device", "precision", "threads", "torch"]},
         **{name: judged[name] for name in ["accuracy", "accuracy_perturbed", "defect_inheritance_rate", "sparsity"]},
         **settings_of(made),
         "images_test": judged["images"],

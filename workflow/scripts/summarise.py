@@ -14,7 +14,7 @@ from seam.tables import PROBLEMS, STUDENTS, engine_name, engines, read_table, st
 
 COLUMNS = [
     *["quantity", "engine", "student", "threshold", "group", "problems", "problems_as_published"],
-    *["ours_mean", "published", "unit"],
+    *["problems_selected_on_test", "ours_mean", "published", "unit"],
 ]
 WIDTH = 79
 THRESHOLD = 0.6  # SeaM's own: students are compared at this one, or at the nearest that there is
@@ -58,13 +58,13 @@ def direct_rows(binary, multiclass, published):
     parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
     # A frame without rows has no types to give to the numbers of the other one.
     table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    same = as_published(table, published)
+    same, flattered = as_published(table, published), table["search_selection"] == "test"
     rows = []
     for quantity, engine, unit, values in quantities(table):
         for group in ("all", *PROBLEMS):
             chosen = values[(group == "all") | (table["problem"] == group)].dropna()
             value = published_value(published, quantity, engine, group)
-            counts = len(chosen), int(same[chosen.index].sum())
+            counts = len(chosen), int(same[chosen.index].sum()), int(flattered[chosen.index].sum())
             mean = chosen.mean() if len(chosen) else NONE
             rows.append([quantity, engine, "", NONE, group, *counts, mean, value, unit])
     return rows
@@ -103,7 +103,8 @@ def indirect_rows(table, published):
         if value is None:
             value = 100 * rows[f"published_{quantity}"].mean(skipna=False)
         threshold = thresholds[0] if len(thresholds) == 1 else NONE
-        numbers = len(rows), int(same.sum()), 100 * rows[quantity].mean(), value
+        flattered = int((rows["transfer_selection"] == "test").sum())
+        numbers = len(rows), int(same.sum()), flattered, 100 * rows[quantity].mean(), value
         return [quantity, "", student, threshold, "indirect", *numbers, "%"]
 
     return [
@@ -146,6 +147,16 @@ def number(value, unit):
     return f"{value:+.2f}" if unit == "points" else f"{value:.2f}"
 
 
+def flattering(problems, on_test):
+    """A sentence where epochs were chosen on the test images."""
+    if on_test:
+        share = "all" if on_test == problems else f"{on_test} of the {problems}"
+        yield (
+            f"In {share} problems the epoch was chosen on the test images, as published (selection: test), which "
+            "flatters the accuracy on them."
+        )
+
+
 def notes(problems, as_published):
     """What a reader of the numbers has to know, one paragraph each."""
     yield (
@@ -180,7 +191,9 @@ def render_direct(table):
         unit, measured = part["unit"].iloc[0], part.loc["all", "problems"]
         values = [*(part.loc[group, "ours_mean"] for group in heads), part.loc["all", "published"]]
         lines[label(quantity, engine, unit, measured, problems)] = [number(value, unit) for value in values]
-    paragraphs = [textwrap.fill(note, WIDTH) for note in notes(problems, first.loc["all", "problems_as_published"])]
+    said = notes(problems, first.loc["all", "problems_as_published"])
+    said = [*said, *flattering(problems, first.loc["all", "problems_selected_on_test"])]
+    paragraphs = [textwrap.fill(note, WIDTH) for note in said]
     return ["Direct reuse: means over the target problems", block(lines, [*heads.values(), "published"]), *paragraphs]
 
 
@@ -202,8 +215,14 @@ def indirect_notes(reduction, rates, asked):
         yield "SeaM's DIR cannot be compared: that takes SeaM and a standard student with inherited defects."
     yield (
         "DIR, the defect inheritance rate: of the test images that a student gets right, the share that it gets "
-        "wrong once they are perturbed against the source model. Published: the same students, on the same problems."
+        "wrong once they are perturbed against the source model."
     )
+    published = "Published: the same students, on data sets of the same names"
+    if all(rate.problems_as_published == rate.problems for rate in rates):
+        yield f"{published}, of the paper's source models."
+    elif any(not pd.isna(rate.published) for rate in rates):
+        yield f"{published}. The source models here are other ones than the paper's, so take them as a rough guide."
+    yield from flattering(most, max(rate.problems_selected_on_test for rate in rates))
     for rate, problems in zip(rates, asked, strict=True):
         if rate.problems < problems:
             lacking = problems - rate.problems

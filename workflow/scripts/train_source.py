@@ -35,6 +35,7 @@ def train_source(weights, history, model, dataset, settings, device, checkpoint)
 
     data_now = sha256(Path(dataset) / "dataset.json")
     about = {"names": [model], "hyper-parameters": settings, "data": data_now, **describe(device)}
+    about["architecture"] = models.architecture_file(settings["architecture"])
     kept = Checkpoint(checkpoint, about)
     generator = torch.Generator().manual_seed(seed)
     rows = train(

@@ -64,12 +64,16 @@ class Checkpoint:
 
 
 def code():
-    """A digest of the library's modules that this process has loaded: what a job's result can depend on."""
-    files = sorted(
+    """A digest of the library's modules that this process has loaded: what a job's result can depend on.
+
+    With those by which a job searches for others too, loaded or not: a search goes on in a job of either kind.
+    """
+    loaded = (
         module.__file__
         for name, module in sys.modules.items()
         if name.partition(".")[0] == "seam" and getattr(module, "__file__", None)
     )
+    files = sorted({*loaded, *(str(Path(__file__).with_name(f"{name}.py")) for name in ("together", "vectorised"))})
     digest = hashlib.sha256()
     for file in files:
         digest.update(Path(file).read_bytes())

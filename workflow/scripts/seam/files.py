@@ -88,11 +88,17 @@ def save_tensors(path, tensors, metadata=None):
 
     # One entry, since safetensors writes several in any order: equal content must give equal files.
     header = {"seam": json.dumps(metadata or {}, sort_keys=True)}
+    storages, separate = set(), {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if place in storages else tensor  # of a parameter that layers share
+        storages.add(place)
     with whole(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as any new file; safetensors' own is for its owner alone
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, header)
+            save_file(separate, temporary, header)
         except SafetensorError as error:  # a full disk, too
             raise _unwritable(path, error) from error
         temporary.chmod(mode)

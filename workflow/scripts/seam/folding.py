@@ -48,6 +48,7 @@ def _pairs(module):
         log.info("batch norm is not folded, since the model cannot be traced (%s)", type(error).__name__)
         return []
     modules = dict(module.named_modules())
+    read = {node.target for node in nodes if node.op == "get_attr"}  # by the model's own code, beside the layer
     weights = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
     calls = [modules[node.target] for node in nodes if node.op == "call_module"]
     found = []
@@ -57,7 +58,10 @@ def _pairs(module):
             continue
         layer, norm = modules[before.target], modules[node.target]
         once = all(sum(call is one for call in calls) == 1 for one in (layer, norm))
-        own = all(weights.count(id(parameter)) == 1 for parameter in layer.parameters())
+        own = all(
+            weights.count(id(parameter)) == 1 and f"{before.target}.{name}" not in read
+            for name, parameter in layer.named_parameters()
+        )
         frozen = isinstance(norm, BATCH_NORMS) and norm.track_running_stats and norm.running_mean is not None
         if isinstance(layer, CONVOLUTIONS) and frozen and once and own:
             found.append((before.target, node.target))

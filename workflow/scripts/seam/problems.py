@@ -36,13 +36,18 @@ class Problem:
 
 
 def binary(dataset, target, seed, holdout=0.0):
-    """`target` against the rest: label 0 for the target's images, 1 for as many drawn from all others."""
+    """`target` against the rest: label 0 for the target's images, 1 for as many drawn from all others.
+
+    Of a target with more images than all others together as many are drawn as those have.
+    """
     index = _index(dataset, target)
 
     def balanced(split, number):
         positives, others = np.flatnonzero(split.labels == index), np.flatnonzero(split.labels != index)
-        random = np.random.default_rng([seed, number])
-        negatives = np.sort(random.choice(others, min(len(positives), len(others)), replace=False))
+        random, count = np.random.default_rng([seed, number]), min(len(positives), len(others))
+        negatives = np.sort(random.choice(others, count, replace=False))
+        if len(positives) > count:
+            positives = np.sort(random.choice(positives, count, replace=False))
         return Part(
             np.concatenate([positives, negatives]),
             np.repeat(np.array([0, 1], np.int64), [len(positives), len(negatives)]),

@@ -13,6 +13,7 @@ from seam.device import exact
 from seam.progress import log
 
 LEVELS = 127  # of an int8 on each side of zero
+CLIPPED = 0.1  # share of the images' values beyond the clip from which on the log warns
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,12 @@ def expand(levels, images, settings):
 def perturbations(network, batches, settings, into):
     """Attack all images of `batches` and write the compressed perturbations to the array `into`, int8 [N, H, W, 3].
 
-    Gives {"loss_before", "loss_after", "largest_perturbation"}: means of the loss, and the maximum norm of what was
-    stored. The seed is torch's own: call `torch.manual_seed` before.
+    Gives {"loss_before", "loss_after", "largest_perturbation", "values_clipped"}: means of the loss, the maximum norm
+    of what was stored, and the share of the images' values beyond the clip, which changes them by itself. The seed is
+    torch's own: call `torch.manual_seed` before.
     """
     network.eval().requires_grad_(False)
-    done, before, after, largest = 0, 0.0, 0.0, 0.0
+    done, before, after, largest, clipped = 0, 0.0, 0.0, 0.0, 0.0
     for images, _ in batches:
         part = slice(done, done + len(images))
         into[part] = compress(attack(network, images, settings), images, settings)
@@ -89,10 +91,18 @@ def perturbations(network, batches, settings, into):
         with torch.inference_mode():
             before += loss(network(images), settings).item() * len(images)
             after += loss(network(perturbed), settings).item() * len(images)
-        largest = max(largest, (perturbed - images.clamp(*settings.clip)).abs().max().item())
+        inside = images.clamp(*settings.clip)
+        largest = max(largest, (perturbed - inside).abs().max().item())
+        clipped += (inside != images).double().mean().item() * len(images)
         done += len(images)
         log.info("%d images perturbed", done)
-    return {"loss_before": before / done, "loss_after": after / done, "largest_perturbation": largest}
+    if clipped / done > CLIPPED:
+        log.warning(
+            "attack.clip cuts %.0f %% of the values of the images: students can fail by that alone; widen it",
+            100 * clipped / done,
+        )
+    means = {"loss_before": before / done, "loss_after": after / done}
+    return {**means, "largest_perturbation": largest, "values_clipped": clipped / done}
 
 
 @exact()

@@ -13,7 +13,7 @@ from seam import evaluate, models
 from seam.adam import Adam
 from seam.checkpoint import Run
 from seam.device import forward
-from seam.masking import Masks, pack, unpack
+from seam.masking import Masks, pack, unpack, unused
 from seam.progress import lasting, log
 
 ADVICE = "lower lr_mask, lr_head or alpha"  # where the loss is not finite
@@ -75,8 +75,9 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
     """
     network, head = model.source, model.head
     network.requires_grad_(False)
+    exclude = unused(network, next(iter(select))[0][:2])
     with lasting():
-        masks = Masks(network)
+        masks = Masks(network, exclude)
     parts, steps = training(model, masks, head, settings, len(train))
     with Run(train, parts, checkpoint, ADVICE) as run:
         while goes_on(run, settings):
@@ -117,7 +118,8 @@ def goes_on(run, settings):
     """Whether the search has another epoch."""
     if run.epoch > settings.epochs:
         return False
-    if run.epoch - run.selected_epoch > settings.patience:
+    # The schedule `fast` is at its best when its rates have fallen.
+    if settings.schedule != "fast" and run.epoch - run.selected_epoch > settings.patience:
         log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
         return False
     return True

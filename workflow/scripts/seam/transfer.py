@@ -133,10 +133,10 @@ def search_masks(
     layer.requires_grad_(True)
     about = {"settings": search, "thresholds": list(thresholds), "head": sha256(folder / "head.safetensors")}
     kept = Checkpoint(checkpoint, job.about | about)
-    masks = Masks(student, exclude={job.last})
+    selection = job.selection()
+    masks = Masks(student, {job.last} | masking.unused(student, next(iter(selection))[0][:2], {job.last}))
     optimizer = Adam([(masks.values.values(), search["lr_mask"]), (layer.parameters(), search["lr_last"])])
     step = mask_step(student, layer, masks, optimizer, search["alpha"])
-    selection = job.selection()
     parts = {"masks": masks, "last": layer, "optimizer": optimizer}
     with Run(job.train(), parts, kept, "lower transfer.search.lr_mask, lr_last or alpha") as run:
         while run.epoch <= search["epochs"] and len(run.extra) < len(thresholds):

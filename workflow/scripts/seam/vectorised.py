@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from seam import evaluate, models
 from seam.checkpoint import Run
 from seam.files import UserError
-from seam.masking import Masks
+from seam.masking import Masks, unused
 from seam.progress import log
 from seam.search import ADVICE, goes_on, judged, phase_of, result_of, row_of, training
 
@@ -33,7 +33,9 @@ def search_all(problems, settings):
     settings: of all of them. Raises RuntimeError where the network has what cannot be vectorised, such as dropout.
     """
     with contextlib.ExitStack() as entered:
-        stack = Stack([problem.model for problem in problems], settings, len(problems[0].train))
+        one = problems[0]
+        exclude = unused(one.model.source, next(iter(one.selection))[0][:2])
+        stack = Stack([problem.model for problem in problems], settings, len(one.train), exclude)
         searches = []
         for number, problem in enumerate(problems):
             run = Run(problem.train, stack.parts(number), problem.checkpoint, ADVICE)
@@ -132,8 +134,8 @@ class Vectorised(nn.Module):
 class VectorisedMasks(Masks):
     """Masks of several searches: the weights are those of one, all else has the search as its first dimension."""
 
-    def __init__(self, module, searches):
-        super().__init__(module)
+    def __init__(self, module, searches, exclude=()):
+        super().__init__(module, exclude)
         self.parameters = {name: repeated(p, searches) for name, p in self.parameters.items()}
         self.values = {name: torch.ones_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
 
@@ -160,10 +162,10 @@ class Stack:
     model: all networks as one module, [B, T, 3, H, W] -> [B, T, n]; steps: that of each phase.
     """
 
-    def __init__(self, each, settings, batches):
-        self.each, self.settings, self.batches = each, settings, batches
+    def __init__(self, each, settings, batches, exclude=()):
+        self.each, self.settings, self.batches, self.exclude = each, settings, batches, exclude
         source, head = each[0].source.requires_grad_(False), each[0].head
-        self.masks = VectorisedMasks(source, len(each))
+        self.masks = VectorisedMasks(source, len(each), exclude)
         self.head = nn.Linear(head.in_features, head.out_features, device=head.weight.device)  # holds those of all
         for name in ("weight", "bias"):
             values = torch.stack([getattr(model.head, name).detach() for model in each])
@@ -183,7 +185,7 @@ class Stack:
         left = _where(searches, chosen)
         if len(left) in (0, len(searches)):
             return self, left
-        stack = Stack(_where(self.each, chosen), self.settings, self.batches)
+        stack = Stack(_where(self.each, chosen), self.settings, self.batches, self.exclude)
         for number, (_, run) in enumerate(left):
             states = {name: part.state_dict() for name, part in run.parts.items()}
             run.parts = stack.parts(number)

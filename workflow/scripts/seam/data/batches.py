@@ -4,6 +4,7 @@
 ...     loss = cross_entropy(model(images), labels)
 """
 
+import itertools
 import math
 import sys
 
@@ -40,7 +41,8 @@ def batches(
     workers: processes that decode images which are stored as files.
 
     Gives (images, labels): float32 [B, 3, H, W] in channels_last memory format and int64 [B]. The last
-    batch may be smaller. Images in an array and images in files give the same batches, bit for bit.
+    batch may be smaller; a single image that would be left of a shuffled epoch, of which batch norm cannot be trained,
+    joins the batch before it. Images in an array and images in files give the same batches, bit for bit.
     """
     if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
@@ -71,17 +73,23 @@ class _Batches:
         return self
 
     def __len__(self):
-        return math.ceil(len(self.indices) / self.batch_size)
+        return len(self._parts())
+
+    def _parts(self):
+        """The slices of an epoch's order that are its batches."""
+        count = len(self.indices)
+        starts = list(range(0, count, self.batch_size))
+        if self.shuffle and len(starts) > 1 and starts[-1] == count - 1:
+            starts.pop()
+        return [slice(start, end) for start, end in itertools.pairwise([*starts, count])]
 
     def __iter__(self):
         first, self.first = self.first, 0
         order = self._order()
         choices = self._choices(len(order))  # of the whole epoch at once: no step waits for the host
         rows = order.to(self.device)
-        begin = first * self.batch_size
-        starts = range(begin, len(order), self.batch_size)
-        for start, images in zip(starts, self._images(order[begin:], rows[begin:]), strict=True):
-            part = slice(start, start + self.batch_size)
+        parts = self._parts()[first:]
+        for part, images in zip(parts, self._images(order, rows, parts), strict=True):
             images = self._augmented(images, *(choice[part] for choice in choices))
             yield self._normalized(images), self.labels.index_select(0, rows[part])
 
@@ -125,9 +133,8 @@ class ArrayBatches(_Batches):
         size = len(self.indices) * math.prod(self.split.images.shape[1:])
         self.images = self._read(self.indices) if size <= _room(self.device) else None
 
-    def _images(self, order, rows):
-        for start in range(0, len(order), self.batch_size):
-            part = slice(start, start + self.batch_size)
+    def _images(self, order, rows, parts):
+        for part in parts:
             if self.images is None:
                 yield self._read(self.indices[order[part].numpy()])
             else:
@@ -195,11 +202,10 @@ class FileBatches(_Batches):
             workers = min(cores(), 16)
         if sys.platform != "linux":  # a spawned process would run a script's main part again
             workers = 0
-        self.order = []  # the positions of this epoch
+        self.order = []  # the positions of this epoch, by batches
         self.loader = torch.utils.data.DataLoader(
             _Files(self.split, self.indices),
-            sampler=self.order,
-            batch_size=self.batch_size,
+            batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
@@ -207,8 +213,8 @@ class FileBatches(_Batches):
             generator=torch.Generator(),  # the loader's own draw leaves the global one alone
         )
 
-    def _images(self, order, rows):
-        self.order[:] = order.tolist()
+    def _images(self, order, rows, parts):
+        self.order[:] = [order[part].tolist() for part in parts]
         try:
             for images in self.loader:
                 yield images.to(self.device, non_blocking=True)

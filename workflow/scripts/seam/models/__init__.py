@@ -28,7 +28,7 @@ HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpo
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
 }
-IMAGENET_NORMALIZATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception
 
 
 @dataclass
@@ -102,9 +102,11 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
         file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=re.search(r"-(\w{8})\.pt", name)[1])
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
     elif architecture.startswith("torchvision:") and not is_file(weights):
-        state, usual = _torchvision_state(architecture, weights, cache), IMAGENET_NORMALIZATION
+        state, usual = _torchvision_state(architecture, weights, cache)
     else:
         state, usual = read_state(weights), None
+    if architecture.startswith("torchvision:"):
+        state = {name: value for name, value in state.items() if name.partition(".")[0] not in AUXILIARY}
     normalization = normalization or usual
     if normalization is None:
         raise UserError(f"{weights} does not say how its images were normalised: give the model a normalization.")
@@ -121,6 +123,12 @@ def resolved(architecture):
     """The architecture with the path of one's own file absolute, so that it is found from any working directory."""
     path, _, factory = architecture.rpartition(":")
     return f"{Path(path).resolve()}:{factory}" if path.endswith(".py") else architecture
+
+
+def architecture_file(architecture):
+    """The SHA-256 of the file of an architecture of one's own, which can change what a model computes; else None."""
+    path = architecture.rpartition(":")[0]
+    return sha256(path) if path.endswith(".py") else None
 
 
 def read_state(path):
@@ -192,6 +200,7 @@ def save(path, source):
         "architecture": resolved(source.architecture),
         "classes": source.classes,
         "normalization": source.normalization,
+        "architecture_sha256": architecture_file(source.architecture),  # so that all that is made of it depends on it
     }
     save_tensors(path, source.module.state_dict(), metadata)
 
@@ -296,10 +305,14 @@ def _torchvision(architecture, **options):
         raise UserError(f"torchvision has no model called {name}.") from error
     if hasattr(module, "aux_logits"):  # GoogLeNet, Inception: one output in training, too, and inputs as their weights'
         module.aux_logits, module.transform_input = False, True
+        for name in AUXILIARY:  # the heads that only training needs
+            if hasattr(module, name):
+                setattr(module, name, None)
     return module
 
 
 def _torchvision_state(architecture, weights, cache):
+    """(state dictionary, normalization) of published weights."""
     import torchvision
 
     enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
@@ -308,5 +321,8 @@ def _torchvision_state(architecture, weights, cache):
     url = enum[weights].url
     name = url.rsplit("/", 1)[-1]
     state = read_state(fetch(url, Path(cache) / name, checksum=re.search(r"-([0-9a-f]{8,})\.pth", name)[1]))
+    transforms = enum[weights].transforms()
+    normalization = tuple(tuple(getattr(transforms, name)) for name in ("mean", "std"))
     # DenseNet's files have names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", key): value for key, value in state.items()}
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", key): value for key, value in state.items()}
+    return state, normalization
