@@ -40,6 +40,7 @@ docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
 
 .venv/python:
+	@case "$(CURDIR)" in *[\ {}]*) echo "Snakemake cannot work in $(CURDIR), which has a space or a brace in its path: move the clone."; exit 1;; esac
 	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "SeaM needs Python 3.11, 3.12 or 3.13 with the module venv, and none of $(PYTHONS) on the PATH is one: install one, or run make PYTHON=/path/to/it."; exit 1; }
 	@echo "Making .venv with $(PYTHON); the packages take about 6 GB and some minutes."
 	@$(PYTHON) -m venv .venv

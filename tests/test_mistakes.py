@@ -722,6 +722,37 @@ def test_a_second_run_in_the_same_folder_is_told_of_the_first(run, tmp_path):
     assert "Nothing to be done" in said and results(folder) == before
 
 
+def test_a_network_that_does_not_fit_its_images_is_said_before_its_training(run, tmp_path):
+    folder, config = run
+    code = "from torch import nn\ndef build(n): return nn.Sequential(nn.Flatten(), nn.Linear(9, n))\n"
+    (tmp_path / "net.py").write_text(code)
+    mine = {"architecture": f"{tmp_path}/net.py:build", "dataset": "colours", "weights": "train"}
+    config = changed(config, ["models", "mine"], mine)
+    status, said = snakemake(folder, "--", "results/models/mine/source.safetensors", config=config, check=False)
+    assert status != 0 and "Traceback" not in said
+    assert "Error: The model mine does not run on images of 16 x 16 px (RuntimeError: mat1" in said
+
+
+def test_mistakes_that_are_seen_before_anything_begins(run, tmp_path):
+    folder, config = run
+    before = results(folder)
+    twice = tmp_path / "twice.yaml"
+    twice.write_text(yaml.safe_dump(config) + "search: {alpha: 2.0}\n")
+    status, said = snakemake(folder, "-n", "--configfile", twice, check=False)
+    assert status != 0 and "Traceback" not in said and "twice.yaml has search twice (line " in said
+    status, said = snakemake(folder, "-n", "--", "results/datasets/colors/dataset.json", config=config, check=False)
+    assert status != 0 and "KeyError" not in said
+    assert "colors is no data set of the config: did you mean colours?" in said
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "results").symlink_to(tmp_path / "nowhere")
+    status, said = snakemake(tmp_path / "link", config=config, check=False)
+    assert status != 0 and "Traceback" not in said and "link/results is no folder, or a link to none" in said
+    (tmp_path / "a{b}").mkdir()
+    status, said = snakemake(tmp_path / "a{b}", "-n", config=config, check=False)
+    assert status != 0 and "Traceback" not in said and "a{b} has a brace in its path" in said
+    assert results(folder) == before
+
+
 def test_a_working_folder_that_must_not_be_written(tmp_path, colours):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -1,13 +1,16 @@
 import pickle
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from seam import masking, models
-from seam.files import UserError
+from seam.files import UserError, sha256
 from seam.models import build
 
 
@@ -115,6 +118,67 @@ def test_weights_with_auxiliary_classifiers_fit(tmp_path, monkeypatch):
     names = [f"{i:04}" for i in range(1000)]
     models.fetch_weights("torchvision:googlenet", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
     assert torch.equal(models.open(tmp_path).module.fc.weight, whole["fc.weight"])
+
+
+class Forward(nn.Module):
+    """A layer, and what becomes of its outputs."""
+
+    def __init__(self, then):
+        super().__init__()
+        self.layer, self.then = nn.Linear(3, 4), then
+
+    def forward(self, images):
+        return self.then(self.layer(images.mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Forward(lambda x: (x, x)), "gives an object of type tuple: let it give the logits alone"),
+        (Forward(lambda x: x[:, :2]), r"gives outputs of shape \(2, 2\) for two images, not \(2, 4\)"),
+        (Forward(lambda x: x[:, :, None]), r"gives outputs of shape \(2, 4, 1\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "does not run on images of 8 x 6 px .RuntimeError: mat1"),
+        (Forward(lambda x: unknown), "does not run on images of 8 x 6 px .NameError: name 'unknown'"),  # noqa: F821
+        (nn.Flatten(), "has no parameters"),
+    ],
+)
+def test_what_is_no_classifier_is_said_in_a_sentence(module, said):
+    with pytest.raises(UserError, match=f"The model mine {said}"):
+        models.require_classifier(module, 4, (8, 6), "The model mine")
+    models.require_classifier(Forward(lambda x: x), 4, (8, 6), "The model mine")
+
+
+def test_a_project_or_its_results_can_be_moved(tmp_path, monkeypatch):
+    project, weights = tmp_path / "project", "results/models/mine/source.safetensors"
+    project.mkdir()
+    (project / "mine.py").write_text("from torch import nn\ndef build(classes): return nn.Linear(3, classes)\n")
+    monkeypatch.chdir(project)
+    source = models.Source(build("mine.py:build", 2), ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build")
+    models.save(project / weights, source)
+    shutil.copytree(project / "results", tmp_path / "elsewhere")
+    assert torch.equal(models.open(tmp_path / "elsewhere/models/mine").module.weight, source.module.weight)
+    moved = project.rename(tmp_path / "moved")
+    found = models.open((moved / weights).parent)
+    assert torch.equal(found.module.weight, source.module.weight)
+    assert found.architecture == f"{moved}/mine.py:build"
+    (moved / "mine.py").unlink()
+    with pytest.raises(UserError, match="does not exist: put it back there"):
+        models.open((moved / weights).parent)
+
+
+def test_another_architecture_is_another_source_model(tmp_path, monkeypatch):
+    """Its weights may be the same: what hangs on the file's digest must notice."""
+    monkeypatch.chdir(tmp_path)
+    digests = set()
+    for then in ("nn.ReLU()", "nn.Tanh()"):
+        Path("mine.py").write_text(
+            f"from torch import nn\ndef build(n): return nn.Sequential(nn.Linear(3, n), {then})\n"
+        )
+        torch.manual_seed(0)
+        module = build("mine.py:build", 2)
+        models.save("source.safetensors", models.Source(module, ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build"))
+        digests.add(sha256("source.safetensors"))
+    assert len(digests) == 2
 
 
 def test_densenets_weights_have_their_old_names_mended(tmp_path, monkeypatch):

@@ -24,6 +24,8 @@ from seam.files import UserError, write_json
 from seam.models import weights_origin
 
 try:
+    for file in workflow.overwrite_configfiles:
+        plan.require_unique_keys(file)
     config = plan.validated(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.problems(config)
     STUDENTS = plan.students(config)
@@ -34,7 +36,20 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
+    if " " in sys.executable:
+        raise WorkflowError(
+            f"Snakemake cannot start jobs with {sys.executable}, which has a space in its path: "
+            "put the environment (or the clone that it lies in) elsewhere."
+        )
+    for folder in (Path.cwd(), WORKFLOW):
+        if set("{}") & set(str(folder)):
+            raise WorkflowError(
+                f"{folder} has a brace in its path, a wildcard to Snakemake: rename it."
+            )
     for folder in (Path.cwd(), Path.cwd() / "results"):
+        if folder.is_symlink() or folder.exists():
+            if not folder.is_dir():
+                raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
         if folder.exists() and not os.access(folder, os.W_OK):
             raise WorkflowError(
                 f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."
@@ -128,6 +143,11 @@ def arrays_of(wildcards):
 
 
 def dataset_entry(wildcards):
+    if wildcards.dataset not in config["datasets"]:
+        known = list(config["datasets"])
+        raise WorkflowError(
+            f"{wildcards.dataset} is no data set of the config{plan.hint(wildcards.dataset, known)}"
+        )
     return plan.dataset_entry(config, wildcards.dataset)
 
 

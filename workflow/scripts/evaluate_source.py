@@ -19,6 +19,7 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
     unknown = [name for name in images.classes if name not in source.classes]
     if unknown:
         raise UserError(f"The source model {model} does not know the class {unknown[0]} of its data set.")
+    models.require_classifier(source.module, len(source.classes), images.size, f"The source model {model}")
     # The data set may be a subset of the classes that the model was trained on.
     position = np.array([source.classes.index(name) for name in images.classes])
     test = images.test

@@ -90,6 +90,25 @@ def validated(raw, schema_path):
     return config
 
 
+def require_unique_keys(path):
+    """Raises UserError where the YAML file has a key twice: of two YAML keeps the last, and says nothing."""
+
+    def look(node, where):
+        seen = set()
+        for number, entry in enumerate(node.value if isinstance(node, yaml.CollectionNode) else []):
+            key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+            inner = [*where, number if key is None else key.value]
+            if key is not None and key.value in seen:
+                line = key.start_mark.line + 1
+                raise UserError(f"{path} has {dotted(inner)} twice (line {line}), and only the last counts: join them.")
+            seen.add(key and key.value)
+            look(value, inner)
+
+    with open(path, encoding="utf-8") as file:
+        if (root := yaml.compose(file, Loader=yaml.SafeLoader)) is not None:
+            look(root, [])
+
+
 def problems(config):
     """The target problems of a validated configuration, without those whose data are not given."""
     found = []
@@ -190,13 +209,10 @@ def weights_entry(config, name):
 def model_settings(config, name):
     """All of the configuration that determines a source model, sorted by key.
 
-    `training` (complete) and `seed` are in it only with `weights: train`: nothing else depends on them. `last_layer` is
-    in it only if it is given.
+    `training` (complete) and `seed` are in it only with `weights: train`: nothing else depends on them.
     """
     model = config["models"][name]
     settings = {key: model[key] for key in ("architecture", "dataset", "weights", "normalization")}
-    if model["last_layer"] is not None:
-        settings["last_layer"] = model["last_layer"]
     if model["weights"] == "train":
         settings |= {"training": {**config["training"], **model.get("training", {})}, "seed": config["seed"]}
     return _sorted(settings)
@@ -302,6 +318,10 @@ def _wrong_type(key, value, rules):
         return f"{problem}: write {number} in a config file ({why})."
     if number:
         return f"{problem}: write {number}."
+    if value == "all" and {"array", "null"} <= set(kinds):
+        return f"{problem}: leave it out for all."
+    if isinstance(value, (int, float)) and "string" in kinds and "array" not in kinds:
+        return f"{problem}: put quotes around it."
     if isinstance(value, str) and "array" in kinds:
         return f"{problem}: write [{value}]."
     if value is None:
@@ -400,7 +420,7 @@ def _plain(config):
 
 
 def _expanded(path):
-    return str(Path(path).expanduser()) if path.startswith("~") else path
+    return os.path.expanduser(path)  # which leaves an unknown user's as it is
 
 
 # ------------------------------------------------------------------ what a schema cannot say
@@ -437,6 +457,11 @@ def _check_model(where, model, datasets):
     _check_architecture(f"{where}.architecture", model["architecture"])
     _check_size(f"{where}.architecture is", model, model["dataset"], dataset)
     _check_weights(f"{where}.weights", model, dataset)
+    for key in ("architecture", "weights"):
+        if set("{}") & set(model[key]):
+            raise UserError(
+                f"{where}.{key} is {shown(model[key])}, but braces in a path are wildcards to Snakemake: rename it."
+            )
     if "training" in model and model["weights"] != "train":
         raise UserError(
             f"{where}.training is given, but weights is {shown(model['weights'])}, not train: drop one of the two."
@@ -457,6 +482,9 @@ def _check_size(start, model, name, dataset):
 
 def _check_architecture(key, architecture):
     path, colon, name = architecture.rpartition(":")
+    if architecture.endswith(".py") or (path.endswith(".py") and not name):
+        path = architecture.removesuffix(":")
+        raise UserError(f"{key} is {shown(architecture)}, but must name a function, too: write {path}:build, say.")
     if path == "torchvision":
         known = torchvision_weights()
         if known and name not in known:

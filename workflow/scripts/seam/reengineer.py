@@ -88,6 +88,7 @@ class Reengineering:
         self.task, self.test = task, batches(images.test, task.test)
         self.selection = batches(images.train, task.holdout) if chosen else self.test
         network = source.module.to(device, memory_format=torch.channels_last)
+        models.require_classifier(network, len(source.classes), images.size, f"The source model {model}")
         self.baseline = {
             name: evaluate.source_accuracy(*evaluate.outputs(network, part), task, source.classes)
             for name, part in (("selection", self.selection), ("test", self.test))
@@ -156,7 +157,9 @@ class Reengineering:
         }
         write_json(folder / "metrics.json", metrics)
         self.checkpoint.remove()
-        log.info("accuracy %.4f (source %.4f), retention %.4f", accuracy, source[0], metrics["retention"])
+        log.info("test accuracy %.4f (source %.4f), retention %.4f", accuracy, source[0], metrics["retention"])
+        if left == count:
+            log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
 
 

@@ -150,10 +150,11 @@ def judged(run, row, source_accuracy, settings, bits, head):
     best, rank = None, _rank(row["accuracy"], row["retention"], wanted, settings.accuracy_worth)
     if run.best is None or rank > run.best["rank"]:
         best = {"rank": rank, "bits": pack(bits()), "head": head()}
+    images = "held-out" if settings.selection == "holdout" else "test"
     log.info(
-        "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
-        row["epoch"], settings.epochs, row["phase"], row["loss"], row["accuracy"], source_accuracy, row["retention"],
-        row["seconds"], " selected" if best else "",
+        "epoch %d/%d %-5s loss %.4f %s accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
+        row["epoch"], settings.epochs, row["phase"], row["loss"], images, row["accuracy"], source_accuracy,
+        row["retention"], row["seconds"], " selected" if best else "",
     )  # fmt: skip
     return {**row, "selected": int(best is not None)}, best
 

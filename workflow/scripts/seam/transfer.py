@@ -39,6 +39,8 @@ class Job:
         self.device, self.common = select(device), common
         self.images, self.source = data.open(dataset_folder), models.open(model_folder)
         self.classes, self.shape = self.images.classes, (3, *self.images.size)
+        what = f"The source model {names[0]}"
+        models.require_classifier(self.source.module, len(self.source.classes), self.images.size, what)
         self.last = models.last_layer(self.source.module, len(self.source.classes), self.shape, common["last_layer"])
         model, dataset, *_ = names
         for name, part in (("training", self.images.train), ("test", self.images.test)):
@@ -238,7 +240,7 @@ def train_student(
         folder / "student.safetensors",
         module.state_dict(),
         {
-            "architecture": models.resolved(job.source.architecture),
+            **models.place_of(job.source.architecture, folder),
             "source_classes": len(job.source.classes),
             "last_layer": job.last,
             "classes": job.classes,
@@ -247,6 +249,8 @@ def train_student(
     )
     write_csv(folder / "history.csv", pd.DataFrame(history))
     shared = {name: common[name] for name in ("batch_size", "holdout", "selection")}
+    if bits:  # some may have no mask: those that no output depends on
+        weights = {name: weights[name] for name in bits}
     count, left = sum(p.numel() for p in weights.values()), bits and sum(int(bit.sum()) for bit in bits.values())
     training = {
         "model": model,
@@ -281,7 +285,7 @@ def load(folder):
     state, about = load_tensors(path)
     if "source_classes" not in about:
         raise UserError(f"{path} was not written by this workflow: delete it, and it is made again.")
-    module = models.build(about["architecture"], about["source_classes"])
+    module = models.build(models.found_in(folder, about), about["source_classes"])
     models.with_last_layer(module, about["last_layer"], len(about["classes"]))
     if problem := models.load_state(module, state, path):
         raise UserError(problem)

@@ -5,6 +5,7 @@ An architecture is a registered name (`resnet20`, `vgg16_bn`), `torchvision:NAME
 """
 
 import importlib.util
+import os
 import pickle
 import re
 import sys
@@ -64,7 +65,7 @@ def build(architecture, classes):
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{architecture} is no known architecture: write {known}, torchvision:NAME or file.py:factory.")
     if not Path(path).is_file():
-        raise UserError(f"{path}, the file of architecture {architecture}, does not exist.")
+        raise UserError(f"{path}, the file of architecture {architecture}, does not exist: put it back there.")
     from torch import nn
 
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -86,6 +87,36 @@ def build(architecture, classes):
         kind = type(module).__name__
         raise UserError(f"{architecture} gives an object of type {kind}: let it return a torch.nn.Module.")
     return module
+
+
+def require_classifier(module, outputs, size, what):
+    """Raises UserError unless `module` maps images [B, 3, *size] to logits [B, outputs], and has parameters.
+
+    It is left in eval mode. what: whose it is, for the sentence: "The model mine".
+    """
+    import torch
+
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        raise UserError(f"{what} has no parameters: let its architecture have layers to train.")
+    height, width = size
+    try:
+        with torch.no_grad():
+            found = module.eval()(torch.zeros(2, 3, height, width, device=parameter.device))
+    except Exception as error:  # whatever the user's own code raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{what} does not run on images of {height} x {width} px ({said}): correct its architecture, or the size "
+            "of its data set."
+        ) from error
+    if not isinstance(found, torch.Tensor):
+        kind = type(found).__name__
+        raise UserError(f"{what} gives an object of type {kind}: let it give the logits alone, a tensor.")
+    if found.shape != (2, outputs):
+        raise UserError(
+            f"{what} gives outputs of shape {tuple(found.shape)} for two images, not {(2, outputs)}, one of each "
+            "class: correct its architecture, whose function is given the number of classes."
+        )
 
 
 def fetch_weights(architecture, weights, kind, class_lists, path, normalization=None, cache="data/weights"):
@@ -119,10 +150,27 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
     raise UserError(problem)
 
 
-def resolved(architecture):
-    """The architecture with the path of one's own file absolute, so that it is found from any working directory."""
+def place_of(architecture, folder):
+    """How a file in `folder` names the architecture: {"architecture", "architecture_path"}.
+
+    One's own file by its absolute path and by its path from the folder: a project can be moved, and so can its results.
+    """
     path, _, factory = architecture.rpartition(":")
-    return f"{Path(path).resolve()}:{factory}" if path.endswith(".py") else architecture
+    if not path.endswith(".py"):
+        return {"architecture": architecture, "architecture_path": None}
+    path = Path(path).resolve()
+    return {
+        "architecture": f"{path}:{factory}",
+        "architecture_path": os.path.relpath(path, Path(folder).resolve()),
+    }
+
+
+def found_in(folder, about):
+    """The architecture, from what `place_of` gave."""
+    beside = Path(folder).resolve() / (about.get("architecture_path") or ".")
+    if beside.is_file():
+        return f"{os.path.normpath(beside)}:{about['architecture'].rpartition(':')[2]}"
+    return about["architecture"]
 
 
 def architecture_file(architecture):
@@ -197,7 +245,7 @@ def load_state(module, state, origin):
 
 def save(path, source):
     metadata = {
-        "architecture": resolved(source.architecture),
+        **place_of(source.architecture, Path(path).parent),
         "classes": source.classes,
         "normalization": source.normalization,
         "architecture_sha256": architecture_file(source.architecture),  # so that all that is made of it depends on it
@@ -218,11 +266,12 @@ def open(folder, checksum=None):
         raise UserError(
             f"{path} is not the source model that the masks were searched for: give its folder, or run again."
         )
-    module = build(about["architecture"], len(about["classes"]))
+    architecture = found_in(folder, about)
+    module = build(architecture, len(about["classes"]))
     problem = load_state(module, state, path)
     if problem:
         raise UserError(problem)
-    return Source(module.eval(), about["classes"], tuple(map(tuple, about["normalization"])), about["architecture"])
+    return Source(module.eval(), about["classes"], tuple(map(tuple, about["normalization"])), architecture)
 
 
 def training_mode(model):
