@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
+import seam
 from seam.data import batches as module
 from seam.data.batches import batches, crop, resized_crop
+from seam.data.decoding import read_image, stored
 from seam.data.storage import Split
 from seam.files import UserError
 
@@ -77,6 +79,7 @@ def test_a_single_image_that_is_left_joins_the_batch_before(kind, request):
     assert sorted(torch.cat(found).tolist()) == list(range(17))
     assert [len(labels) for _, labels in batches(images, ALL[:17], ALL[:17], 8, **common)] == [8, 8, 1]
     assert [len(labels) for _, labels in batches(images, ALL[:1], ALL[:1], 8, shuffle=True, **common)] == [1]
+    assert [len(labels) for _, labels in batches(images, ALL[:3], ALL[:3], 1, shuffle=True, **common)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("augmentation", [(), ("crop",), ("flip",), ("crop", "flip"), ("resized-crop", "flip")])
@@ -219,6 +222,17 @@ def test_files_give_the_same_batches_with_any_number_of_workers(files, augmentat
     alone, together = epoch(files, workers=0, **options), epoch(files, workers=2, **options)
     assert torch.equal(alone[0], together[0]) and torch.equal(alone[1], together[1])
     assert not torch.equal(epoch(files, workers=0, seed=1, **options)[0], alone[0])
+
+
+@pytest.mark.parametrize("size", [16, 128])
+def test_an_image_alone_is_prepared_as_those_of_a_data_set(size, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (150, 180, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    found = seam.image(tmp_path / "photo.png", size, (MEAN, STD))
+    margin = (stored(size) - size) // 2
+    assert margin == (9 if size == 128 else 0)
+    square = read_image(tmp_path / "photo.png", stored(size))[margin : margin + size, margin : margin + size]
+    torch.testing.assert_close(found, normalized(square[None]))
 
 
 def test_a_flipped_file_is_mirrored(split, files):

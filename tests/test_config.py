@@ -666,9 +666,11 @@ def test_folder_names(name, folder):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("search: {epochs: 3}\nseed: 1\nsearch: {alpha: 2.0}\n", "has search twice (line 3)"),
-        ("direct_reuse:\n- {model: a}\n- model: b\n  model: c\n", "has direct_reuse[1].model twice (line 4)"),
+        ("search: {epochs: 3}\nseed: 1\nsearch: {alpha: 2.0}\n", "has search twice (lines 1 and 3)"),
+        ("direct_reuse:\n- {model: a}\n- model: b\n  model: c\n", "has direct_reuse[1].model twice (lines 3 and 4)"),
         ("search: {epochs: 3}\ntransfer: {search: {epochs: 3}}\n", None),
+        ("a: &a {x: 1}\nb: &b {y: 1}\nc: {<<: *a, <<: *b}\n", None),
+        ('{\n\t"seed": 1\n}\n', None),  # JSON, which is not always YAML
         ("", None),
     ],
 )

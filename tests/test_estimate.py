@@ -95,10 +95,10 @@ def test_the_images_of_a_problem_are_those_that_a_search_has(colours, dataset_fo
         task = make(images, members[0] if kind == "binary" else members, 0)
         expected = {"train": len(task.train), "test": len(task.test)}
         assert world.problem("colours", kind, members) == expected
-    # More of the target than of all others: these are all there are.
+    # More of the target than of all others: as many of each as the others have.
     write_json(tmp_path / "colours/dataset.json", {"counts": dict.fromkeys(("train", "test"), {"red": 30, "blue": 10})})
     two = World({}, {"colours": {"kind": "imagefolder", "root": str(colours), "classes": ["red", "blue"]}}, tmp_path)
-    assert two.problem("colours", "binary", ["red"]) == {"train": 40, "test": 40}
+    assert two.problem("colours", "binary", ["red"]) == {"train": 20, "test": 20}
 
 
 # ---------------------------------------------------------------------- what a job has to do

@@ -78,6 +78,21 @@ def test_weights_that_the_outputs_do_not_depend_on_get_no_mask(network, images, 
     assert Masks(network, names).count == Masks(build("resnet20", 10)).count
 
 
+def test_unused_layers_that_share_a_weight_get_no_mask_by_either_name(network, images):
+    network = WithAuxiliary(network)
+    network.second = nn.Linear(64, 10)
+    network.second.weight = network.auxiliary.weight
+    names = unused(network, images)
+    assert not any(name.startswith(("auxiliary", "second")) for name in maskable(network, names))
+
+
+@pytest.mark.parametrize("make", [lambda network: torch.relu, lambda network: torch.no_grad()(network.forward)])
+def test_outputs_that_depend_on_no_weight_are_refused(network, images, make):
+    network.forward = make(network)
+    with pytest.raises(UserError, match="outputs depend on no weight"):
+        unused(network, images)
+
+
 @pytest.mark.parametrize(
     "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
 )

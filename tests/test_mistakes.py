@@ -739,7 +739,7 @@ def test_mistakes_that_are_seen_before_anything_begins(run, tmp_path):
     twice = tmp_path / "twice.yaml"
     twice.write_text(yaml.safe_dump(config) + "search: {alpha: 2.0}\n")
     status, said = snakemake(folder, "-n", "--configfile", twice, check=False)
-    assert status != 0 and "Traceback" not in said and "twice.yaml has search twice (line " in said
+    assert status != 0 and "Traceback" not in said and "twice.yaml has search twice (lines " in said
     status, said = snakemake(folder, "-n", "--", "results/datasets/colors/dataset.json", config=config, check=False)
     assert status != 0 and "KeyError" not in said
     assert "colors is no data set of the config: did you mean colours?" in said

@@ -157,6 +157,7 @@ def test_a_project_or_its_results_can_be_moved(tmp_path, monkeypatch):
     models.save(project / weights, source)
     shutil.copytree(project / "results", tmp_path / "elsewhere")
     assert torch.equal(models.open(tmp_path / "elsewhere/models/mine").module.weight, source.module.weight)
+    (tmp_path / "mine.py").write_text("what lies nearby but is another file")
     moved = project.rename(tmp_path / "moved")
     found = models.open((moved / weights).parent)
     assert torch.equal(found.module.weight, source.module.weight)

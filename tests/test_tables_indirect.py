@@ -369,7 +369,7 @@ def test_published_values_beside_other_source_models_are_called_a_rough_guide(no
     table = table.assign(published_accuracy=0.5, published_defect_inheritance_rate=0.5, weights_origin=origin)
     words = " ".join(summarise.render(stored(summarise.summary(*nothing, table, read_table(PUBLISHED)))).split())
     assert "Published: the same students, on data sets of the same names" in words
-    assert ("take them as a rough guide" in words) is rough
+    assert ("take it as a rough guide" in words) is rough
 
 
 def test_students_whose_epoch_was_chosen_on_the_test_images_are_said(nothing):

@@ -24,7 +24,7 @@ from seam.files import UserError, write_json
 from seam.models import weights_origin
 
 try:
-    for file in workflow.overwrite_configfiles:
+    for file in workflow.configfiles:
         plan.require_unique_keys(file)
     config = plan.validated(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.problems(config)

@@ -217,11 +217,10 @@ def indirect_notes(reduction, rates, asked):
         "DIR, the defect inheritance rate: of the test images that a student gets right, the share that it gets "
         "wrong once they are perturbed against the source model."
     )
-    published = "Published: the same students, on data sets of the same names"
-    if all(rate.problems_as_published == rate.problems for rate in rates):
-        yield f"{published}, of the paper's source models."
-    elif any(not pd.isna(rate.published) for rate in rates):
-        yield f"{published}. The source models here are other ones than the paper's, so take them as a rough guide."
+    if any(not pd.isna(rate.published) for rate in rates):
+        others = any(rate.problems_as_published < rate.problems for rate in rates)
+        rough = " Not all source models here are the paper's: of the others take it as a rough guide." if others else ""
+        yield f"Published: the same students, on data sets of the same names.{rough}"
     yield from flattering(most, max(rate.problems_selected_on_test for rate in rates))
     for rate, problems in zip(rates, asked, strict=True):
         if rate.problems < problems:

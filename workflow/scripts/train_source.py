@@ -17,7 +17,7 @@ def train_source(weights, history, model, dataset, settings, device, checkpoint)
     from seam.data.batches import batches as batches_of
     from seam.device import derive_seed, describe, select
     from seam.files import sha256, write_csv
-    from seam.masking import maskable
+    from seam.masking import unused
     from seam.train import Settings, train
 
     images, device, training = data.open(dataset), select(device), Settings(**settings["training"])
@@ -28,7 +28,8 @@ def train_source(weights, history, model, dataset, settings, device, checkpoint)
     module = models.build(settings["architecture"], len(images.classes))
     module = module.to(device, memory_format=torch.channels_last)
     models.require_classifier(module, len(images.classes), images.size, f"The model {model}")
-    maskable(module)  # before a training that is of no use
+    # Before a training that would be of no use.
+    unused(module, torch.zeros(2, 3, *images.size, device=device))
 
     def batches(split, **options):
         everything = np.arange(len(split))

@@ -12,6 +12,7 @@ runs each time that the Snakefile is read.
 """
 
 import ast
+import contextlib
 import copy
 import difflib
 import functools
@@ -57,7 +58,7 @@ class Student:
     model: str  # the source model
     dataset: str  # what it is fine-tuned on
     student: str  # standard, retrain, seam, magnitude or random
-    threshold: float | None  # the share of weights removed; None for standard and retrain
+    threshold: float | None  # the share of weights to remove; None for standard and retrain
     thresholds: tuple  # all of this model and data set, ascending: one search stores its masks at each
     transfer: dict  # how it is made, a dictionary for each step, sorted by name
     attack: dict  # sorted by name; the same for all students of a model and data set
@@ -94,19 +95,23 @@ def require_unique_keys(path):
     """Raises UserError where the YAML file has a key twice: of two YAML keeps the last, and says nothing."""
 
     def look(node, where):
-        seen = set()
-        for number, entry in enumerate(node.value if isinstance(node, yaml.CollectionNode) else []):
-            key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
-            inner = [*where, number if key is None else key.value]
-            if key is not None and key.value in seen:
-                line = key.start_mark.line + 1
-                raise UserError(f"{path} has {dotted(inner)} twice (line {line}), and only the last counts: join them.")
-            seen.add(key and key.value)
-            look(value, inner)
+        if isinstance(node, yaml.SequenceNode):
+            for number, entry in enumerate(node.value):
+                look(entry, [*where, number])
+        elif isinstance(node, yaml.MappingNode):
+            seen = {}
+            for key, value in node.value:
+                name = str(key.value)
+                if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise UserError(
+                        f"{path} has {dotted([*where, name])} twice (lines {seen[name]} and {key.start_mark.line + 1}), and "
+                        "only the last counts: join them."
+                    )
+                seen[name] = key.start_mark.line + 1
+                look(value, [*where, name])
 
-    with open(path, encoding="utf-8") as file:
-        if (root := yaml.compose(file, Loader=yaml.SafeLoader)) is not None:
-            look(root, [])
+    with contextlib.suppress(yaml.YAMLError), open(path, encoding="utf-8") as file:  # Snakemake reads JSON, too
+        look(yaml.compose(file, Loader=yaml.SafeLoader), [])
 
 
 def problems(config):
@@ -318,7 +323,7 @@ def _wrong_type(key, value, rules):
         return f"{problem}: write {number} in a config file ({why})."
     if number:
         return f"{problem}: write {number}."
-    if value == "all" and {"array", "null"} <= set(kinds):
+    if value == "all" and key.endswith((".classes", ".compare_at")):
         return f"{problem}: leave it out for all."
     if isinstance(value, (int, float)) and "string" in kinds and "array" not in kinds:
         return f"{problem}: put quotes around it."

@@ -108,7 +108,7 @@ class World:
         found = {}
         for part, counts in self.counts(dataset).items():
             own = sum(counts[name] for name in members)
-            found[part] = own + min(own, sum(counts.values()) - own) if kind == "binary" else own
+            found[part] = 2 * min(own, sum(counts.values()) - own) if kind == "binary" else own
         return found
 
     def size(self, dataset):

@@ -31,14 +31,14 @@ def maskable(module, exclude=()):
             continue
         if not isinstance(child, nn.MultiheadAttention) and child._parameters.get("weight") is None:
             raise UserError(
-                f"The weight of layer {layer} is computed from others (as by weight_norm) and cannot be masked: let "
-                "torch.nn.utils.parametrize.remove_parametrizations make it a plain one, and save the model again."
+                f"The weight of layer {layer} is computed from others and cannot be masked: let the architecture have a "
+                "plain one, without weight_norm, spectral_norm or pruning."
             )
         for name, parameter in child.named_parameters(recurse=False):
             full = f"{layer}.{name}" if layer else name
             if id(parameter) not in seen and full not in exclude:
-                seen.add(id(parameter))
                 found[full] = parameter
+            seen.add(id(parameter))
     return found
 
 
@@ -46,6 +46,7 @@ def unused(module, images, exclude=()):
     """Names of the maskable parameters on which the outputs for `images` [B, 3, H, W] do not depend.
 
     Such as those of a head that only training needs: masked, they would count as weights that were found irrelevant.
+    Raises UserError where there is no maskable parameter on which they depend.
     """
     parameters = maskable(module, exclude)
     before = {name: p.requires_grad for name, p in parameters.items()}
@@ -54,12 +55,19 @@ def unused(module, images, exclude=()):
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     with torch.enable_grad():
-        found = torch.autograd.grad(module(images).sum(), list(parameters.values()), allow_unused=True)
+        total, wanted = module(images).sum(), list(parameters.values())
+        depends = parameters and total.grad_fn is not None
+        found = torch.autograd.grad(total, wanted, allow_unused=True) if depends else [None] * len(wanted)
     for name, parameter in parameters.items():
         parameter.requires_grad_(before[name])
     for child, training in mode.items():
         child.training = training
     names = {name for name, gradient in zip(parameters, found, strict=True) if gradient is None}
+    if len(names) == len(parameters):
+        raise UserError(
+            "The model's outputs depend on no weight of a convolution or linear layer that could be masked: correct its "
+            "architecture (a forward pass without gradients, say)."
+        )
     if names:
         log.warning(
             "no masks for %s (parameters: %d, numbers: %d): the model's outputs do not depend on them",

@@ -69,8 +69,8 @@ def compute_with(threads):
 def keep_memory():
     """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it).
 
-    Large blocks go back to the system all the same: kept, they leave so many gaps that VGG16's search takes 1.5 to 1.65
-    of the memory it needs, instead of 1.4 to 1.45; without, its step takes 0.95 of the time.
+    Large blocks go back to the system all the same. Kept, they would leave so many gaps that VGG16's search took 1.5 to
+    1.65 of the memory that it needs, not 1.4 to 1.45; its steps would take 0.95 of the time.
     """
     global _keeps
     _keeps = True

@@ -240,7 +240,7 @@ def train_student(
         folder / "student.safetensors",
         module.state_dict(),
         {
-            **models.place_of(job.source.architecture, folder),
+            **models.described(job.source.architecture),
             "source_classes": len(job.source.classes),
             "last_layer": job.last,
             "classes": job.classes,
@@ -285,7 +285,7 @@ def load(folder):
     state, about = load_tensors(path)
     if "source_classes" not in about:
         raise UserError(f"{path} was not written by this workflow: delete it, and it is made again.")
-    module = models.build(models.found_in(folder, about), about["source_classes"])
+    module = models.build(models.found(folder, about), about["source_classes"])
     models.with_last_layer(module, about["last_layer"], len(about["classes"]))
     if problem := models.load_state(module, state, path):
         raise UserError(problem)

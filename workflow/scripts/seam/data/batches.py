@@ -79,7 +79,7 @@ class _Batches:
         """The slices of an epoch's order that are its batches."""
         count = len(self.indices)
         starts = list(range(0, count, self.batch_size))
-        if self.shuffle and len(starts) > 1 and starts[-1] == count - 1:
+        if self.shuffle and len(starts) > 1 and starts[-1] == count - 1 and self.batch_size > 1:
             starts.pop()
         return [slice(start, end) for start, end in itertools.pairwise([*starts, count])]
 

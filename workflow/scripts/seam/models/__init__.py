@@ -5,7 +5,6 @@ An architecture is a registered name (`resnet20`, `vgg16_bn`), `torchvision:NAME
 """
 
 import importlib.util
-import os
 import pickle
 import re
 import sys
@@ -150,33 +149,35 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
     raise UserError(problem)
 
 
-def place_of(architecture, folder):
-    """How a file in `folder` names the architecture: {"architecture", "architecture_path"}.
-
-    One's own file by its absolute path and by its path from the folder: a project can be moved, and so can its results.
-    """
-    path, _, factory = architecture.rpartition(":")
-    if not path.endswith(".py"):
-        return {"architecture": architecture, "architecture_path": None}
-    path = Path(path).resolve()
-    return {
-        "architecture": f"{path}:{factory}",
-        "architecture_path": os.path.relpath(path, Path(folder).resolve()),
-    }
-
-
-def found_in(folder, about):
-    """The architecture, from what `place_of` gave."""
-    beside = Path(folder).resolve() / (about.get("architecture_path") or ".")
-    if beside.is_file():
-        return f"{os.path.normpath(beside)}:{about['architecture'].rpartition(':')[2]}"
-    return about["architecture"]
-
-
 def architecture_file(architecture):
     """The SHA-256 of the file of an architecture of one's own, which can change what a model computes; else None."""
     path = architecture.rpartition(":")[0]
     return sha256(path) if path.endswith(".py") else None
+
+
+def described(architecture):
+    """What a file keeps of the architecture: of one's own file the absolute path, and the digest, so that all that is
+    made of the model depends on it."""
+    path, _, factory = architecture.rpartition(":")
+    name = f"{Path(path).resolve()}:{factory}" if path.endswith(".py") else architecture
+    return {"architecture": name, "architecture_sha256": architecture_file(architecture)}
+
+
+def found(folder, about):
+    """The architecture, from what `described` gave, kept in `folder`.
+
+    One's own file that is no longer where it was is looked for above the folder, in the places that its path allows and
+    by its digest: a project can be moved.
+    """
+    path, _, factory = about["architecture"].rpartition(":")
+    if path.endswith(".py") and not Path(path).is_file():
+        parts = Path(path).parts
+        for above in Path(folder).resolve().parents:
+            for number in range(1, len(parts)):
+                place = above.joinpath(*parts[-number:])
+                if place.is_file() and sha256(place) == about.get("architecture_sha256"):
+                    return f"{place}:{factory}"
+    return about["architecture"]
 
 
 def read_state(path):
@@ -245,10 +246,9 @@ def load_state(module, state, origin):
 
 def save(path, source):
     metadata = {
-        **place_of(source.architecture, Path(path).parent),
+        **described(source.architecture),
         "classes": source.classes,
         "normalization": source.normalization,
-        "architecture_sha256": architecture_file(source.architecture),  # so that all that is made of it depends on it
     }
     save_tensors(path, source.module.state_dict(), metadata)
 
@@ -266,7 +266,7 @@ def open(folder, checksum=None):
         raise UserError(
             f"{path} is not the source model that the masks were searched for: give its folder, or run again."
         )
-    architecture = found_in(folder, about)
+    architecture = found(folder, about)
     module = build(architecture, len(about["classes"]))
     problem = load_state(module, state, path)
     if problem:
