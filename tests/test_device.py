@@ -39,6 +39,10 @@ def settings(monkeypatch):
     before = device._products("ieee")
     yield
     device._products(*before)
+    if device._lock is not None:  # another process of the tests waits for the GPU
+        device._lock.release()
+        device._lock = None
+        os.environ.pop(device.TAKEN, None)
 
 
 # ---------------------------------------------------------------------- which device
@@ -59,6 +63,12 @@ def test_auto_takes_a_gpu_where_there_is_one(pretended, monkeypatch, there, expe
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
     assert device.select("auto/bfloat16").type == expected
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(pretended, caplog):
+    pretended("old")
+    assert device.describe(device.select("cuda/bfloat16")) == {"device": "cuda", "precision": "float32"}
+    assert "this GPU does not compute in bfloat16" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])
@@ -86,6 +96,7 @@ def pretended(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=names[index]))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a pretended GPU")
         monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: "old" not in names)
 
     return make
 
@@ -405,9 +416,10 @@ def test_a_job_on_a_gpu_finds_what_one_on_the_cpu_does(tmp_path, model_folder, d
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs here")
-def test_two_jobs_have_two_gpus():
+def test_two_jobs_have_two_gpus(tmp_path):
     code = "from seam import device; print(device.select('cuda').index, flush=True); input()"
     environment = {name: value for name, value in os.environ.items() if name != device.TAKEN}
+    environment["TMPDIR"] = str(tmp_path)  # where the locks are: other processes of the tests may hold a GPU
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     jobs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", **options) for _ in range(2)]
     found = {job.stdout.readline().strip() for job in jobs}

@@ -148,6 +148,8 @@ class Run:
     def count(self, logits, labels, loss):
         """Note that a step on a batch is done."""
         right = (logits.detach().argmax(1) == labels).sum()
+        if isinstance(self.totals, torch.Tensor):  # those of a checkpoint lie on the CPU
+            self.totals = self.totals.to(loss.device)
         self.totals = self.totals + torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(
             labels
         )
@@ -236,14 +238,12 @@ class Run:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() and state["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["random"]["cuda"])
         if self.generator is not None:
             self.generator.set_state(state["generator"])
         for name, value in state["place"].items():
             setattr(self, name, value)
-        if isinstance(self.totals, torch.Tensor):
-            self.totals = self.totals.to(getattr(self.batches, "device", "cpu"))
 
 
 PLACE = ("epoch", "batch", "totals", "drawn", "history", "best", "selected_epoch", "extra")

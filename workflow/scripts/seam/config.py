@@ -103,9 +103,9 @@ def require_unique_keys(path):
             for key, value in node.value:
                 name = str(key.value)
                 if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                    key_twice, lines = dotted([*where, name]), f"{seen[name]} and {key.start_mark.line + 1}"
                     raise UserError(
-                        f"{path} has {dotted([*where, name])} twice (lines {seen[name]} and {key.start_mark.line + 1}), and "
-                        "only the last counts: join them."
+                        f"{path} has {key_twice} twice (lines {lines}), and only the last counts: join them."
                     )
                 seen[name] = key.start_mark.line + 1
                 look(value, [*where, name])

@@ -26,7 +26,7 @@ def select(wanted="auto"):
 
     A CUDA GPU is this process's alone, and that of the processes it starts: of several the first that no other job
     has; where none is free it waits. Its precision is `bfloat16` (unless said otherwise), `tf32` or `float32`;
-    elsewhere all is in float32. Raises UserError where the device is not there.
+    elsewhere, and where a GPU has no bfloat16, all is in float32. Raises UserError where the device is not there.
 
     >>> select("cpu/bfloat16"), describe(select("cpu/bfloat16"))
     (device(type='cpu'), {'device': 'cpu', 'precision': 'float32'})
@@ -43,10 +43,13 @@ def select(wanted="auto"):
     if name != "cuda":
         _precision = "float32"
         return torch.device(name)
-    _precision = precision or "bfloat16"
-    _products("tf32" if _precision == "tf32" else "ieee")
     index = _free_gpu()
     torch.cuda.set_device(index)
+    _precision = precision or "bfloat16"
+    if _precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        log.warning("this GPU does not compute in bfloat16: float32 is taken")
+        _precision = "float32"
+    _products("tf32" if _precision == "tf32" else "ieee")
     log.info("runs on %s, GPU %d, in %s", torch.cuda.get_device_name(index), index, _precision)
     return torch.device(name, index)
 

@@ -31,8 +31,8 @@ def maskable(module, exclude=()):
             continue
         if not isinstance(child, nn.MultiheadAttention) and child._parameters.get("weight") is None:
             raise UserError(
-                f"The weight of layer {layer} is computed from others and cannot be masked: let the architecture have a "
-                "plain one, without weight_norm, spectral_norm or pruning."
+                f"The weight of layer {layer} is computed from others and cannot be masked: let the architecture have "
+                "a plain one, without weight_norm, spectral_norm or pruning."
             )
         for name, parameter in child.named_parameters(recurse=False):
             full = f"{layer}.{name}" if layer else name
@@ -65,8 +65,8 @@ def unused(module, images, exclude=()):
     names = {name for name, gradient in zip(parameters, found, strict=True) if gradient is None}
     if len(names) == len(parameters):
         raise UserError(
-            "The model's outputs depend on no weight of a convolution or linear layer that could be masked: correct its "
-            "architecture (a forward pass without gradients, say)."
+            "The model's outputs depend on no weight of a convolution or linear layer that could be masked: correct "
+            "its architecture (a forward pass without gradients, say)."
         )
     if names:
         log.warning(

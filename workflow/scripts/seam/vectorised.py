@@ -23,6 +23,8 @@ from seam.masking import Masks, unused
 from seam.progress import log
 from seam.search import ADVICE, goes_on, judged, phase_of, result_of, row_of, training
 
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+
 
 def search_all(problems, settings):
     """Yield (problem, Result) of each search when it ends; those that fail are left out, with a line in the log.
@@ -131,6 +133,12 @@ class Vectorised(nn.Module):
         return torch.func.functional_call(self.module, parameters, (inputs,))
 
 
+def rounded(layer, inputs, output):
+    """A layer's output on a GPU in the precision of autocast, as alone: vmap adds the bias afterwards, in float32."""
+    lower = output.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return output.to(torch.get_autocast_dtype("cuda")) if lower else output
+
+
 class VectorisedMasks(Masks):
     """Masks of several searches: the weights are those of one, all else has the search as its first dimension."""
 
@@ -165,6 +173,9 @@ class Stack:
     def __init__(self, each, settings, batches, exclude=()):
         self.each, self.settings, self.batches, self.exclude = each, settings, batches, exclude
         source, head = each[0].source.requires_grad_(False), each[0].head
+        for layer in (*source.modules(), head):
+            if isinstance(layer, LAYERS) and rounded not in layer._forward_hooks.values():
+                layer.register_forward_hook(rounded)
         self.masks = VectorisedMasks(source, len(each), exclude)
         self.head = nn.Linear(head.in_features, head.out_features, device=head.weight.device)  # holds those of all
         for name in ("weight", "bias"):

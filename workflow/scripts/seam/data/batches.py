@@ -131,7 +131,8 @@ class ArrayBatches(_Batches):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         size = len(self.indices) * math.prod(self.split.images.shape[1:])
-        self.images = self._read(self.indices) if size <= _room(self.device) else None
+        fits = size <= _room(self.device)
+        self.images = torch.from_numpy(self.split.images[self.indices]).to(self.device) if fits else None
 
     def _images(self, order, rows, parts):
         for part in parts:
