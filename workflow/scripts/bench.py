@@ -794,4 +794,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    keep_memory()  # as the jobs
     main()
