@@ -33,10 +33,8 @@ def test_a_target_of_more_than_half_of_the_images_is_balanced_too(dataset):
     dataset.test.labels = np.array([1] * 3 + [0] * 12)
     dataset.classes = ["most", "few"]
     problem = binary(dataset, "most", seed=0)
-    assert np.bincount(problem.train.labels).tolist() == [12, 12] and np.bincount(problem.test.labels).tolist() == [
-        3,
-        3,
-    ]
+    assert np.bincount(problem.train.labels).tolist() == [12, 12]
+    assert np.bincount(problem.test.labels).tolist() == [3, 3]
     assert (dataset.train.labels[problem.train.indices] == problem.train.labels).all()
     assert len(set(problem.train.indices)) == 24
 

@@ -47,9 +47,8 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
                 f"{folder} has a brace in its path, a wildcard to Snakemake: rename it."
             )
     for folder in (Path.cwd(), Path.cwd() / "results"):
-        if folder.is_symlink() or folder.exists():
-            if not folder.is_dir():
-                raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
         if folder.exists() and not os.access(folder, os.W_OK):
             raise WorkflowError(
                 f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."

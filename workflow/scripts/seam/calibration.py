@@ -20,7 +20,7 @@ from seam.data.batches import batches
 from seam.data.decoding import stored
 from seam.data.storage import Split
 from seam.device import exact, select
-from seam.files import UserError
+from seam.files import UserError, in_one_line
 from seam.progress import log
 
 ENOUGH = 2.0  # seconds for which a step is repeated
@@ -87,7 +87,7 @@ def seconds(step, device):
     except UserError:
         raise
     except Exception as error:  # whatever a user's own architecture raises
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = in_one_line(error)
         raise UserError(
             f"{step.architecture} does not run on {step.size} px images in batches of {step.batch_size} ({said}): "
             "correct it, its data set's size or the batch size."

@@ -17,6 +17,11 @@ class UserError(Exception):
     """Something that the user can mend. Its text is one sentence: what, where, what to do."""
 
 
+def in_one_line(error):
+    """An exception as a sentence can quote it: "ValueError: what it says"."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 @contextlib.contextmanager
 def whole(path):
     """A temporary path beside `path` that takes its place when the block ends without an error.

@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from seam.files import UserError, fetch, load_tensors, save_tensors, sha256
+from seam.files import UserError, fetch, in_one_line, load_tensors, save_tensors, sha256
 
 ARCHITECTURES = ("resnet20", "vgg16_bn")
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")
@@ -78,7 +78,7 @@ def build(architecture, classes):
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's own code raises
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = in_one_line(error)
         raise UserError(f"{path}, the file of architecture {architecture}, fails ({said}): correct it.") from error
     finally:
         sys.path.pop(0)
@@ -103,7 +103,7 @@ def require_classifier(module, outputs, size, what):
         with torch.no_grad():
             found = module.eval()(torch.zeros(2, 3, height, width, device=parameter.device))
     except Exception as error:  # whatever the user's own code raises
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = in_one_line(error)
         raise UserError(
             f"{what} does not run on images of {height} x {width} px ({said}): correct its architecture, or the size "
             "of its data set."
