@@ -64,9 +64,9 @@ def test_parameters_can_be_updated_one_by_one_within_a_step():
         zero_grad = mine.zero_grad
 
         def step(self):
-            for parameter in (one[2].bias, one[0].weight):
-                mine.update(parameter)
-                assert parameter.grad is None
+            for parameters in ([one[2].bias], [one[0].weight, one[0].bias]):
+                mine.update(parameters)
+                assert all(parameter.grad is None for parameter in parameters)
             mine.step()
 
     assert torch.equal(steps(one, Early(), 5), steps(other, reference, 5))

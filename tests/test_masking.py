@@ -179,8 +179,9 @@ class Unused(nn.Module):
         return self.last(self.twice(self.twice(x).relu()).relu())
 
 
+@pytest.mark.parametrize("at_once", [0, 300, 1 << 20])  # bytes of gradients: each alone, some together, all together
 @pytest.mark.parametrize("folded", [False, True])
-def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded):
+def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded, at_once):
     def made():
         torch.manual_seed(0)
         network = Unused().eval().to(memory_format=torch.channels_last)
@@ -191,6 +192,7 @@ def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_th
         return network, masks, Adam([(masks.values.values(), 0.3)], lambda step: 0.9**step)
 
     (one, masks, adam), (other, reference, other_adam) = made(), made()
+    masks.at_once = at_once  # as on a GPU
     images, labels = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
     for _ in range(8):
         with masks.updated(adam, alpha=0.5):
@@ -206,15 +208,35 @@ def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_th
     assert 0 < masks.retention(1) < 1 and (masks.values["idle.weight"] < 1).all()  # by the penalty alone
 
 
+def test_a_pass_that_fails_leaves_nothing_for_the_next(network, images):
+    def updated_once(module, fails):
+        masks = Masks(module)
+        masks.train()
+        masks.at_once = 1 << 30  # all are updated after the pass
+        adam = Adam([(masks.values.values(), 0.1)])
+        if fails:
+            with pytest.raises(RuntimeError, match="captured"), masks.updated(adam, alpha=1.0):
+                (-100 * module(images).sum()).backward()
+                raise RuntimeError("cannot be captured")
+            assert all((value == 1).all() for value in masks.values.values())
+        with masks.updated(adam, alpha=1.0):
+            module(images).sum().backward()
+        return masks.values
+
+    expected = updated_once(copy.deepcopy(network), fails=False)
+    found = updated_once(network, fails=True)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_of_the_gradients_one_is_held_at_a_time(network, images):
     masks, held = Masks(network), []
     masks.train()
 
     class Watch:
-        def update(self, value):
+        def update(self, values):
             everything = [*masks.parameters.values(), *masks.values.values()]
             held.append(sum(tensor.grad is not None for tensor in everything))
-            value.grad = None
+            values[0].grad = None
 
     with masks.updated(Watch(), alpha=1.0):
         network(images).sum().backward()

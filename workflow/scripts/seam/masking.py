@@ -17,6 +17,7 @@ from seam.files import UserError
 from seam.progress import log
 
 MASKED_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+AT_ONCE = 16 << 20  # bytes of gradients that are updated together on a GPU, where each launch of a kernel costs
 
 
 def maskable(module, exclude=()):
@@ -97,18 +98,28 @@ class Masks:
                 weight.sub_(buffers[place])
         self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
         self.count = sum(value.numel() for value in self.values.values())
+        # Updated alone, a parameter's numbers are in the CPU's cache; updated together, few kernels are launched.
+        self.at_once = AT_ONCE if next(iter(self.values.values())).is_cuda else 0
 
     @torch.no_grad()
     def apply(self):
         """Set the module's weights to the source's where the mask is above zero, else to zero."""
-        for name in self.parameters:
-            self._apply(name)
+        self._apply(self.parameters)
 
-    def _apply(self, name):
-        weight = self.parameters[name].data
-        torch.mul(self.weights[name], self.values[name] > 0, out=weight)
-        if name in self.shifts:
-            weight.add_(self.shifts[name])
+    def _apply(self, names):
+        parameters = [self.parameters[name].data for name in names]
+        weights, values = ([tensors[name] for name in names] for tensors in (self.weights, self.values))
+        if self.at_once:
+            kept = torch._foreach_sign(values)
+            torch._foreach_clamp_min_(kept, 0)
+            torch._foreach_mul_(kept, weights)
+            torch._foreach_copy_(parameters, kept)
+        else:
+            for parameter, weight, value in zip(parameters, weights, values, strict=True):
+                torch.mul(weight, value > 0, out=parameter)
+        if shifted := [name for name in names if name in self.shifts]:
+            shifts = [self.shifts[name] for name in shifted]
+            torch._foreach_add_([self.parameters[name].data for name in shifted], shifts)
 
     @torch.no_grad()
     def begin_by_magnitude(self, low=0.25, high=1.75):
@@ -138,41 +149,60 @@ class Masks:
         2013) with the hard tanh of the published code passes the gradient g * w, clipped to [-1, 1];
         the penalty's gradient is the constant alpha / number of masks.
         """
-        for name in self.parameters:
-            self._backward(name, alpha)
+        self._backward(self.parameters, alpha)
 
-    def _backward(self, name, alpha):
-        parameter = self.parameters[name]
+    def _backward(self, names, alpha):
+        gradients, weights = [self._taken(self.parameters[name]) for name in names], [self.weights[n] for n in names]
+        if self.at_once:
+            torch._foreach_mul_(gradients, weights)
+            torch._foreach_clamp_min_(gradients, -1)
+            torch._foreach_clamp_max_(gradients, 1)
+            torch._foreach_add_(gradients, alpha / self.count)
+        else:
+            for gradient, weight in zip(gradients, weights, strict=True):
+                gradient.mul_(weight).clamp_(-1, 1).add_(alpha / self.count)
+        for name, gradient in zip(names, gradients, strict=True):
+            self.values[name].grad = gradient
+
+    def _taken(self, parameter):
         gradient, parameter.grad = parameter.grad, None
-        if gradient is None:  # not used by the forward pass
-            gradient = torch.zeros_like(parameter)
-        gradient.mul_(self.weights[name]).clamp_(-1, 1).add_(alpha / self.count)
-        self.values[name].grad = gradient
+        return torch.zeros_like(parameter) if gradient is None else gradient  # none: not used by the forward pass
 
     @contextlib.contextmanager
     def updated(self, optimizer, alpha):
         """Within this context the backward pass updates the masks: the same as `backward`, a step of `optimizer` and
-        `apply` after it, but each parameter on its own, as soon as its gradient is there, which is then freed.
+        `apply` after it, but each parameter on its own (on a GPU: some at a time), as soon as its gradient is there,
+        which is then freed.
 
         So one gradient is held at a time, not all: VGG16-BN's search takes 0.78 of the memory.
         """
-        waiting = set(self.parameters)
+        waiting, ready = set(self.parameters), []
+        for parameter in self.parameters.values():
+            parameter.grad = None  # of a pass that failed
 
         @torch.no_grad()
-        def update(name, _=None):
-            waiting.remove(name)
-            self._backward(name, alpha)
-            optimizer.update(self.values[name])
-            self._apply(name)
+        def update():
+            self._backward(ready, alpha)
+            optimizer.update([self.values[name] for name in ready])
+            self._apply(ready)
+            ready.clear()
 
-        hooks = [p.register_post_accumulate_grad_hook(partial(update, name)) for name, p in self.parameters.items()]
+        def note(name, _=None):
+            waiting.remove(name)
+            ready.append(name)
+            if sum(self.values[name].nbytes for name in ready) > self.at_once:
+                update()
+
+        hooks = [p.register_post_accumulate_grad_hook(partial(note, name)) for name, p in self.parameters.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
         for name in sorted(waiting):  # what the loss does not depend on
-            update(name)
+            note(name)
+        if ready:
+            update()
 
     def train(self, on=True):
         """Whether the backward pass computes the gradients that the masks need."""

@@ -13,6 +13,7 @@ from seam import evaluate, models
 from seam.adam import Adam
 from seam.checkpoint import Run
 from seam.device import forward
+from seam.graphs import graphed
 from seam.masking import Masks, pack, unpack, unused
 from seam.progress import lasting, log
 
@@ -104,8 +105,11 @@ def training(model, masks, head, settings, batches, losses=None):
     if settings.schedule == "fast":
         masks.begin_by_magnitude()
     parts = {"masks": masks, "head": head, "head_only": head_only, "both": both}
-    masks_and_head = mask_step(model, head, masks, both, settings.alpha, losses)
-    return parts, {"head": head_step(model, head_only, losses), "masks": masks_and_head}
+    steps = {
+        "head": head_step(model, head_only, losses),
+        "masks": mask_step(model, head, masks, both, settings.alpha, losses),
+    }
+    return parts, {phase: graphed(step, parts.values(), head.weight.device) for phase, step in steps.items()}
 
 
 def phase_of(epoch, settings):
@@ -164,8 +168,8 @@ def result_of(run, network):
 
 
 def cosine(steps):
-    """The factor on the rates at each of `steps`, from 1 to 0 (Loshchilov and Hutter, "SGDR", 2017)."""
-    return lambda step: (1 + math.cos(math.pi * min(step / max(steps, 1), 1))) / 2
+    """The factor on the rates at each of `steps`, from 1 to 0 (Loshchilov and Hutter, "SGDR", 2017), on tensors."""
+    return lambda step: (1 + torch.cos(math.pi * (step / max(steps, 1)).clamp(max=1))) / 2
 
 
 def _rank(accuracy, retention, wanted, worth):

@@ -20,6 +20,7 @@ from seam.data import storage
 from seam.data.batches import batches as batches_of
 from seam.device import derive_seed, describe, select
 from seam.files import UserError, load_tensors, read_json, save_tensors, sha256, whole, write_csv, write_json
+from seam.graphs import graphed
 from seam.masking import Masks
 from seam.progress import log
 from seam.search import mask_step
@@ -138,8 +139,8 @@ def search_masks(
     selection = job.selection()
     masks = Masks(student, {job.last} | masking.unused(student, next(iter(selection))[0][:2], {job.last}))
     optimizer = Adam([(masks.values.values(), search["lr_mask"]), (layer.parameters(), search["lr_last"])])
-    step = mask_step(student, layer, masks, optimizer, search["alpha"])
     parts = {"masks": masks, "last": layer, "optimizer": optimizer}
+    step = graphed(mask_step(student, layer, masks, optimizer, search["alpha"]), parts.values(), job.device)
     with Run(job.train(), parts, kept, "lower transfer.search.lr_mask, lr_last or alpha") as run:
         while run.epoch <= search["epochs"] and len(run.extra) < len(thresholds):
             models.training_mode(student)

@@ -146,6 +146,7 @@ class VectorisedMasks(Masks):
         super().__init__(module, exclude)
         self.parameters = {name: repeated(p, searches) for name, p in self.parameters.items()}
         self.values = {name: torch.ones_like(p, dtype=torch.float32) for name, p in self.parameters.items()}
+        self.at_once = 0  # a kernel has enough to do, and the weights have one dimension less than the masks
 
     def kept(self):
         """[T], on the CPU: the number of weights that each keeps."""

@@ -1,0 +1,218 @@
+"""Steps by a CUDA graph, here by what behaves like one on the CPU; the last tests need a GPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam import graphs
+from seam import search as search_module
+from seam.adam import Adam
+from seam.graphs import Graphed, apart, graphed
+from seam.masking import Masks
+from seam.search import Settings, mask_step, search, with_head
+from seam.vectorised import Stack
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+class Pretended:
+    """In place of CUDA's graphs: `captured` runs nothing for good, and a replay computes into the same tensors.
+
+    spoil: what is called with the `Graphed` and the function in place of that; fails: the message with which capturing
+    ends, after the step was done.
+    """
+
+    def __init__(self, monkeypatch, spoil=None, fails=None):
+        self.spoil, self.fails, self.replays, self.all = spoil, fails, 0, []
+        monkeypatch.setattr(graphs, "captured", self.captured)
+        monkeypatch.setattr(graphs, "beside", graphs.contextlib.nullcontext)
+        monkeypatch.setattr(torch.cuda, "Stream", object)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+        monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
+        monkeypatch.setattr(search_module, "graphed", lambda step, parts, device: self.graphed(step, parts))
+
+    def graphed(self, step, parts):
+        self.all.append(Graphed(step, parts))
+        return self.all[-1]
+
+    def captured(self, function, stream):
+        (one,) = (one for one in self.all if one.stream is stream)
+        states, random = copy.deepcopy([dict(part.state_dict()) for part in one.parts]), torch.get_rng_state()
+        found = function()
+        if self.fails:
+            raise RuntimeError(self.fails)
+        for part, state in zip(one.parts, states, strict=True):
+            part.load_state_dict(state)
+        torch.set_rng_state(random)
+
+        def replay():
+            self.replays += 1
+            if self.spoil:
+                self.spoil(one, function)
+            else:
+                for place, value in zip(found, function(), strict=True):
+                    place.copy_(value)
+
+        return found, replay
+
+
+class Small(nn.Sequential):
+    def __init__(self, dropout=0.0):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(dropout), nn.Flatten(), nn.Linear(288, 4))
+
+
+def problem(dropout=0.0):
+    """A model, training batches of which the last is smaller, and those of the selection."""
+    torch.manual_seed(0)
+    model = with_head(Small(dropout), 4, 2)
+    train = [(torch.randn(n, 3, 8, 8), torch.randint(2, (n,))) for n in (16, 16, 16, 16, 16, 9)]
+    return model, train, train[:2]
+
+
+def found(schedule="published", dropout=0.0):
+    model, train, select = problem(dropout)
+    torch.manual_seed(1)
+    settings = Settings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
+    return search(model, train, select, 0.5, settings)
+
+
+def assert_same(one, other):
+    assert [{**row, "seconds": 0} for row in one.history] == [{**row, "seconds": 0} for row in other.history]
+    assert all(torch.equal(one.bits[name], bits) for name, bits in other.bits.items())
+    assert all(torch.equal(one.head[name], value) for name, value in other.head.items())
+
+
+@pytest.mark.parametrize("schedule", ["published", "fast"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    expected = found(schedule, dropout)
+    graph = Pretended(monkeypatch)
+    assert_same(found(schedule, dropout), expected)
+    # Of each phase three steps are to warm up and one is done both ways; the last batch of an epoch is smaller.
+    phases = {"head": 2, "masks": 4} if schedule == "published" else {"head": 1, "masks": 5}
+    assert graph.replays == sum(epochs * 5 - 3 for epochs in phases.values())
+    assert caplog.text.count("steps are launched as a CUDA graph") == 2
+
+
+def does_nothing(one, function):
+    pass
+
+
+def sees_another_batch(one, function):
+    one.batch[0].copy_(one.batch[0].flip(0) * 2)
+    function()
+
+
+def draws_other_numbers(one, function):
+    torch.manual_seed(100)
+    function()
+
+
+@pytest.mark.parametrize("spoil", [does_nothing, sees_another_batch, draws_other_numbers])
+def test_a_graph_that_does_something_else_is_not_used(spoil, monkeypatch, caplog):
+    expected = found(dropout=0.5)
+    graph = Pretended(monkeypatch, spoil)
+    assert_same(found(dropout=0.5), expected)
+    assert graph.replays == 2  # one of each phase
+    assert caplog.text.count("kernel by kernel, as a CUDA graph cannot be: it gives other values for ") == 2
+
+
+def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(monkeypatch, caplog):
+    expected = found()
+    graph = Pretended(monkeypatch, fails="operation not permitted when stream is capturing\nCompile with ...")
+    assert_same(found(), expected)
+    assert graph.replays == 0
+    said = "kernel by kernel, as a CUDA graph cannot be: operation not permitted when stream is capturing"
+    assert [record.getMessage().endswith(said) for record in caplog.records] == [True, True]
+
+
+def test_searches_in_one_pass_go_by_a_graph_too(monkeypatch):
+    def trained():
+        torch.manual_seed(0)
+        model = with_head(Small(), 4, 2)
+        stack = Stack([copy.deepcopy(model) for _ in range(3)], Settings(lr_mask=0.1), 1)
+        stack.masks.train()
+        images = torch.randn(8, 9, 8, 8).contiguous(memory_format=torch.channels_last).unflatten(1, (3, 3))
+        given = []
+        for _ in range(8):
+            logits, loss = stack.steps["masks"](images, torch.randint(2, (8, 3)))
+            given.append((logits.detach().clone(), loss.detach().clone()))
+        return stack, given
+
+    (expected, losses) = trained()
+    graph = Pretended(monkeypatch)
+    stack, by_graph = trained()
+    assert graph.replays == 5
+    assert stack.steps["masks"].batch[0].stride() == (8 * 8 * 9, 3, 1, 8 * 9, 9)  # channels stay last in memory
+    for name, value in expected.masks.values.items():
+        assert torch.equal(stack.masks.values[name], value)
+    assert all(
+        torch.equal(a, b) for one, other in zip(by_graph, losses, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("kind", "switch", "graph"), [("cpu", "1", False), ("cuda", "0", False), ("cuda", "1", True)])
+def test_graphs_are_for_cuda_and_can_be_switched_off(kind, switch, graph, monkeypatch):
+    monkeypatch.setenv("SEAM_CUDA_GRAPHS", switch)
+
+    def step(images, labels):
+        pass
+
+    assert isinstance(graphed(step, [], torch.device(kind)), Graphed) is graph
+
+
+def test_how_far_two_steps_are_apart():
+    before = [{"steps": 3, "value": torch.zeros(100), "still": torch.ones(50)}]
+    one = [{"steps": 4, "value": torch.arange(100.0) + 1, "still": torch.ones(50)}]
+    assert apart(one, one, before) == apart(before, before, before) == 0
+    other = copy.deepcopy(one)
+    other[0]["value"] *= 1.05  # nearer than a tenth
+    assert apart(one, other, before) == 0
+    other[0]["value"][:20] *= 1.1
+    assert apart(one, other, before) == pytest.approx(20 / 101)
+    assert apart(before, one, before) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("schedule", ["published", "fast"])
+@pytest.mark.gpu
+@on_a_gpu
+def test_on_a_gpu_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypatch, caplog):
+    caplog.set_level("INFO")
+
+    def on_gpu():
+        model, train, select = problem(dropout)
+        batches = ([(images.cuda(), labels.cuda()) for images, labels in part] for part in (train, select))
+        torch.manual_seed(1)
+        settings = Settings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
+        return search(model.cuda(), *batches, 0.5, settings)
+
+    by_graph = on_gpu()
+    assert caplog.text.count("steps are launched as a CUDA graph") == 2
+    monkeypatch.setenv("SEAM_CUDA_GRAPHS", "0")
+    for row, other in zip(by_graph.history, on_gpu().history, strict=True):
+        assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
+        assert row["retention"] == pytest.approx(other["retention"], abs=0.01)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_on_a_gpu_a_step_that_waits_for_it_is_not_captured(caplog):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).cuda().requires_grad_(False)
+    head = nn.Linear(2, 2).cuda()
+    masks = Masks(network)
+    adam = Adam([(masks.values.values(), 0.1), (head.parameters(), 0.1)])
+    model = nn.Sequential(network, head)
+    masks.train()
+
+    def waits(logits, labels):
+        return cross_entropy(logits, labels) * float(logits.isfinite().all())
+
+    step = graphed(mask_step(model, head, masks, adam, 1.0, waits), [masks, head, adam], torch.device("cuda"))
+    for _ in range(6):
+        _, loss = step(torch.randn(4, 3, 2, 2).cuda(), torch.tensor([0, 1, 0, 1]).cuda())
+    assert loss.isfinite() and "kernel by kernel, as a CUDA graph cannot be" in caplog.text
