@@ -57,6 +57,27 @@ def test_without_augmentation_the_batches_are_the_normalised_images_in_order(spl
     assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch, _ in found)
 
 
+@pytest.mark.parametrize("augmentation", [(), ("crop", "flip"), ("resized-crop", "flip")])
+@pytest.mark.parametrize("count", [50, 49])  # the last batch is smaller, or has one image more
+def test_batches_made_several_at_once_are_those_made_one_by_one(split, augmentation, count):
+    def made(several, first=0):
+        generator = torch.Generator().manual_seed(0)
+        options = {"normalization": (MEAN, STD), "augmentation": augmentation, "generator": generator, "shuffle": True}
+        loader = batches(split, ALL[:count], split.labels[:count], 8, **options)
+        loader.at_once = several * 12 * 8 * SIZE * SIZE  # as on a GPU
+        return list(loader.starting_at(first))
+
+    expected = made(1)
+    for several, first in ((2, 0), (4, 0), (100, 0), (4, 3)):
+        found = made(several, first)
+        assert len(found) == len(expected) - first
+        for one, other in zip(found, expected[first:], strict=True):
+            exact = "resized-crop" not in augmentation  # whose sums of floats go by the batch
+            torch.testing.assert_close(one[0], other[0], rtol=0, atol=0 if exact else 1e-5)
+            assert torch.equal(one[1], other[1])
+            assert one[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_indices_choose_images_and_labels_are_the_problem_s_own(split):
     indices = np.array([40, 3, 17])
     images, labels = epoch(split, indices, np.array([1, 0, 1]))

@@ -35,6 +35,7 @@ from seam.data.storage import Split
 from seam.device import forward, select
 from seam.files import UserError, write_json, write_text
 from seam.folding import fold
+from seam.graphs import WARM, beside, captured, graphed
 from seam.masking import Masks, maskable, pack
 from seam.progress import keep_memory
 from seam.search import Settings, mask_step, search, with_head
@@ -119,8 +120,9 @@ class Bench:
     """What is searched: a source model with a head, its masks and their optimizer, as `seam.search.search` has them.
 
     step: a step of masks and head on a batch that lies on the device. bare: forward and backward pass of an equal
-    network with the same frozen layers, without masks; on a GPU a CUDA graph of it. folded: whether its batch norm is
-    folded into the convolutions too, as that of what is searched is.
+    network with the same frozen layers, without masks. On a GPU both are CUDA graphs, and step_eager and bare_eager are
+    launched kernel by kernel. folded: whether the bare pass has its batch norm folded into the convolutions too, as
+    that of what is searched is.
     """
 
     def __init__(self, architecture, device, memory_format=torch.channels_last, folded=False):
@@ -139,13 +141,21 @@ class Bench:
         self.masks.train()
         groups = (self.masks.values.values(), 1e-4), (self.model.head.parameters(), 0.1)
         self.optimizer = Adam(groups)
-        self.search_step = mask_step(self.model, self.model.head, self.masks, self.optimizer, alpha=1.0)
+        self.step_on_eager = mask_step(self.model, self.model.head, self.masks, self.optimizer, alpha=1.0)
+        self.step_on = graphed(self.step_on_eager, [self.masks, self.model.head, self.optimizer], device)
         models.training_mode(self.model)
         models.training_mode(self.twin)
-        self.bare = graphed(self.bare_eager, device) if device.type == "cuda" else self.bare_eager
+        self.bare = self.bare_eager
+        if device.type == "cuda":
+            self.bare = as_graph(self.bare_eager)
+            for _ in range(WARM + 1):
+                self.step()
 
     def step(self):
-        return self.search_step(self.images, self.labels)
+        return self.step_on(self.images, self.labels)
+
+    def step_eager(self):
+        return self.step_on_eager(self.images, self.labels)
 
     def bare_eager(self):
         self.twin.zero_grad()
@@ -165,18 +175,13 @@ class Bench:
         return self.loader(count, augmentation=("crop", "flip"), generator=generator, shuffle=True)
 
 
-def graphed(function, device):
-    """The function as a CUDA graph, which is launched at once: without what its many small kernels cost the host."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+def as_graph(function):
+    """The function as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with beside(stream):
+        for _ in range(WARM):
             function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    return captured(function, stream)[1]
 
 
 def thread_numbers(device):
@@ -209,16 +214,18 @@ def step(options):
                 bench = Bench(architecture, options.device)
                 folded = Bench(architecture, options.device, folded=True)
                 functions = {"step": bench.step, "bare": bench.bare, "bare, folded": folded.bare}
-                if bench.bare != bench.bare_eager:
-                    functions["bare, not graphed"] = bench.bare_eager
+                if options.device.type == "cuda":
+                    functions |= {"step, no graph": bench.step_eager, "bare, no graph": bench.bare_eager}
                 times = in_turn(functions, options.device, options.repeats)
             of, goal = on(architecture, number, options.device), STEP_GOALS.get(architecture)
             yield row("step", "a step / the bare pass", of, ratios(times, "step", "bare"), goal, **medians(times))
             what = "a step / the bare pass with batch norm folded, as in the step"
             yield row("step", what, of, ratios(times, "step", "bare, folded"), goal, **medians(times))
             if options.device.type == "cuda":
-                what = "a step / the bare pass, not graphed"
-                yield row("step", what, of, ratios(times, "step", "bare, not graphed"), **medians(times))
+                eager = ratios(times, "step, no graph", "bare, no graph")
+                yield row("step", "a step / the bare pass, neither as a graph", of, eager, **medians(times))
+                gain = ratios(times, "step", "step, no graph")
+                yield row("step", "a step / the same without a graph", of, gain, 1.0, **medians(times))
                 yield row("step", "synchronisations in a step", of, [synchronisations(bench.step)], 0)
 
 
@@ -393,11 +400,12 @@ def inputs(options):
 
 
 def epoch(options):
-    """Evaluation and checkpoints as a share of an epoch, extrapolated from a few batches of each."""
+    """Evaluation and checkpoints as a share of an epoch; on a CPU extrapolated from a few batches of each."""
+    images = (2 * BATCH, 2 * BATCH) if options.device.type == "cpu" else (TRAIN, HOLDOUT)
     for architecture in options.architectures:
         with threads(1), tempfile.TemporaryDirectory() as folder:
             bench = Bench(architecture, options.device)
-            train, select = bench.training_loader(2 * BATCH), bench.loader(2 * BATCH)
+            train, select = bench.training_loader(images[0]), bench.loader(images[1])
             head_only = Adam([(bench.model.head.parameters(), 0.1)])
             parts = {"masks": bench.masks, "head": bench.model.head, "head_only": head_only, "both": bench.optimizer}
             with Run(train, parts, Checkpoint(Path(folder) / "checkpoint.pt", {})) as run:
@@ -412,12 +420,12 @@ def epoch(options):
                     run.end_epoch({}, best, save=True)  # as after an epoch of usual length
 
                 functions = {
-                    "training": lambda run=run, bench=bench: run.one_epoch(bench.search_step),
+                    "training": lambda run=run, bench=bench: run.one_epoch(bench.step_on),
                     "evaluation": evaluation,
                     "checkpoint": end,
                 }
                 times = in_turn(functions, options.device, options.repeats)
-        scale = {"training": TRAIN / BATCH / len(train), "evaluation": HOLDOUT / BATCH / len(select), "checkpoint": 1}
+        scale = {"training": TRAIN / images[0], "evaluation": HOLDOUT / images[1], "checkpoint": 1}
         times = {name: [scale[name] * value for value in values] for name, values in times.items()}
         of, more = on(architecture, 1, options.device), medians(times)
         share = [
@@ -479,6 +487,9 @@ def vectorised(options):
         }
         try:
             with threads(1):
+                if options.device.type == "cuda":
+                    for _ in range(WARM + 1):
+                        functions["in one pass"]()
                 times = in_turn(functions, options.device, options.repeats)
         except RuntimeError as error:
             print(f"  {architecture} left out: {str(error).partition('. ')[0]}", file=sys.stderr)

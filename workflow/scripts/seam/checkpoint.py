@@ -102,7 +102,7 @@ class Run:
     def __init__(self, batches, parts, checkpoint=None, advice="lower the learning rate"):
         self.batches, self.parts, self.checkpoint, self.advice = batches, parts, checkpoint, advice
         self.generator = getattr(batches, "generator", None)
-        self.epoch, self.batch, self.totals, self.drawn = 1, 0, 0, None
+        self.epoch, self.batch, self.totals, self.drawn = 1, 0, torch.zeros(3), None
         self.history, self.best, self.selected_epoch, self.extra = [], None, 0, {}
         self.seconds = 0.0  # of this epoch, before this process took it up
         self.signal, self.handlers = None, {}
@@ -130,30 +130,21 @@ class Run:
         loss is not finite.
         """
         for images, labels in self.rest_of_epoch():
-            logits, loss = step(images, labels)
-            self.count(logits, labels, loss)
+            found = counted(*step(images, labels), labels)
+            self.totals = self.totals.to(found.device) + found
+            self.batch += 1
             self.check(due=self.is_due())
         return self.sums()
 
     def rest_of_epoch(self):
         """The epoch's batches, from where it stands."""
         if self.batch == 0:
-            self.totals, self.drawn = 0, self.generator and self.generator.get_state()
+            self.totals, self.drawn = torch.zeros(3), self.generator and self.generator.get_state()
         elif self.generator is not None:
             self.generator.set_state(self.drawn)
         if self.batch and hasattr(self.batches, "starting_at"):
             return self.batches.starting_at(self.batch)
         return itertools.islice(iter(self.batches), self.batch, None)
-
-    def count(self, logits, labels, loss):
-        """Note that a step on a batch is done."""
-        right = (logits.detach().argmax(1) == labels).sum()
-        if isinstance(self.totals, torch.Tensor):  # those of a checkpoint lie on the CPU
-            self.totals = self.totals.to(loss.device)
-        self.totals = self.totals + torch.stack([torch.ones_like(loss), right / len(labels), loss.detach()]) * len(
-            labels
-        )
-        self.batch += 1
 
     def sums(self):
         """(images, right, loss) of the epoch so far. Raises UserError where the loss is not finite."""
@@ -175,7 +166,7 @@ class Run:
         if best is not None:
             self.best, self.selected_epoch = best, self.epoch
         self.extra |= extra
-        self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, 0, 0.0
+        self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, torch.zeros(3), 0.0
         self.start = time.perf_counter()
         if self.is_worth_saving() if save is None else save:
             self.save()
@@ -185,7 +176,7 @@ class Run:
         return self.seconds + time.perf_counter() - self.start
 
     def _require_finite(self):
-        loss = self.totals[2].item() if self.batch else 0.0
+        loss = self.totals[2].item()
         if not math.isfinite(loss):
             kept = ""
             if self.checkpoint and self.checkpoint.path.exists():
@@ -244,6 +235,15 @@ class Run:
             self.generator.set_state(state["generator"])
         for name, value in state["place"].items():
             setattr(self, name, value)
+
+
+def counted(logits, loss, labels):
+    """(images, right, loss) [3]: sums over the images of a batch.
+
+    logits: [B, n]; loss: [], the mean; labels: [B]. Of several searches: [B, T, n], [T], [B, T] and [T, 3].
+    """
+    images, right = torch.full_like(loss, len(labels)), (logits.detach().argmax(-1) == labels).sum(0)
+    return torch.stack([images, right, loss.detach() * len(labels)], -1)
 
 
 PLACE = ("epoch", "batch", "totals", "drawn", "history", "best", "selected_epoch", "extra")

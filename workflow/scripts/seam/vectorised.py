@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 from seam import evaluate, models
-from seam.checkpoint import Run
+from seam.checkpoint import Run, counted
 from seam.files import UserError
 from seam.masking import Masks, unused
 from seam.progress import log
@@ -62,11 +62,15 @@ def _one_epoch(stack, searches, settings, runs):
     models.training_mode(stack.model)
     stack.masks.train(phase == "masks")
     step, own = stack.steps[phase], [run for _, run in searches]
-    for batches in zip(*(run.rest_of_epoch() for run in own), strict=True):
+    epochs = [run.rest_of_epoch() for run in own]
+    totals = torch.stack([run.totals for run in own]).to(stack.head.weight.device)
+    for number, run in enumerate(own):
+        run.totals = totals[number]  # what is added to all is added to each
+    for batches in zip(*epochs, strict=True):
         images, labels = together(batches)
-        logits, loss = step(images, labels)
-        for number, run in enumerate(own):
-            run.count(logits[:, number], labels[:, number], loss[number])
+        totals += counted(*step(images, labels), labels)
+        for run in own:
+            run.batch += 1
         _answer(own, runs)
     kept, trained = stack.masks.kept(), []
     for number, (problem, run) in enumerate(searches):

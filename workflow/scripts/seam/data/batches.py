@@ -16,6 +16,8 @@ from seam.data.decoding import cores, read_image, stored
 from seam.files import UserError
 
 RESIDENT = 4 << 30  # bytes of images that are kept on the device; what is more is read batch by batch
+AT_ONCE = 4 << 20  # bytes of batches that a GPU makes at once, where each launch of a kernel costs
+UNSHUFFLED = 256  # images of a batch that is not for training, at least, on a GPU: it would be idle with fewer
 
 
 def batches(
@@ -34,6 +36,7 @@ def batches(
     """Batches of the images `indices` of a split, each epoch anew: an iterable with a length.
 
     indices: integers [N] into the split; labels: their labels in the problem at hand [N];
+    batch_size: in the order of the indices, without `shuffle`, it is 256 at least on a GPU;
     normalization: (mean, std), each of 3 values for images in 0..1;
     augmentation: any of "crop" (zero padding of an eighth of the size, then a random crop), "flip",
     "resized-crop" (a random part of 8 to 100 % of the stored image, resized);
@@ -53,13 +56,14 @@ def batches(
 class _Batches:
     def __init__(self, split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle):
         self.split, self.indices = split, np.asarray(indices, np.int64)
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.device = torch.device(device)
+        self.batch_size = max(batch_size, UNSHUFFLED) if self.device.type == "cuda" and not shuffle else batch_size
         self.augmentation, self.generator, self.shuffle = frozenset(augmentation), generator, shuffle
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in normalization)
         self.scale = (1 / (255 * std)).float().to(self.device)
         self.shift = (-mean / std).float().to(self.device)
         self.labels = torch.as_tensor(np.asarray(labels, np.int64)).to(self.device)
-        self.first = 0
+        self.first, self.at_once = 0, 0
         if len(self.labels) != len(self.indices):
             raise ValueError(f"{len(self.indices)} images, but {len(self.labels)} labels")
 
@@ -88,10 +92,21 @@ class _Batches:
         order = self._order()
         choices = self._choices(len(order))  # of the whole epoch at once: no step waits for the host
         rows = order.to(self.device)
-        parts = self._parts()[first:]
-        for part, images in zip(parts, self._images(order, rows, parts), strict=True):
-            images = self._augmented(images, *(choice[part] for choice in choices))
-            yield self._normalized(images), self.labels.index_select(0, rows[part])
+        several = list(self._several(self._parts()[first:]))
+        wholes = [slice(parts[0].start, parts[-1].stop) for parts in several]
+        for parts, whole, images in zip(several, wholes, self._images(order, rows, wholes), strict=True):
+            images = self._normalized(self._augmented(images, *(choice[whole] for choice in choices)))
+            labels = self.labels.index_select(0, rows[whole])
+            for part in parts:
+                part = slice(part.start - whole.start, part.stop - whole.start)
+                yield images[part], labels[part]
+
+    def _several(self, parts):
+        """Of the batches those that are made together."""
+        one = 12 * self.batch_size * math.prod(self.split.size)
+        count = max(1, self.at_once // one)
+        for first in range(0, len(parts), count):
+            yield parts[first : first + count]
 
     def _order(self):
         """The positions 0..N-1 in this epoch's order, on the CPU."""
@@ -122,7 +137,8 @@ class _Batches:
 
     def _normalized(self, images):
         """uint8 or float [B, H, W, 3] in 0..255 -> float32 [B, 3, H, W], channels last in memory."""
-        return torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
+        images = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=torch.channels_last)  # a resized crop is not
 
 
 class ArrayBatches(_Batches):
@@ -133,6 +149,7 @@ class ArrayBatches(_Batches):
         size = len(self.indices) * math.prod(self.split.images.shape[1:])
         fits = size <= _room(self.device)
         self.images = torch.from_numpy(self.split.images[self.indices]).to(self.device) if fits else None
+        self.at_once = AT_ONCE if self.device.type == "cuda" else 0
 
     def _images(self, order, rows, parts):
         for part in parts:
