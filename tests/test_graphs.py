@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from seam import graphs
+from seam import graphs, masking, models
 from seam import search as search_module
 from seam.adam import Adam
+from seam.folding import fold
 from seam.graphs import Graphed, apart, graphed
 from seam.masking import Masks
-from seam.search import Settings, mask_step, search, with_head
+from seam.search import Settings, cosine, mask_step, search, with_head
 from seam.vectorised import Stack
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -163,6 +165,34 @@ def test_graphs_are_for_cuda_and_can_be_switched_off(kind, switch, graph, monkey
         pass
 
     assert isinstance(graphed(step, [], torch.device(kind)), Graphed) is graph
+
+
+class Launches(TorchDispatchMode):
+    """How many operations that compute something are called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        given = function(*arguments, **(named or {}))
+        self.count += not (function.is_view or "empty" in str(function) or "detach" in str(function))
+        return given
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(masking.AT_ONCE, 30), (0, 200)])
+def test_a_step_of_a_gpu_launches_little_more_than_a_bare_pass(at_once, most):
+    model = with_head(fold(models.build("resnet20", 10).eval()).requires_grad_(False), 10, 2)
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    masks = Masks(model.source)
+    masks.train()
+    masks.at_once = at_once
+    adam = Adam([(masks.values.values(), 0.1), (model.head.parameters(), 0.1)], cosine(100))
+    step = mask_step(model, model.head, masks, adam, 1.0)
+    with Launches() as bare:
+        cross_entropy(model(images), labels).backward()
+    model.zero_grad()
+    with Launches() as found:
+        step(images, labels)
+    assert bare.count > 100 and most / 2 < found.count - bare.count <= most
 
 
 def test_how_far_two_steps_are_apart():

@@ -47,8 +47,9 @@ class Adam:
     def _follow_factor(self):
         if self.factor is None:
             return
+        factor = self.factor((self.counter - 1).to(self.rates[0]))
         for rate, (_, lr) in zip(self.rates, self.groups, strict=True):
-            rate.copy_(lr * self.factor((self.counter - 1).to(rate)))
+            torch.mul(factor, lr, out=rate)
 
     @torch.no_grad()
     def _update(self, group, chosen):
