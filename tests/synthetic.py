@@ -12,6 +12,7 @@ SETTINGS = {
     "batch_size": 64,
     "epochs": 300,
     "head_every": 5,
+    "evaluate_every": 1,
     "holdout": 0.2,
     "lr_head": 0.1,
     "lr_mask": 0.05,

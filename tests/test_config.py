@@ -19,7 +19,7 @@ SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
     "schedule": "published", "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
-    "accuracy_worth": 5.0,
+    "accuracy_worth": 5.0, "evaluate_every": 1,
 }  # fmt: skip
 TRANSFER = {  # as published, but for selection and holdout
     "batch_size": 64,
@@ -164,6 +164,8 @@ search/patience = 0
     search.patience is 0, but must be at least 1.
 search/batch_size = 0
     search.batch_size is 0, but must be at least 1.
+search/evaluate_every = 0
+    search.evaluate_every is 0, but must be at least 1.
 search/head_every = 1
     search.head_every is 1, but must be at least 2.
 search/lr_head = 0

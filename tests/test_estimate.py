@@ -21,6 +21,7 @@ SEARCH = {
     "epochs": 300,
     "batch_size": 64,
     "head_every": 5,
+    "evaluate_every": 1,
     "schedule": "published",
     "selection": "holdout",
     "holdout": 0.2,
@@ -110,6 +111,8 @@ def test_a_search_has_its_epochs_in_full(world):
     assert found == {"head": 60 * 8000, "masks": 240 * 8000, "outputs": 301 * 2000 + 2 * 2000}
     found = {step.kind: images for step, images in work(job(settings={"selection": "test"}), world).items()}
     assert found == {"head": 60 * 10000, "masks": 240 * 10000, "outputs": 301 * 2000 + 2 * 2000}
+    found = {step.kind: images for step, images in work(job(settings={"evaluate_every": 7}), world).items()}
+    assert found["outputs"] == 44 * 2000 + 2 * 2000  # 42 times 7, the last epoch, and the source model
     found = {step.kind: images for step, images in work(job(settings={"schedule": "fast"}), world).items()}
     assert found["head"] == 8000 and found["masks"] == 299 * 8000
     multiclass = job(wildcards={"model": "m", "problem": "multiclass", "target": "x"})

@@ -237,6 +237,16 @@ def test_history_shows_the_first_target_of_each_model(demo):
         assert shaded == list(steps["epoch"][steps["phase"] == "head"])
 
 
+def test_history_joins_the_epochs_that_were_evaluated(demo):
+    folder = demo.binary["folder"][0]
+    steps = demo.histories[folder].copy()
+    steps.loc[steps["epoch"] % 2 == 1, "accuracy"] = None
+    axes = plot_direct.history(demo.binary, demo.multiclass, {folder: steps}).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["accuracy"].get_xdata()) == [epoch for epoch in steps["epoch"] if epoch % 2 == 0]
+    assert list(lines["retention"].get_xdata()) == list(steps["epoch"])
+
+
 def test_history_of_the_published_selection_compares_on_the_test_images(demo):
     binary = demo.binary.assign(holdout_accuracy_source=None)
     axes = plot_direct.history(binary, demo.multiclass, demo.histories).axes[0]

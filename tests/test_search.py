@@ -120,6 +120,26 @@ def test_the_search_ends_when_the_selected_epoch_does_not_change():
     assert len(result.history) == result.selected_epoch + 3 < 50
 
 
+def test_epochs_that_are_not_evaluated_are_trained_as_ever_and_not_selected(caplog):
+    caplog.set_level("INFO")
+    _, every = run(epochs=11)
+    _, some = run(epochs=11, evaluate_every=3)
+    evaluated = [row["epoch"] for row in some.history if row["accuracy"] is not None]
+    assert evaluated == [3, 6, 9, 11]  # and the last
+    assert some.selected_epoch in evaluated and {row["epoch"] for row in some.history if row["selected"]} <= {
+        *evaluated
+    }
+    for row, other in zip(some.history, every.history, strict=True):
+        expected = other["accuracy"] if row["epoch"] in evaluated else None
+        assert {**row, "seconds": 0, "selected": 0} == {**other, "seconds": 0, "selected": 0, "accuracy": expected}
+    assert "epoch 4/11 masks loss " in caplog.text and " not evaluated retention 0." in caplog.text
+
+
+def test_no_search_ends_before_an_epoch_was_evaluated():
+    _, result = run(epochs=8, evaluate_every=6, patience=2, source_accuracy=0.0, alpha=0.0, lr_mask=1e-6)
+    assert result.selected_epoch == 6 and len(result.history) == 8
+
+
 def test_dropout_is_active_and_batch_norm_is_not():
     network = model()
     training_mode(network)

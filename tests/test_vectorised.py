@@ -83,9 +83,9 @@ def assert_each_alike(given, found):
         assert_alike(found[one.target], alone(one))
 
 
-@pytest.mark.parametrize("schedule", ["published", "fast"])
-def test_each_search_finds_what_it_finds_alone(arguments, schedule):
-    given = arguments(schedule=schedule, alpha=2.0)
+@pytest.mark.parametrize("settings", [{}, {"schedule": "fast"}, {"evaluate_every": 3}])
+def test_each_search_finds_what_it_finds_alone(arguments, settings):
+    given = arguments(alpha=2.0, **settings)
     problems = ready(given)
     found = found_in_one_pass(problems)
     assert list(found) == list(NAMES)

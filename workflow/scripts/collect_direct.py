@@ -9,8 +9,8 @@ from seam.progress import job, log
 from seam.tables import Record, engine_name, records
 
 SETTINGS = [
-    *["accuracy_worth", "alpha", "batch_size", "epochs", "head_every", "holdout", "lr_head", "lr_mask", "patience"],
-    *["selection", "tolerance"],
+    *["accuracy_worth", "alpha", "batch_size", "epochs", "evaluate_every", "head_every", "holdout", "lr_head"],
+    *["lr_mask", "patience", "selection", "tolerance"],
 ]
 
 

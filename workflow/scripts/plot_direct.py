@@ -254,7 +254,8 @@ def course(axes, steps, row):
         axes.axvspan(epoch - 0.5, epoch + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
     source = row["accuracy_source"] if pd.isna(row["holdout_accuracy_source"]) else row["holdout_accuracy_source"]
     axes.axhline(100 * source, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2, label="source")
-    axes.plot(epochs, 100 * steps["accuracy"], color=BLUE, label="accuracy", zorder=3)
+    accuracy = steps.set_index("epoch")["accuracy"].dropna()  # of the epochs that were evaluated
+    axes.plot(accuracy.index, 100 * accuracy, color=BLUE, label="accuracy", zorder=3)
     axes.plot(epochs, 100 * steps["retention"], color=RED, label="retention", zorder=3)
     chosen = steps[epochs == row["selected_epoch"]]
     axes.axvline(row["selected_epoch"], color=INK, linewidth=0.9, zorder=2, label="selected")

@@ -159,7 +159,7 @@ def _reengineer(job, world):
     head = 1 if settings["schedule"] == "fast" else -(-epochs // settings["head_every"])
     step = {kind: world.step(kind, model, dataset, settings["batch_size"]) for kind in ("head", "masks", "outputs")}
     # The source model is judged on both, the result on the test images.
-    judged = (epochs + 1) * held_out + 2 * images["test"]
+    judged = (-(-epochs // settings["evaluate_every"]) + 1) * held_out + 2 * images["test"]
     return {step["head"]: head * train, step["masks"]: (epochs - head) * train, step["outputs"]: judged}
 
 

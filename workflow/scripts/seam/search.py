@@ -36,6 +36,7 @@ class Settings:
     tolerance: float = 0.0
     accuracy_worth: float | None = 5.0
     patience: int = 50
+    evaluate_every: int = 1
 
     def __post_init__(self):
         for name, known in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
@@ -87,7 +88,9 @@ def search(model, train, select, source_accuracy, settings, checkpoint=None):
             masks.train(phase == "masks")
             sums = run.one_epoch(steps[phase])
             retention = masks.retention(run.epoch)
-            accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(select)))
+            accuracy = None
+            if is_evaluated(run.epoch, settings):
+                accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(select)))
             row = row_of(run, sums, accuracy, retention, settings)
             run.end_epoch(*judged(run, row, source_accuracy, settings, masks.bits, partial(models.copied, head)))
     return result_of(run, network)
@@ -118,19 +121,24 @@ def phase_of(epoch, settings):
     return "head" if head_only else "masks"
 
 
+def is_evaluated(epoch, settings):
+    """Whether an epoch is evaluated, and can be selected: of every `evaluate_every` the last, and the very last."""
+    return epoch % settings.evaluate_every == 0 or epoch == settings.epochs
+
+
 def goes_on(run, settings):
     """Whether the search has another epoch."""
     if run.epoch > settings.epochs:
         return False
     # The schedule `fast` is at its best when its rates have fallen.
-    if settings.schedule != "fast" and run.epoch - run.selected_epoch > settings.patience:
+    if settings.schedule != "fast" and run.best and run.epoch - run.selected_epoch > settings.patience:
         log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
         return False
     return True
 
 
 def row_of(run, sums, accuracy, retention, settings):
-    """An epoch as a row of the history. sums: (images, right, loss) of its steps."""
+    """An epoch as a row of the history. sums: (images, right, loss) of its steps; accuracy: None if not evaluated."""
     images, right, loss = sums
     return {
         "epoch": run.epoch,
@@ -150,15 +158,17 @@ def judged(run, row, source_accuracy, settings, bits, head):
 
     bits, head: functions that give its masks and its head's state dictionary, on the CPU.
     """
-    wanted = source_accuracy - settings.tolerance
-    best, rank = None, _rank(row["accuracy"], row["retention"], wanted, settings.accuracy_worth)
-    if run.best is None or rank > run.best["rank"]:
-        best = {"rank": rank, "bits": pack(bits()), "head": head()}
-    images = "held-out" if settings.selection == "holdout" else "test"
+    wanted, best, said = source_accuracy - settings.tolerance, None, "not evaluated"
+    if row["accuracy"] is not None:
+        rank = _rank(row["accuracy"], row["retention"], wanted, settings.accuracy_worth)
+        if run.best is None or rank > run.best["rank"]:
+            best = {"rank": rank, "bits": pack(bits()), "head": head()}
+        images = "held-out" if settings.selection == "holdout" else "test"
+        said = f"{images} accuracy {row['accuracy']:.4f} (source {source_accuracy:.4f})"
     log.info(
-        "epoch %d/%d %-5s loss %.4f %s accuracy %.4f (source %.4f) retention %.4f %.1f s%s",
-        row["epoch"], settings.epochs, row["phase"], row["loss"], images, row["accuracy"], source_accuracy,
-        row["retention"], row["seconds"], " selected" if best else "",
+        "epoch %d/%d %-5s loss %.4f %s retention %.4f %.1f s%s",
+        row["epoch"], settings.epochs, row["phase"], row["loss"], said, row["retention"], row["seconds"],
+        " selected" if best else "",
     )  # fmt: skip
     return {**row, "selected": int(best is not None)}, best
 

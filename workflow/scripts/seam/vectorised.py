@@ -21,7 +21,7 @@ from seam.checkpoint import Run, counted
 from seam.files import UserError
 from seam.masking import Masks, unused
 from seam.progress import log
-from seam.search import ADVICE, goes_on, judged, phase_of, result_of, row_of, training
+from seam.search import ADVICE, goes_on, is_evaluated, judged, phase_of, result_of, row_of, training
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -82,12 +82,14 @@ def _one_epoch(stack, searches, settings, runs):
     stack, searches = stack.of(searches, [one is not None for one in trained])
     if not searches:
         return stack, searches
-    selection = zip(*(problem.selection for problem, _ in searches), strict=True)
-    logits, labels = evaluate.outputs(stack.model, map(together, selection))
+    judge = is_evaluated(searches[0][1].epoch, settings)
+    if judge:
+        selection = zip(*(problem.selection for problem, _ in searches), strict=True)
+        logits, labels = evaluate.outputs(stack.model, map(together, selection))
     told = any(run.signal is not None for run in runs)
     save = told or searches[0][1].is_worth_saving(len(searches))
     for number, ((problem, run), (sums, retention)) in enumerate(zip(searches, filter(None, trained), strict=True)):
-        accuracy = evaluate.accuracy(logits[:, number], labels[:, number])
+        accuracy = evaluate.accuracy(logits[:, number], labels[:, number]) if judge else None
         row = row_of(run, sums, accuracy, retention, settings)
         row["seconds"] /= len(searches)
         log.info("of %s:", problem.target)
