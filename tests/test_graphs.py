@@ -1,5 +1,6 @@
 """Steps by a CUDA graph, here by what behaves like one on the CPU; the last tests need a GPU."""
 
+import contextlib
 import copy
 
 import pytest
@@ -28,20 +29,17 @@ class Pretended:
     """
 
     def __init__(self, monkeypatch, spoil=None, fails=None):
-        self.spoil, self.fails, self.replays, self.all = spoil, fails, 0, []
+        self.spoil, self.fails, self.replays = spoil, fails, 0
         monkeypatch.setattr(graphs, "captured", self.captured)
-        monkeypatch.setattr(graphs, "beside", graphs.contextlib.nullcontext)
+        monkeypatch.setattr(graphs, "beside", contextlib.nullcontext)
+        monkeypatch.setattr(graphs, "no_waiting", contextlib.nullcontext)
         monkeypatch.setattr(torch.cuda, "Stream", object)
         monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
         monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
-        monkeypatch.setattr(search_module, "graphed", lambda step, parts, device: self.graphed(step, parts))
+        monkeypatch.setattr(search_module, "graphed", lambda step, parts, device: Graphed(step, parts))
 
-    def graphed(self, step, parts):
-        self.all.append(Graphed(step, parts))
-        return self.all[-1]
-
-    def captured(self, function, stream):
-        (one,) = (one for one in self.all if one.stream is stream)
+    def captured(self, function):
+        one = function.__self__
         states, random = copy.deepcopy([dict(part.state_dict()) for part in one.parts]), torch.get_rng_state()
         found = function()
         if self.fails:
@@ -130,6 +128,22 @@ def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(monkeypatch
     assert graph.replays == 0
     said = "kernel by kernel, as a CUDA graph cannot be: operation not permitted when stream is capturing"
     assert [record.getMessage().endswith(said) for record in caplog.records] == [True, True]
+
+
+def test_a_step_that_waits_is_not_captured(monkeypatch, caplog):
+    expected = found()
+    graph = Pretended(monkeypatch)
+
+    @contextlib.contextmanager
+    def no_waiting():
+        yield
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(graphs, "no_waiting", no_waiting)
+    monkeypatch.setattr(graphs, "captured", None)
+    assert_same(found(), expected)
+    assert graph.replays == 0
+    assert caplog.text.count("as a CUDA graph cannot be: called a synchronizing CUDA operation") == 2
 
 
 def test_searches_in_one_pass_go_by_a_graph_too(monkeypatch):

@@ -35,7 +35,7 @@ from seam.data.storage import Split
 from seam.device import forward, select
 from seam.files import UserError, write_json, write_text
 from seam.folding import fold
-from seam.graphs import WARM, beside, captured, graphed
+from seam.graphs import WARM, beside, captured, graphed, stream
 from seam.masking import Masks, maskable, pack
 from seam.progress import keep_memory
 from seam.search import Settings, mask_step, search, with_head
@@ -177,11 +177,10 @@ class Bench:
 
 def as_graph(function):
     """The function as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with beside(stream):
+    with beside(stream()):
         for _ in range(WARM):
             function()
-    return captured(function, stream)[1]
+    return captured(function)[1]
 
 
 def thread_numbers(device):
@@ -428,12 +427,13 @@ def epoch(options):
         scale = {"training": TRAIN / images[0], "evaluation": HOLDOUT / images[1], "checkpoint": 1}
         times = {name: [scale[name] * value for value in values] for name, values in times.items()}
         of, more = on(architecture, 1, options.device), medians(times)
-        share = [
-            (evaluated + kept) / (trained + evaluated + kept)
-            for trained, evaluated, kept in zip(*times.values(), strict=True)
-        ]
-        what = f"evaluation and checkpoint / an epoch of {TRAIN} images and {HOLDOUT} held out"
-        yield row("epoch", what, of, share, 0.05, **more)
+        for every, said in ((1, ""), (2, ", with evaluate_every: 2")):
+            share = [
+                (evaluated / every + kept) / (trained + evaluated / every + kept)
+                for trained, evaluated, kept in zip(*times.values(), strict=True)
+            ]
+            what = f"evaluation and checkpoint / an epoch of {TRAIN} images and {HOLDOUT} held out{said}"
+            yield row("epoch", what, of, share, 0.05, **more)
 
 
 def start(options):

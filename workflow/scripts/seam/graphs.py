@@ -7,6 +7,7 @@ changed in place, as masks, heads and `seam.adam` do.
 
 import contextlib
 import os
+from functools import cache
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -36,17 +37,16 @@ class Graphed:
 
     def __init__(self, step, parts):
         self.step, self.parts = step, list(parts)
-        self.steps, self.shape, self.stream = 0, None, None
+        self.steps, self.shape = 0, None
         self.batch, self.found, self.replay = None, None, None
 
     def __call__(self, images, labels):
-        if self.shape is None:
-            self.shape, self.stream = images.shape, torch.cuda.Stream()
+        self.shape = self.shape or images.shape
         if images.shape != self.shape:
             return self.step(images, labels)
         self.steps += 1
         if self.steps <= WARM:
-            with beside(self.stream):
+            with beside(stream()):
                 return self.step(images, labels)
         if self.steps == WARM + 1:
             return self._first(images, labels)
@@ -63,18 +63,20 @@ class Graphed:
 
     def _first(self, *batch):
         """A step without the graph, after one was captured and tried."""
-        before, random = self._state(), torch.cuda.get_rng_state()
+        before, random, reason = self._state(), torch.cuda.get_rng_state(), None
         self.batch = [torch.empty_like(value).copy_(value) for value in batch]
-        reason = None
         try:
-            self.found, self.replay = captured(self._step_on_batch, self.stream)
+            with beside(stream()), no_waiting():
+                self.step(*batch)
+            self._restore(before, random)
+            self.found, self.replay = captured(self._step_on_batch)
             self._repeated(*batch)
             tried = self._state()
-        except RuntimeError as error:  # what no graph can do, such as to wait for the GPU
-            reason = str(error).partition("\n")[0]
-        for part, state in zip(self.parts, before, strict=True):
-            part.load_state_dict(state)
-        torch.cuda.set_rng_state(random)
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).partition("\n")[
+                0
+            ]  # when capturing ends, it only says that it failed
+        self._restore(before, random)
         result = self.step(*batch)
         if reason is None and (share := apart(tried, self._state(), before)) > MOST_APART:
             reason = f"it gives other values for {share:.2%} of what a step changes"
@@ -90,21 +92,42 @@ class Graphed:
         states = [dict(part.state_dict()) for part in self.parts]
         return tree_map(lambda value: value.to("cpu", copy=True) if torch.is_tensor(value) else value, states)
 
+    def _restore(self, states, random):
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+        torch.cuda.set_rng_state(random)
+
+
+@cache
+def stream():
+    """One for all that is captured and its warming up: autograd adds up gradients on that of a parameter's first use."""
+    return torch.cuda.Stream()
+
 
 @contextlib.contextmanager
-def beside(stream):
-    """Work on another stream, as what is to be captured has to be warmed up; in order with the current one's."""
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+def beside(other):
+    """Work on another stream, in order with the current one's."""
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
         yield
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(other)
 
 
-def captured(function, stream):
+@contextlib.contextmanager
+def no_waiting():
+    """A RuntimeError where the host waits for the GPU, which within capturing would leave more broken than that."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def captured(function):
     """(what the function gives, a function that computes it anew into the same tensors). It is not run by that."""
     graph = torch.cuda.CUDAGraph()
     # Other threads may do as they like, such as that which pins batches.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream(), capture_error_mode="thread_local"):
         found = function()
     return found, graph.replay
 
