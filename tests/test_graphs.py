@@ -33,7 +33,7 @@ class Pretended:
         monkeypatch.setattr(graphs, "captured", self.captured)
         monkeypatch.setattr(graphs, "beside", contextlib.nullcontext)
         monkeypatch.setattr(graphs, "no_waiting", contextlib.nullcontext)
-        monkeypatch.setattr(torch.cuda, "Stream", object)
+        monkeypatch.setattr(graphs, "stream", object)
         monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
         monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
         monkeypatch.setattr(search_module, "graphed", lambda step, parts, device: Graphed(step, parts))

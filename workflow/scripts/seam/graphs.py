@@ -73,9 +73,8 @@ class Graphed:
             self._repeated(*batch)
             tried = self._state()
         except RuntimeError as error:
-            reason = str(error.__context__ or error).partition("\n")[
-                0
-            ]  # when capturing ends, it only says that it failed
+            # Where capturing ends early, what is raised in the end says no more than that.
+            reason = str(error.__context__ or error).partition("\n")[0]
         self._restore(before, random)
         result = self.step(*batch)
         if reason is None and (share := apart(tried, self._state(), before)) > MOST_APART:
@@ -100,17 +99,20 @@ class Graphed:
 
 @cache
 def stream():
-    """One for all that is captured and its warming up: autograd adds up gradients on that of a parameter's first use."""
+    """Of all that is captured and of its warming up: autograd goes on where it has used a parameter before."""
     return torch.cuda.Stream()
 
 
 @contextlib.contextmanager
 def beside(other):
     """Work on another stream, in order with the current one's."""
-    other.wait_stream(torch.cuda.current_stream())
+    current = torch.cuda.current_stream()
+    other.wait_stream(current)
     with torch.cuda.stream(other):
-        yield
-    torch.cuda.current_stream().wait_stream(other)
+        try:
+            yield
+        finally:
+            current.wait_stream(other)
 
 
 @contextlib.contextmanager
