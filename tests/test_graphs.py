@@ -92,7 +92,7 @@ def test_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypatch, caplo
     expected = found(schedule, dropout)
     graph = Pretended(monkeypatch)
     assert_same(found(schedule, dropout), expected)
-    # Of each phase three steps are to warm up and one is done both ways; the last batch of an epoch is smaller.
+    # Of each phase three steps warm it up and the fourth is done both ways; the last batch of an epoch is smaller.
     phases = {"head": 2, "masks": 4} if schedule == "published" else {"head": 1, "masks": 5}
     assert graph.replays == sum(epochs * 5 - 3 for epochs in phases.values())
     assert caplog.text.count("steps are launched as a CUDA graph") == 2
@@ -128,6 +128,32 @@ def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(monkeypatch
     assert graph.replays == 0
     said = "kernel by kernel, as a CUDA graph cannot be: operation not permitted when stream is capturing"
     assert [record.getMessage().endswith(said) for record in caplog.records] == [True, True]
+
+
+def test_it_begins_with_an_odd_batch_where_a_checkpoint_stands_before_one(monkeypatch):
+    graph, given = Pretended(monkeypatch), []
+    value = torch.zeros(1)
+
+    class Part:
+        def state_dict(self):
+            return {"value": value}
+
+        def load_state_dict(self, state):
+            value.copy_(state["value"])
+
+    def step(images, labels):
+        given.append(len(images))
+        value.add_(len(images))
+        return images.sum(1), images.sum()
+
+    one = Graphed(step, [Part()])
+    sizes = [3, *[8] * 8, 3, *[8] * 9, 9, *[8] * 9]
+    for size in sizes:
+        logits, loss = one(torch.full((size, 2), float(size)), torch.zeros(size))
+        assert loss == 2 * size * size and logits.shape == (size,)
+    assert value == sum(sizes)
+    # The second of 8 is the first that counts: after four steps more all others of 8 are by the graph.
+    assert graph.replays == 26 - 1 - 3
 
 
 def test_a_step_that_waits_is_not_captured(monkeypatch, caplog):
@@ -210,8 +236,8 @@ def test_a_step_of_a_gpu_launches_little_more_than_a_bare_pass(at_once, most):
 
 
 def test_how_far_two_steps_are_apart():
-    before = [{"steps": 3, "value": torch.zeros(100), "still": torch.ones(50)}]
-    one = [{"steps": 4, "value": torch.arange(100.0) + 1, "still": torch.ones(50)}]
+    before = [{"steps": 3, "value": torch.zeros(100), "still": torch.ones(50)}, {"still": torch.ones(9)}]
+    one = [{"steps": 4, "value": torch.arange(100.0) + 1, "still": torch.ones(50)}, {"still": torch.ones(9)}]
     assert apart(one, one, before) == apart(before, before, before) == 0
     other = copy.deepcopy(one)
     other[0]["value"] *= 1.05  # nearer than a tenth
@@ -219,6 +245,8 @@ def test_how_far_two_steps_are_apart():
     other[0]["value"][:20] *= 1.1
     assert apart(one, other, before) == pytest.approx(20 / 101)
     assert apart(before, one, before) == 1
+    other[1]["still"][:2] = 0  # of the second part all that has changed
+    assert apart(one, other, before) == 1
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -239,7 +267,7 @@ def test_on_a_gpu_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypat
     assert caplog.text.count("steps are launched as a CUDA graph") == 2
     monkeypatch.setenv("SEAM_CUDA_GRAPHS", "0")
     for row, other in zip(by_graph.history, on_gpu().history, strict=True):
-        assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-3)
+        assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=1e-2)
         assert row["retention"] == pytest.approx(other["retention"], abs=0.01)
 
 

@@ -418,8 +418,12 @@ def epoch(options):
                     run.history.clear()
                     run.end_epoch({}, best, save=True)  # as after an epoch of usual length
 
+                def training(bench=bench, run=run):
+                    run.batch = 0  # however often it is called before an epoch's end
+                    run.one_epoch(bench.step_on)
+
                 functions = {
-                    "training": lambda run=run, bench=bench: run.one_epoch(bench.step_on),
+                    "training": training,
                     "evaluation": evaluation,
                     "checkpoint": end,
                 }
@@ -582,6 +586,8 @@ def memory(options):
     ways = [("", 1.5, {}), (" without checkpoints", None, {"kept": False})]  # what is added to `of`, goal, arguments
     if options.device.type == "cpu":
         ways.append((", tensors alone", 1.5, {"tensors": True}))
+    else:
+        ways.append((", with what torch has reserved", None, {"reserved": True}))
     for architecture in options.architectures:
         for way, goal, arguments in ways:
             # What the allocator leaves unused is another share each time.
@@ -597,10 +603,11 @@ def memory(options):
             yield row("memory", what, architecture + way, shares, goal, megabytes=megabytes)
 
 
-def peak_of_search(architecture, asked, kept=True, tensors=False):
+def peak_of_search(architecture, asked, kept=True, tensors=False, reserved=False):
     """(bytes that a search takes at most, {what: bytes} that it has to hold), in a process of its own.
 
-    kept: whether it writes checkpoints. tensors: count its tensors, not what the process takes for them.
+    kept: whether it writes checkpoints. tensors: count its tensors, not what the process takes for them. reserved: on a
+    GPU, where tensors are counted, count what torch has taken for them.
     """
     torch.set_num_threads(1)
     keep_memory()
@@ -628,10 +635,10 @@ def peak_of_search(architecture, asked, kept=True, tensors=False):
     with tempfile.TemporaryDirectory() as folder:
         if tensors:
             return most_at_once(lambda: searched(folder)), held
-        before, code = peak(device, reset=True), pages_of_files()
+        before, code = peak(device, reserved, reset=True), pages_of_files()
         searched(folder)
         # The libraries' code that it is the first to use is no memory of its own: all processes share it.
-        return peak(device) - before - (pages_of_files() - code if device.type == "cpu" else 0), held
+        return peak(device, reserved) - before - (pages_of_files() - code if device.type == "cpu" else 0), held
 
 
 def most_at_once(function):
@@ -666,12 +673,14 @@ def saved(bench):
     return size
 
 
-def peak(device, reset=False):
-    """The most bytes that this process (on a GPU: its tensors there) held; reset: from now on."""
+def peak(device, reserved=False, reset=False):
+    """The most bytes that this process held (on a GPU: its tensors, or what is reserved for them); reset: from now
+    on."""
     if device.type == "cuda":
         if reset:
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device) if reserved else torch.cuda.max_memory_allocated(device)
     if reset:
         release()
         Path("/proc/self/clear_refs").write_text("5")

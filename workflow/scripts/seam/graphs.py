@@ -16,7 +16,7 @@ from seam.progress import log
 
 SWITCH = "SEAM_CUDA_GRAPHS"  # in the environment: 0 for none
 WARM = 3  # steps before one is captured, in which libraries choose their kernels and take their workspaces
-MOST_APART = 0.05  # of the numbers that a step changes: in bfloat16 the least gradients are noise
+MOST_APART = 0.2  # of the numbers that a step changes: in bfloat16 the least gradients are noise
 
 
 def graphed(step, parts, device):
@@ -30,18 +30,24 @@ def graphed(step, parts, device):
 class Graphed:
     """A step that is captured once it is warm.
 
-    The first step by the graph is undone, done again without it and compared: where it changes other things, or where a
-    step cannot be captured, all steps are launched kernel by kernel, and the log says so. So is a step on a batch of
-    another shape. What it gives is overwritten by the next step.
+    The step before is undone and done again by the graph: where that changes other things, or where a step cannot be
+    captured, all steps are launched kernel by kernel, and the log says so. So is a step on a batch of another shape,
+    such as an epoch's last. What it gives is overwritten by the next step.
     """
 
     def __init__(self, step, parts):
         self.step, self.parts = step, list(parts)
-        self.steps, self.shape = 0, None
-        self.batch, self.found, self.replay = None, None, None
+        self.shape = self.shape_before = None
+        self._forget()
+
+    def _forget(self):
+        self.steps, self.batch, self.found, self.replay = 0, None, None, None
 
     def __call__(self, images, labels):
-        self.shape = self.shape or images.shape
+        if self.shape is None or images.shape == self.shape_before != self.shape:
+            self.shape = images.shape  # it began with an odd one
+            self._forget()
+        self.shape_before = images.shape
         if images.shape != self.shape:
             return self.step(images, labels)
         self.steps += 1
@@ -50,51 +56,62 @@ class Graphed:
                 return self.step(images, labels)
         if self.steps == WARM + 1:
             return self._first(images, labels)
-        return self.step(images, labels) if self.replay is None else self._repeated(images, labels)
+        if self.replay is None:
+            return self.step(images, labels)
+        self._repeat(images, labels)
+        return self.found
 
     def _step_on_batch(self):
         return [value.detach() for value in self.step(*self.batch)]  # not what it keeps for a backward pass
 
-    def _repeated(self, *batch):
+    def _repeat(self, *batch):
         for place, value in zip(self.batch, batch, strict=True):
             place.copy_(value)
         self.replay()
-        return self.found
 
     def _first(self, *batch):
-        """A step without the graph, after one was captured and tried."""
-        before, random, reason = self._state(), torch.cuda.get_rng_state(), None
+        """A step kernel by kernel, in which nothing may wait for the GPU; then the same by a graph."""
         self.batch = [torch.empty_like(value).copy_(value) for value in batch]
+        before, reason = self._state(), None
         try:
             with beside(stream()), no_waiting():
-                self.step(*batch)
-            self._restore(before, random)
-            self.found, self.replay = captured(self._step_on_batch)
-            self._repeated(*batch)
-            tried = self._state()
+                given = self._step_on_batch()
         except RuntimeError as error:
-            # Where capturing ends early, what is raised in the end says no more than that.
-            reason = str(error.__context__ or error).partition("\n")[0]
-        self._restore(before, random)
-        result = self.step(*batch)
-        if reason is None and (share := apart(tried, self._state(), before)) > MOST_APART:
-            reason = f"it gives other values for {share:.2%} of what a step changes"
+            self._restore(before)
+            self._never(error)
+            return self.step(*batch)
+        after = self._state()
+        self._restore(before)
+        try:
+            self.found, self.replay = captured(self._step_on_batch)
+            self._repeat(*batch)
+            share = apart(self._state()[0], after[0], before[0])
+            if share > MOST_APART:
+                reason = f"it gives other values for {share:.2%} of what a step changes"
+        except RuntimeError as error:
+            reason = error.__context__ or error  # where capturing ends early, the last one says no more than that
         if reason is None:
             log.info("steps are launched as a CUDA graph")
         else:
-            log.warning("steps are launched kernel by kernel, as a CUDA graph cannot be: %s", reason)
-            self.batch = self.found = self.replay = None
-        return result
+            self._restore(after)
+            self._never(reason)
+        return given
+
+    def _never(self, reason):
+        said = str(reason).partition("\n")[0]
+        log.warning("steps are launched kernel by kernel, as a CUDA graph cannot be: %s", said)
+        self.batch = self.found = self.replay = None
 
     def _state(self):
-        """Copies on the CPU: the GPU's memory is left to the search."""
+        """What a step changes, and the random numbers' state; on the CPU: the GPU's memory is left to the search."""
         states = [dict(part.state_dict()) for part in self.parts]
-        return tree_map(lambda value: value.to("cpu", copy=True) if torch.is_tensor(value) else value, states)
+        states = tree_map(lambda value: value.to("cpu", copy=True) if torch.is_tensor(value) else value, states)
+        return states, torch.cuda.get_rng_state()
 
-    def _restore(self, states, random):
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
-        torch.cuda.set_rng_state(random)
+    def _restore(self, state):
+        for part, one in zip(self.parts, state[0], strict=True):
+            part.load_state_dict(one)
+        torch.cuda.set_rng_state(state[1])
 
 
 @cache
@@ -128,16 +145,28 @@ def no_waiting():
 def captured(function):
     """(what the function gives, a function that computes it anew into the same tensors). It is not run by that."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads may do as they like, such as that which pins batches.
-    with torch.cuda.graph(graph, stream=stream(), capture_error_mode="thread_local"):
-        found = function()
+    # A graph that ends frees the products' workspace of its stream: each gets one of its own, in its own memory.
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        # The outer context since after a failure torch would stay on the other stream; the mode so that other threads,
+        # such as that which pins batches, may do as they like.
+        back, graphing = torch.cuda.stream(torch.cuda.current_stream()), {"capture_error_mode": "thread_local"}
+        with back, torch.cuda.graph(graph, stream=stream(), **graphing):
+            found = function()
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
     return found, graph.replay
 
 
 def apart(states, others, before):
-    """The share of the numbers changed since `before` that two steps changed differently, by more than a tenth."""
+    """Of the part where it is the most: the share of the numbers changed since `before` that two steps changed
+    differently, by more than a tenth."""
+    return max(_apart(*map(tree_leaves, each)) for each in zip(states, others, before, strict=True))
+
+
+def _apart(numbers, others, before):
     changed = different = 0
-    for one, other, old in zip(*(tree_leaves(each) for each in (states, others, before)), strict=True):
+    for one, other, old in zip(numbers, others, before, strict=True):
         one, other, old = (torch.as_tensor(value, dtype=torch.float32) for value in (one, other, old))
         changed += ((one != old) | (other != old)).sum().item()
         same = (one - other).abs() <= 0.1 * (other - old).abs() + 1e-6 * other.abs()

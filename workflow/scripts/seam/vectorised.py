@@ -203,6 +203,8 @@ class Stack:
         left = _where(searches, chosen)
         if len(left) in (0, len(searches)):
             return self, left
+        for _, run in _where(searches, [not wanted for wanted in chosen]):
+            run.parts = {}  # they hold the tensors of all
         stack = Stack(_where(self.each, chosen), self.settings, self.batches, self.exclude)
         for number, (_, run) in enumerate(left):
             states = {name: part.state_dict() for name, part in run.parts.items()}
