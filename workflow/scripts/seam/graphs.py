@@ -150,8 +150,8 @@ def captured(function):
     try:
         # The outer context since after a failure torch would stay on the other stream; the mode so that other threads,
         # such as that which pins batches, may do as they like.
-        back, graphing = torch.cuda.stream(torch.cuda.current_stream()), {"capture_error_mode": "thread_local"}
-        with back, torch.cuda.graph(graph, stream=stream(), **graphing):
+        back = torch.cuda.stream(torch.cuda.current_stream())
+        with back, torch.cuda.graph(graph, stream=stream(), capture_error_mode="thread_local"):
             found = function()
     finally:
         torch._C._cuda_clearCublasWorkspaces()
