@@ -225,7 +225,7 @@ def step(options):
                 yield row("step", "a step / the bare pass, neither as a graph", of, eager, **medians(times))
                 gain = ratios(times, "step", "step, no graph")
                 yield row("step", "a step / the same without a graph", of, gain, 1.0, **medians(times))
-                yield row("step", "synchronisations in a step", of, [synchronisations(bench.step)], 0)
+                yield row("step", "synchronisations in a step", of, [synchronisations(bench.step_eager)], 0)
 
 
 def synchronisations(function):
