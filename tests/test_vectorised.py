@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from seam import device, reengineer, vectorised
 from seam import search as search_module
-from seam.checkpoint import STOPPED
+from seam.checkpoint import STOPPED, counted
 from seam.reengineer import Reengineering, reengineer_all
 from seam.search import search
 from seam.together import Targets
@@ -243,6 +243,15 @@ def test_the_losses_are_each_searchs_own():
     logits, labels = torch.randn(7, 3, 4), torch.randint(4, (7, 3))
     expected = [cross_entropy(logits[:, number], labels[:, number]) for number in range(3)]
     torch.testing.assert_close(losses(logits, labels), torch.stack(expected))
+
+
+def test_what_is_counted_of_a_batch_is_each_searchs_own():
+    logits, labels, loss = torch.randn(7, 3, 4), torch.randint(4, (7, 3)), torch.rand(3)
+    found = counted(logits, loss, labels)
+    for number in range(3):
+        right = sum(int(logits[i, number].argmax()) == int(labels[i, number]) for i in range(7))
+        torch.testing.assert_close(found[number], torch.tensor([7.0, right, 7 * loss[number]]))
+        assert torch.equal(counted(logits[:, number], loss[number], labels[:, number]), found[number])
 
 
 def test_batches_of_all_searches_are_one_with_channels_last():
