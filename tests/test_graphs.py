@@ -34,6 +34,7 @@ class Pretended:
         monkeypatch.setattr(graphs, "beside", contextlib.nullcontext)
         monkeypatch.setattr(graphs, "no_waiting", contextlib.nullcontext)
         monkeypatch.setattr(graphs, "stream", object)
+        monkeypatch.setattr(graphs, "host_random", lambda: None)  # dropout's numbers are the CPU's here
         monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
         monkeypatch.setattr(torch.cuda, "set_rng_state", torch.set_rng_state)
         monkeypatch.setattr(search_module, "graphed", lambda step, parts, device: Graphed(step, parts))
@@ -154,6 +155,17 @@ def test_it_begins_with_an_odd_batch_where_a_checkpoint_stands_before_one(monkey
     assert value == sum(sizes)
     # The second of 8 is the first that counts: after four steps more all others of 8 are by the graph.
     assert graph.replays == 26 - 1 - 3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_step_that_draws_numbers_on_the_host_is_not_captured(dropout, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    expected, host_random = found(dropout=dropout), graphs.host_random
+    graph = Pretended(monkeypatch)
+    monkeypatch.setattr(graphs, "host_random", host_random)
+    assert_same(found(dropout=dropout), expected)
+    assert (graph.replays == 0) == bool(dropout)
+    assert caplog.text.count("a CUDA graph cannot be: it draws random numbers on the host") == (2 if dropout else 0)
 
 
 def test_a_step_that_waits_is_not_captured(monkeypatch, caplog):

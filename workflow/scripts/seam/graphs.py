@@ -7,6 +7,7 @@ changed in place, as masks, heads and `seam.adam` do.
 
 import contextlib
 import os
+import random
 from functools import cache
 
 import torch
@@ -72,7 +73,7 @@ class Graphed:
     def _first(self, *batch):
         """A step kernel by kernel, in which nothing may wait for the GPU; then the same by a graph."""
         self.batch = [torch.empty_like(value).copy_(value) for value in batch]
-        before, reason = self._state(), None
+        before, drawn, reason = self._state(), host_random(), None
         try:
             with beside(stream()), no_waiting():
                 given = self._step_on_batch()
@@ -80,6 +81,9 @@ class Graphed:
             self._restore(before)
             self._never(error)
             return self.step(*batch)
+        if host_random() != drawn:
+            self._never("it draws random numbers on the host, and a graph would repeat what they led to")
+            return given
         after = self._state()
         self._restore(before)
         try:
@@ -112,6 +116,11 @@ class Graphed:
         for part, one in zip(self.parts, state[0], strict=True):
             part.load_state_dict(one)
         torch.cuda.set_rng_state(state[1])
+
+
+def host_random():
+    """The state of what a model's own code may draw from."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate()
 
 
 @cache
