@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from seam import device, reengineer, vectorised
 from seam import search as search_module
-from seam.checkpoint import STOPPED, counted
+from seam.checkpoint import STOPPED, Run, counted
 from seam.reengineer import Reengineering, reengineer_all
 from seam.search import search
 from seam.together import Targets
@@ -109,11 +109,14 @@ def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
             assert row["retention"] == pytest.approx(other["retention"], abs=0.02)
 
 
-def test_searches_that_end_early_leave_the_others_alone(arguments):
-    given = arguments(patience=2, epochs=30)
+def test_searches_that_end_early_leave_the_others_alone(arguments, monkeypatch):
+    given, runs = arguments(patience=2, epochs=30), []
+    monkeypatch.setattr(vectorised, "Run", lambda *about: runs.append(Run(*about)) or runs[-1])
     problems = ready(given)
     found = found_in_one_pass(problems)
     epochs = {name: len(result.history) for name, result in found.items()}
+    # They do not hold the tensors of all any longer.
+    assert [not run.parts for run in runs] == [epochs[name] < max(epochs.values()) for name in NAMES]
     assert len(set(epochs.values())) > 1, epochs  # else this test shows nothing
     assert list(found) == sorted(epochs, key=epochs.get)
     assert_each_alike(given, found)

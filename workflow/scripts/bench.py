@@ -66,11 +66,11 @@ KINDS = {  # of operations, by how the profiler calls them; the first that fits
 def in_turn(functions, device, repeats, most=MOST):
     """{name: seconds of each call} of {name: function}, called in turn; the first round does not count.
 
-    On a GPU the seconds are its own, of as many calls in one as take 20 ms.
+    On a GPU the seconds are its own, of as many calls in one as take 20 ms, once steps are graphs.
     """
     calls = dict.fromkeys(functions, 1)
     for name, function in functions.items():
-        seconds(function, device)
+        seconds(function, device, WARM + 1 if device.type == "cuda" else 1)
         if device.type == "cuda":
             calls[name] = max(1, round(0.02 / seconds(function, device, 3)))
     found, start = {name: [] for name in functions}, time.perf_counter()
@@ -145,11 +145,7 @@ class Bench:
         self.step_on = graphed(self.step_on_eager, [self.masks, self.model.head, self.optimizer], device)
         models.training_mode(self.model)
         models.training_mode(self.twin)
-        self.bare = self.bare_eager
-        if device.type == "cuda":
-            self.bare = as_graph(self.bare_eager)
-            for _ in range(WARM + 1):
-                self.step()
+        self.bare = as_graph(self.bare_eager) if device.type == "cuda" else self.bare_eager
 
     def step(self):
         return self.step_on(self.images, self.labels)
@@ -491,9 +487,6 @@ def vectorised(options):
         }
         try:
             with threads(1):
-                if options.device.type == "cuda":
-                    for _ in range(WARM + 1):
-                        functions["in one pass"]()
                 times = in_turn(functions, options.device, options.repeats)
         except RuntimeError as error:
             print(f"  {architecture} left out: {str(error).partition('. ')[0]}", file=sys.stderr)

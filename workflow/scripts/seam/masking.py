@@ -176,7 +176,7 @@ class Masks:
 
         So one gradient is held at a time, not all: VGG16-BN's search takes 0.78 of the memory.
         """
-        waiting, ready = set(self.parameters), []
+        waiting, ready = set(self.parameters), {}  # names; bytes of their gradients by name
         for parameter in self.parameters.values():
             parameter.grad = None  # of a pass that failed
 
@@ -189,8 +189,8 @@ class Masks:
 
         def note(name, _=None):
             waiting.remove(name)
-            ready.append(name)
-            if sum(self.values[name].nbytes for name in ready) > self.at_once:
+            ready[name] = self.values[name].nbytes
+            if sum(ready.values()) > self.at_once:
                 update()
 
         hooks = [p.register_post_accumulate_grad_hook(partial(note, name)) for name, p in self.parameters.items()]
