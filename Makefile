@@ -9,7 +9,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test lint bench docs clean
+.PHONY: demo demo-slurm test lint bench golden docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -35,6 +35,9 @@ lint: .venv/dev
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+golden: .venv/dev
+	PYTHONPATH=tests:workflow/scripts $(BIN)/python tests/golden.py
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
