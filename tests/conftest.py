@@ -32,10 +32,10 @@ def colours(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset_folder(colours, tmp_path_factory):
     """The data set as the workflow keeps it."""
-    from seam import data
+    from seam.data.kinds.registry import prepare_dataset
 
     folder = tmp_path_factory.mktemp("datasets") / "colours"
-    data.prepare({"kind": "imagefolder", "root": str(colours), "size": 16}, folder)
+    prepare_dataset({"kind": "imagefolder", "root": str(colours), "size": 16}, folder)
     return folder
 
 

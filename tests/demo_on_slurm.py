@@ -11,7 +11,7 @@ import slurm
 from test_slurm import GPU, LOCAL, Going
 from test_workflow import ROOT, jobs
 
-from seam.latency import physical_cores
+from seam.cost.latency import physical_cores
 
 CORES = len(os.sched_getaffinity(0))  # the node's: no more runs at a time than without Slurm
 GROUPS = {

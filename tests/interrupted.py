@@ -18,10 +18,10 @@ import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo  # an optimizer's first step asks for it
 
-from seam import checkpoint
+from seam.training.run import EVERY, RARELY, STOPPED
 
-checkpoint.EVERY = 0.01  # seconds: after every few steps
-checkpoint.RARELY = 0  # and after every epoch
+EVERY = 0.01  # seconds: after every few steps
+RARELY = 0  # and after every epoch
 
 
 def attempt(work, run, most):
@@ -57,7 +57,7 @@ if __name__ == "__main__":
     function = getattr(importlib.import_module(work["module"]), work["function"])
     random.seed(work["seed"])
     statuses = []
-    while not statuses or statuses[-1] in (-signal.SIGKILL, -signal.SIGTERM, checkpoint.STOPPED):
+    while not statuses or statuses[-1] in (-signal.SIGKILL, -signal.SIGTERM, STOPPED):
         most = 0.01 if len(statuses) < 4 else work["seconds"]  # however fast the machine is, some come too early
         statuses.append(attempt(work, lambda: function(**work["arguments"]), most))
     print(json.dumps(statuses))

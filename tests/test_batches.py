@@ -8,7 +8,7 @@ from seam.data import batches as module
 from seam.data.batches import batches, crop, resized_crop
 from seam.data.decoding import read_image, stored
 from seam.data.storage import Split
-from seam.files import UserError
+from seam.errors import UserError
 
 COUNT, SIZE = 50, 16
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

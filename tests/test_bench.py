@@ -10,9 +10,10 @@ import pytest
 import torch
 from conftest import ARCHITECTURE
 
-from seam import macs, models
-from seam.checkpoint import Checkpoint
-from seam.masking import maskable
+from seam.cost.macs import count
+from seam.masks.layers import maskable
+from seam.models.architectures import ARCHITECTURES, build_model
+from seam.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -44,7 +45,7 @@ def test_all_items_are_measured_and_compared_with_their_goals(found):
     }
     for row in found[0]["rows"]:
         assert 0 < row["low"] <= row["value"] <= row["high"], row
-    assert bench.STEP_GOALS.keys() == set(models.ARCHITECTURES)
+    assert bench.STEP_GOALS.keys() == set(ARCHITECTURES)
 
 
 def test_a_ratio_is_that_of_the_times_beside_it(found):
@@ -200,7 +201,7 @@ def test_multiply_adds_are_those_of_three_passes():
     made = bench.Bench("resnet20", CPU)
     layers = bench.products(made)
     assert sum(len(layer["names"]) for layer in layers) == 22  # convolutions and the last layer
-    dense = macs.count(models.build("resnet20", 10), (3, 32, 32))["dense"]
+    dense = count(build_model("resnet20", 10), (3, 32, 32))["dense"]
     first = 16 * 27 * 32 * 32  # the images need no gradient
     once = dense["convolution"] + dense["linear"]
     assert sum(layer["multiply_adds"] for layer in layers) == bench.BATCH * (3 * once - first)

@@ -13,11 +13,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURE
 
-from seam import transfer
-from seam.checkpoint import STOPPED, Checkpoint, Run
 from seam.data.batches import batches
 from seam.data.storage import Split
-from seam.files import UserError
+from seam.errors import UserError
+from seam.reuse.indirect import search_masks, train_head
+from seam.training.checkpoint import Checkpoint
+from seam.training.run import STOPPED, Run
 
 TESTS = Path(__file__).parent
 SCRIPTS = TESTS.parent / "workflow" / "scripts"
@@ -67,9 +68,9 @@ def work(tmp_path_factory, model_folder, dataset_folder):
     last = {"lr_last": 0.1}
     search = {"epochs": 80, "lr_mask": 0.02, "lr_last": 0.01, "alpha": 0.03}
     origin = {"architecture": "small", "weights_origin": "train"}
-    transfer.train_head(root, **shared, common=common, head=sgd, checkpoint=root / "x.pt")
+    train_head(root, **shared, common=common, head=sgd, checkpoint=root / "x.pt")
     masks = {"common": common, "search": search, "thresholds": [0.3, 0.5]}
-    transfer.search_masks(root, **shared, **masks, checkpoint=root / "x.pt")
+    search_masks(root, **shared, **masks, checkpoint=root / "x.pt")
     student = {"common": common, "settings": sgd | last, "origin": origin}
     seam = {"student": "seam", "threshold": 0.5, "masks": str(root / "masks.safetensors")}
     training = {"epochs": 8, "batch_size": 16, "lr": 0.05}

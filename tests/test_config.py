@@ -10,9 +10,21 @@ import document_config
 import pytest
 import yaml
 
-from seam import config as plan
-from seam import data
-from seam.files import UserError
+from seam.config import plan
+from seam.config.checks import torchvision_weights
+from seam.config.entries import folder_name
+from seam.config.plan import (
+    dataset_entry,
+    left_out,
+    model_files,
+    model_settings,
+    target_problems,
+    validate,
+    weights_entry,
+)
+from seam.config.schema import require_unique_keys
+from seam.data.kinds.registry import class_names, why_unavailable
+from seam.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -84,7 +96,7 @@ def small(tmp_path, monkeypatch):
 
 
 def validated(raw):
-    return plan.validated(raw, SCHEMA)
+    return validate(raw, SCHEMA)
 
 
 def changed(raw, path, value):
@@ -566,7 +578,7 @@ def test_whole_numbers_as_class_names_are_read_as_text(small):
         {"model": "digits-resnet20", "problem": "binary", "targets": [3], "overrides": {3: {"alpha": 4}}},
         {"model": "digits-resnet20", "problem": "multiclass", "targets": {"odd": [1, 3, 9]}},
     ]
-    first, second = plan.problems(validated(small))
+    first, second = target_problems(validated(small))
     assert (first.target, first.classes, first.settings["alpha"]) == ("3", ["3"], 4.0)
     assert (second.target, second.classes) == ("odd", ["1", "3", "9"])
 
@@ -577,13 +589,13 @@ def test_home_folder_is_expanded(small, tmp_path, monkeypatch):
     small["models"]["mine"] |= {"weights": "~/mine.pt", "architecture": "~/my_models.py:build"}
     config = validated(small)
     assert config["datasets"]["pets"]["root"] == str(tmp_path / "pets")
-    assert plan.model_files(config, "mine") == [str(tmp_path / "mine.pt"), str(tmp_path / "my_models.py")]
+    assert model_files(config, "mine") == [str(tmp_path / "mine.pt"), str(tmp_path / "my_models.py")]
 
 
 def test_torchvision_names_and_weights_are_those_of_torchvision():
     models = pytest.importorskip("torchvision").models
     names = models.list_models(module=models)
-    assert plan.torchvision_weights() == {name: list(models.get_model_weights(name).__members__) for name in names}
+    assert torchvision_weights() == {name: list(models.get_model_weights(name).__members__) for name in names}
 
 
 def test_weights_for_1000_classes_fit_a_folder_with_as_many(small, tmp_path):
@@ -605,7 +617,7 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
         "overrides": {"ship": {"alpha": 4.0, "batch_size": 32}},
         "timing": {"warmup": 1},
     }
-    cat, ship, water = plan.problems(validated(small))
+    cat, ship, water = target_problems(validated(small))
     expected = {**SEARCH, "alpha": 3.0, "lr_mask": 0.2, "epochs": 100, "patience": 5}
     assert cat.settings == expected
     assert ship.settings == {**expected, "alpha": 4.0, "batch_size": 32}
@@ -623,7 +635,7 @@ def test_targets_of_each_form(small):
         {"model": "resnet20-cifar10", "problem": "binary", "targets": ["cat"]},
         {"model": "resnet20-cifar10", "problem": "binary", "targets": ["ship"]},
     ]
-    found = [(p.model, p.dataset, p.problem, p.target, p.classes) for p in plan.problems(validated(small))]
+    found = [(p.model, p.dataset, p.problem, p.target, p.classes) for p in target_problems(validated(small))]
     assert found == [
         ("mine", "pets", "binary", "cat", ["cat"]),
         ("mine", "pets", "binary", "golden_retriever", ["golden retriever"]),
@@ -639,7 +651,7 @@ def test_targets_of_each_form(small):
 def test_an_override_names_the_class_not_its_folder(small):
     entry = {"model": "mine", "problem": "binary", "targets": "all", "overrides": {"golden retriever": {"alpha": 7.0}}}
     small["direct_reuse"] = [entry]
-    assert [p.settings["alpha"] for p in plan.problems(validated(small))] == [1.0, 7.0, 1.0]
+    assert [p.settings["alpha"] for p in target_problems(validated(small))] == [1.0, 7.0, 1.0]
 
 
 def test_subset_of_classes_limits_targets_and_superclasses(small):
@@ -649,7 +661,7 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
         {"model": "resnet20-cifar100", "problem": "binary", "targets": "all"},
         {"model": "resnet20-cifar100", "problem": "multiclass", "targets": "superclasses"},
     ]
-    found = plan.problems(validated(small))
+    found = target_problems(validated(small))
     assert [p.target for p in found] == [*fish, "rose", "fish"]
 
 
@@ -662,7 +674,7 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):
-    assert plan.folder_name(name) == folder
+    assert folder_name(name) == folder
 
 
 @pytest.mark.parametrize(
@@ -680,10 +692,10 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path, text, said):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     if said is None:
-        plan.require_unique_keys(path)
+        require_unique_keys(path)
         return
     with pytest.raises(UserError) as caught:
-        plan.require_unique_keys(path)
+        require_unique_keys(path)
     assert str(caught.value) == f"{path} {said}, and only the last counts: join them."
 
 
@@ -691,7 +703,7 @@ def test_what_determines_a_source_model(small):
     small["training"] = {"lr": 0.2}
     small["models"]["digits-resnet20"]["training"] = {"epochs": 8}
     config = validated(small)
-    assert plan.model_settings(config, "digits-resnet20") == {
+    assert model_settings(config, "digits-resnet20") == {
         "architecture": "resnet20",
         "dataset": "digits",
         "normalization": None,
@@ -701,24 +713,24 @@ def test_what_determines_a_source_model(small):
         },
         "weights": "train",
     }  # fmt: skip
-    mine = plan.model_settings(config, "mine")
+    mine = model_settings(config, "mine")
     assert list(mine) == ["architecture", "dataset", "normalization", "weights"]  # no null of a key that came later
-    named = plan.model_settings(validated(changed(small, "models/mine/last_layer", "fc")), "mine")
+    named = model_settings(validated(changed(small, "models/mine/last_layer", "fc")), "mine")
     assert named == mine  # nothing but the students hangs on it
-    assert plan.model_files(config, "mine") == ["mine.pt", "my_models.py"]
-    assert plan.model_files(config, "resnet50") == []
-    assert list(plan.dataset_entry(config, "pets")) == ["augmentation", "classes", "kind", "root", "size"]
+    assert model_files(config, "mine") == ["mine.pt", "my_models.py"]
+    assert model_files(config, "resnet50") == []
+    assert list(dataset_entry(config, "pets")) == ["augmentation", "classes", "kind", "root", "size"]
 
 
 def test_what_lacks_its_data_is_left_out_with_one_line(small):
-    assert plan.left_out(validated(small)) == []  # nothing uses it
+    assert left_out(validated(small)) == []  # nothing uses it
     small["direct_reuse"] += [
         {"model": "resnet50", "problem": "multiclass", "targets": "superclasses"},
         {"model": "resnet50", "problem": "binary", "targets": ["n01440764"], "overrides": {"n01440764": {"alpha": 2}}},
     ]
     config = validated(small)
-    assert [p.model for p in plan.problems(config)] == ["resnet20-cifar10"] * 2 + ["resnet20-cifar100"]
-    assert plan.left_out(config) == [
+    assert [p.model for p in target_problems(config)] == ["resnet20-cifar10"] * 2 + ["resnet20-cifar100"]
+    assert left_out(config) == [
         "datasets.imagenet: its root is not given in the config, so what needs it is left out "
         "(resnet50 multiclass, resnet50 binary)."
     ]
@@ -771,11 +783,11 @@ def test_students_without_their_target_data_are_left_out_with_one_line(small):
     small["indirect_reuse"] += [{"model": "resnet20-cifar10", "datasets": ["birds"]}]
     config = validated(small)
     assert {(s.model, s.dataset) for s in plan.students(config)} == {("resnet50", "pets"), ("digits-resnet20", "pets")}
-    (line,) = plan.left_out(config)
+    (line,) = left_out(config)
     assert line.startswith("datasets.birds: its root is not given in the config, so what needs it is left out")
     assert line.endswith(" (resnet50 indirect, resnet20-cifar10 indirect).")
     config = validated(changed(small, "datasets/birds/download", True))
-    assert plan.left_out(config) == []
+    assert left_out(config) == []
     assert ("resnet50", "birds") in {(s.model, s.dataset) for s in plan.students(config)}
 
 
@@ -784,23 +796,23 @@ def test_a_source_model_needs_its_images_only_where_it_is_trained_on_them(small)
     assert len(plan.students(validated(small))) == 1
     config = validated(changed(small, "models/resnet50/weights", "train"))
     assert plan.students(config) == []
-    (line,) = plan.left_out(config)
+    (line,) = left_out(config)
     assert line.startswith("datasets.imagenet: ") and line.endswith(" (resnet50 indirect).")
 
 
 def test_one_line_for_a_data_set_that_both_kinds_of_reuse_lack(small):
     small["direct_reuse"] += [{"model": "resnet50", "problem": "binary", "targets": ["n01440764"]}]
     small["indirect_reuse"] += [{"model": "mine", "datasets": ["imagenet"]}]
-    (line,) = plan.left_out(validated(small))
+    (line,) = left_out(validated(small))
     assert line.endswith(" (resnet50 binary, mine indirect).")
 
 
 def test_the_budget_for_arrays_belongs_to_large_images_alone(small):
     config = validated(changed(changed(small, "array_gb", 5), "datasets/pets/size", 127))
-    assert plan.dataset_entry(config, "birds")["array_gb"] == plan.dataset_entry(config, "imagenet")["array_gb"] == 5.0
+    assert dataset_entry(config, "birds")["array_gb"] == dataset_entry(config, "imagenet")["array_gb"] == 5.0
     for name in ("digits", "cifar10", "pets"):
-        assert "array_gb" not in plan.dataset_entry(config, name)
-    large = plan.dataset_entry(validated(changed(small, "datasets/pets/size", 128)), "pets")
+        assert "array_gb" not in dataset_entry(config, name)
+    large = dataset_entry(validated(changed(small, "datasets/pets/size", 128)), "pets")
     assert large["array_gb"] == 20.0 and list(large) == sorted(large)
 
 
@@ -810,12 +822,12 @@ def test_weights_of_imagenet_do_not_depend_on_where_its_images_lie(small, tmp_pa
             (tmp_path / "ilsvrc" / split / wnid).mkdir(parents=True)
     small["models"]["own"] = {**small["models"]["mine"], "dataset": "imagenet"}
     without, there = validated(small), validated(changed(small, "datasets/imagenet/root", "ilsvrc"))
-    assert plan.weights_entry(without, "resnet50") == plan.weights_entry(there, "resnet50")
-    assert plan.model_settings(without, "resnet50") == plan.model_settings(there, "resnet50")
-    assert len(data.classes(plan.weights_entry(there, "resnet50"))) == 1000
+    assert weights_entry(without, "resnet50") == weights_entry(there, "resnet50")
+    assert model_settings(without, "resnet50") == model_settings(there, "resnet50")
+    assert len(class_names(weights_entry(there, "resnet50"))) == 1000
     # A file of one's own has the classes of one's own folder.
-    assert data.classes(plan.weights_entry(there, "own")) == ["n01440764", "n01443537"]
-    assert plan.weights_entry(there, "mine") == plan.dataset_entry(there, "pets")
+    assert class_names(weights_entry(there, "own")) == ["n01440764", "n01443537"]
+    assert weights_entry(there, "mine") == dataset_entry(there, "pets")
 
 
 @pytest.fixture
@@ -830,9 +842,9 @@ def ilsvrc(small, tmp_path):
 
 
 def test_imagenet_with_a_root_and_groups_of_its_own(ilsvrc):
-    (problem,) = plan.problems(validated(ilsvrc))
+    (problem,) = target_problems(validated(ilsvrc))
     assert (problem.target, problem.classes) == ("wild_dog", ["n01", "n03"])
-    assert plan.left_out(validated(ilsvrc)) == []
+    assert left_out(validated(ilsvrc)) == []
 
 
 def test_mistake_in_a_file_of_groups_names_its_key(ilsvrc, tmp_path):
@@ -852,11 +864,11 @@ def full(tmp_path, monkeypatch):
 
 def test_config_yaml_is_the_published_evaluation(full):
     config = validated(full)
-    problems = plan.problems(config)
+    problems = target_problems(config)
     assert sum(p.problem == "binary" for p in problems) == 220
     assert sum(p.problem == "multiclass" for p in problems) == 20
     assert len({(p.model, p.problem, p.target) for p in problems}) == 240
-    first, *others = plan.left_out(config)
+    first, *others = left_out(config)
     assert first.startswith("datasets.imagenet: ") and first.endswith(" (resnet50-imagenet multiclass).")
     assert [line.partition(":")[0] for line in others] == [f"datasets.{name}" for name in TARGETS]
     assert all(line.endswith(" (resnet18-imagenet indirect, resnet50-imagenet indirect).") for line in others)
@@ -877,10 +889,10 @@ def test_config_yaml_is_the_published_evaluation(full):
 
 
 def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data_are_there(full, monkeypatch):
-    available = data.available
+    available = why_unavailable
     monkeypatch.setattr(data, "available", lambda entry: available(entry) if entry["kind"] == "imagenet" else None)
     config = validated(full)
-    assert len(plan.left_out(config)) == 1  # for direct reuse: the weights need no image of ImageNet
+    assert len(left_out(config)) == 1  # for direct reuse: the weights need no image of ImageNet
     students = plan.students(config)
     assert list(dict.fromkeys((s.model, s.dataset) for s in students)) == [
         (model, name) for model in ("resnet18-imagenet", "resnet50-imagenet") for name in TARGETS
@@ -926,14 +938,14 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
     update = pytest.importorskip("snakemake.utils").update_config
     update(full, yaml.safe_load((ROOT / "profiles" / "demo" / "workflow.yaml").read_text(encoding="utf-8")))
     config = validated(full)
-    found = [(p.model, p.problem, p.target) for p in plan.problems(config)]
+    found = [(p.model, p.problem, p.target) for p in target_problems(config)]
     assert [(model, problem) for model, problem, _ in found] == (
         [("digits-resnet20", "binary")] * 3 + [("digits-resnet20", "multiclass"), ("digits-vgg16", "binary")]
     )
-    assert [p.dataset for p in plan.problems(config)] == ["digits"] * 4 + ["digits-high-32px"]
-    assert [len(p.classes) for p in plan.problems(config)] == [1, 1, 1, 4, 1]
-    assert plan.left_out(config) == []
-    models = {name: plan.model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}
+    assert [p.dataset for p in target_problems(config)] == ["digits"] * 4 + ["digits-high-32px"]
+    assert [len(p.classes) for p in target_problems(config)] == [1, 1, 1, 4, 1]
+    assert left_out(config) == []
+    models = {name: model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}
     assert {name: (m["architecture"], m["weights"]) for name, m in models.items()} == {
         "digits-resnet20": ("resnet20", "train"),
         "digits-vgg16": ("vgg16_bn", "train"),
@@ -944,7 +956,7 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
     assert [s.method for s in students] == ["standard", "retrain", *masked]
     low, high = (config["datasets"][name] for name in ("digits-low", "digits-high"))
     assert low["size"] == high["size"] and low["classes"] + high["classes"] == [str(digit) for digit in range(10)]
-    assert plan.model_settings(config, "digits-low-resnet20")["dataset"] == "digits-low"
+    assert model_settings(config, "digits-low-resnet20")["dataset"] == "digits-low"
 
 
 # ------------------------------------------------------------------ the documentation

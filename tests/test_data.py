@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from server import serve
 
-from seam import data
-from seam.data import cifar, cifar10, cifar100
-from seam.files import UserError, sha256
+from seam.data.kinds import cifar, cifar10, cifar100
+from seam.data.kinds.registry import class_groups, class_names, prepare_dataset
+from seam.data.storage import open_dataset
+from seam.errors import UserError
+from seam.files import sha256
 
 # ------------------------------------------------------------------ what is known before any job
 
@@ -31,9 +33,9 @@ def test_what_the_config_needs_is_known_without_heavy_packages():
 
 
 def test_class_names():
-    assert data.classes({"kind": "digits"}) == [str(digit) for digit in range(10)]
-    assert data.classes({"kind": "cifar10"})[3] == "cat"
-    names = data.classes({"kind": "cifar100"})
+    assert class_names({"kind": "digits"}) == [str(digit) for digit in range(10)]
+    assert class_names({"kind": "cifar10"})[3] == "cat"
+    names = class_names({"kind": "cifar100"})
     assert len(names) == 100 and names == sorted(names)
     assert [names[index] for index in (0, 1, 41, 58, 83, 99)] == [
         "apple", "aquarium_fish", "lawn_mower", "pickup_truck", "sweet_pepper", "worm",
@@ -41,7 +43,7 @@ def test_class_names():
 
 
 def test_a_subset_keeps_its_own_order():
-    assert data.classes({"kind": "cifar10", "classes": ["dog", "cat"]}) == ["dog", "cat"]
+    assert class_names({"kind": "cifar10", "classes": ["dog", "cat"]}) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -53,32 +55,32 @@ def test_a_subset_keeps_its_own_order():
 )
 def test_a_wrong_subset_is_one_sentence(classes, sentence):
     with pytest.raises(UserError, match=sentence):
-        data.classes({"kind": "cifar10", "classes": classes})
+        class_names({"kind": "cifar10", "classes": classes})
 
 
 def test_cifar100_has_20_superclasses_of_5():
-    groups = data.groups({"kind": "cifar100"})
+    groups = class_groups({"kind": "cifar100"})
     assert len(groups) == 20 and list(groups) == sorted(groups)
     assert {len(members) for members in groups.values()} == {5}
-    assert sorted(name for members in groups.values() for name in members) == data.classes({"kind": "cifar100"})
+    assert sorted(name for members in groups.values() for name in members) == class_names({"kind": "cifar100"})
     assert groups["aquatic_mammals"] == ["beaver", "dolphin", "otter", "seal", "whale"]
 
 
 def test_a_subset_has_the_superclasses_that_lie_wholly_inside():
     trees = ["willow_tree", "maple_tree", "oak_tree", "palm_tree", "pine_tree"]
-    assert list(data.groups({"kind": "cifar100", "classes": [*trees, "apple", "pear"]})) == ["trees"]
+    assert list(class_groups({"kind": "cifar100", "classes": [*trees, "apple", "pear"]})) == ["trees"]
 
 
 @pytest.mark.parametrize("kind", ["digits", "cifar10"])
 def test_others_have_none(kind):
     with pytest.raises(UserError, match=f"{kind} has no superclasses of its own"):
-        data.groups({"kind": kind})
+        class_groups({"kind": kind})
 
 
 def test_groups_of_one_s_own(tmp_path):
     path = tmp_path / "groups.csv"
     path.write_text("has legs,cat dog\nflies,airplane bird\n\nswims,ship\n")
-    groups = data.groups({"kind": "cifar10", "groups": str(path)})
+    groups = class_groups({"kind": "cifar10", "groups": str(path)})
     assert groups == {"has_legs": ["cat", "dog"], "flies": ["airplane", "bird"]}  # `swims` has a single class
 
 
@@ -95,12 +97,12 @@ def test_groups_of_one_s_own(tmp_path):
 def test_a_wrong_file_of_groups_is_one_sentence(tmp_path, text, sentence):
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(UserError, match=f"^groups: .*{sentence}"):
-        data.groups({"kind": "cifar10", "groups": str(tmp_path / "groups.csv")})
+        class_groups({"kind": "cifar10", "groups": str(tmp_path / "groups.csv")})
 
 
 def test_a_missing_file_of_groups_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="^groups: .* cannot be read"):
-        data.groups({"kind": "cifar10", "groups": str(tmp_path / "groups.csv")})
+        class_groups({"kind": "cifar10", "groups": str(tmp_path / "groups.csv")})
 
 
 # ------------------------------------------------------------------ what is prepared and opened
@@ -109,12 +111,12 @@ def test_a_missing_file_of_groups_is_one_sentence(tmp_path):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    data.prepare({"kind": "digits"}, folder)
+    prepare_dataset({"kind": "digits"}, folder)
     return folder
 
 
 def test_digits(digits):
-    found = data.open(digits)
+    found = open_dataset(digits)
     assert found.train.images.shape == (1433, 32, 32, 3) and found.test.images.shape == (364, 32, 32, 3)
     assert found.train.images.dtype == np.uint8 and isinstance(found.train.images, np.memmap)
     assert found.train.labels.dtype == np.int64
@@ -128,7 +130,7 @@ def test_digits(digits):
 
 
 def test_train_and_test_share_no_image(digits):
-    found = data.open(digits)
+    found = open_dataset(digits)
     train, test = ({image.tobytes() for image in split.images} for split in (found.train, found.test))
     assert not train & test
     assert len(found.train) + len(found.test) == 1797
@@ -144,13 +146,13 @@ def test_the_manifest_says_what_is_there(digits):
 
 
 def test_the_same_data_are_the_same_files(digits, tmp_path):
-    assert data.prepare({"kind": "digits"}, tmp_path) == json.loads((digits / "dataset.json").read_text())
+    assert prepare_dataset({"kind": "digits"}, tmp_path) == json.loads((digits / "dataset.json").read_text())
 
 
 def test_a_subset_has_its_own_labels(digits, tmp_path):
-    whole = data.open(digits)
-    data.prepare({"kind": "digits", "classes": ["8", "3"], "augmentation": []}, tmp_path)
-    found = data.open(tmp_path)
+    whole = open_dataset(digits)
+    prepare_dataset({"kind": "digits", "classes": ["8", "3"], "augmentation": []}, tmp_path)
+    found = open_dataset(tmp_path)
     assert found.classes == ["8", "3"] and found.augmentation == ()
     for part, all_of_it in ((found.train, whole.train), (found.test, whole.test)):
         np.testing.assert_array_equal(part.images[part.labels == 0], all_of_it.images[all_of_it.labels == 8])
@@ -159,19 +161,19 @@ def test_a_subset_has_its_own_labels(digits, tmp_path):
 
 def test_what_is_not_prepared_or_damaged_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="dataset.json is missing"):
-        data.open(tmp_path)
-    data.prepare({"kind": "digits"}, tmp_path)
+        open_dataset(tmp_path)
+    prepare_dataset({"kind": "digits"}, tmp_path)
     path = tmp_path / "arrays" / "test_images.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="is damaged .*: delete it and run again"):
-        data.open(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_a_failed_second_try_leaves_no_manifest_of_the_first(tmp_path, monkeypatch):
-    data.prepare({"kind": "digits"}, tmp_path)
+    prepare_dataset({"kind": "digits"}, tmp_path)
     monkeypatch.setattr("seam.data.storage.statistics", lambda split: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        data.prepare({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
+        prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
     assert not (tmp_path / "dataset.json").exists()
 
 
@@ -207,14 +209,14 @@ def pictures(rows):
 def test_cifar10(published, tmp_path):
     members, content = cifar_archives.cifar10_members(cifar10.CLASSES)
     site = published(cifar10, members)
-    data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
-    found = data.open(tmp_path / "out")
+    prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+    found = open_dataset(tmp_path / "out")
     assert found.augmentation == ("crop", "flip") and found.classes == cifar10.CLASSES
     for split, (rows, labels) in zip((found.train, found.test), content.values(), strict=True):
         assert split.labels.tolist() == labels
         np.testing.assert_array_equal(split.images, pictures(rows))
     assert len(found.train) == 100 and len(found.test) == 20
-    data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+    prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert site.requests == [("cifar-10-python.tar.gz", None)]
     assert (tmp_path / "cache" / "cifar10" / "cifar-10-python.tar.gz").is_file()
 
@@ -222,8 +224,8 @@ def test_cifar10(published, tmp_path):
 def test_cifar100(published, tmp_path):
     members, content = cifar_archives.cifar100_members(cifar100.CLASSES, cifar100.GROUPS)
     published(cifar100, members)
-    data.prepare({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
-    found = data.open(tmp_path / "out")
+    prepare_dataset({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
+    found = open_dataset(tmp_path / "out")
     assert found.classes == cifar100.CLASSES
     assert found.train.labels.tolist() == content["train"][1]
     np.testing.assert_array_equal(found.test.images, pictures(content["test"][0]))
@@ -233,8 +235,8 @@ def test_a_subset_of_cifar100(published, tmp_path):
     members, content = cifar_archives.cifar100_members(cifar100.CLASSES, cifar100.GROUPS)
     published(cifar100, members)
     wanted = [*cifar100.GROUPS["trees"], "worm"]
-    data.prepare({"kind": "cifar100", "classes": wanted}, tmp_path / "out", tmp_path / "cache")
-    found = data.open(tmp_path / "out")
+    prepare_dataset({"kind": "cifar100", "classes": wanted}, tmp_path / "out", tmp_path / "cache")
+    found = open_dataset(tmp_path / "out")
     assert found.classes == wanted
     assert len(found.train) == 12 and len(found.test) == 6
     rows, labels = content["test"]
@@ -244,22 +246,22 @@ def test_a_subset_of_cifar100(published, tmp_path):
 def test_offline_with_the_archive_in_the_root(published, tmp_path):
     site = published(cifar10, cifar_archives.cifar10_members(cifar10.CLASSES)[0])
     entry = {"kind": "cifar10", "root": str(tmp_path / "published")}
-    assert data.prepare(entry, tmp_path / "out", tmp_path / "cache")["counts"]["test"]["cat"] == 2
+    assert prepare_dataset(entry, tmp_path / "out", tmp_path / "cache")["counts"]["test"]["cat"] == 2
     assert site.requests == [] and not (tmp_path / "cache").exists()
 
 
 def test_a_cut_download_goes_on(published, tmp_path):
     site = published(cifar10, cifar_archives.cifar10_members(cifar10.CLASSES)[0])
     site.cuts = [10_000]
-    data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+    prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert [asked for _, asked in site.requests] == [None, "bytes=10000-"]
 
 
 def test_a_wrong_root_is_named_before_any_job(tmp_path):
     with pytest.raises(UserError, match="^root: .* does not hold cifar-10-python.tar.gz"):
-        data.classes({"kind": "cifar10", "root": str(tmp_path)})
+        class_names({"kind": "cifar10", "root": str(tmp_path)})
     with pytest.raises(UserError, match="^size: "):
-        data.classes({"kind": "cifar10", "size": 64})
+        class_names({"kind": "cifar10", "size": 64})
 
 
 class Harmful:
@@ -275,7 +277,7 @@ def test_a_harmful_pickle_is_not_run_even_with_the_right_checksum(published, tmp
     members["cifar-10-batches-py/data_batch_3"] = pickle.dumps(Harmful(tmp_path / "harm"), protocol=2)
     published(cifar10, members)
     with pytest.raises(UserError, match="cannot be read .it asks for __builtin__.exec"):
-        data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out" / "dataset.json").exists()
 
 
@@ -286,14 +288,14 @@ def test_an_archive_with_another_checksum_is_not_even_opened(published, tmp_path
     monkeypatch.setattr(cifar.tarfile, "open", lambda *arguments: pytest.fail("opened"))
     entry = {"kind": "cifar10"} | ({"root": str(tmp_path / "published")} if rooted else {})
     with pytest.raises(UserError, match="is not the published file"):
-        data.prepare(entry, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset(entry, tmp_path / "out", tmp_path / "cache")
 
 
 def test_nothing_is_unpacked_so_no_name_leads_outside(published, tmp_path):
     members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
     members |= {"../outside": b"harm", str(tmp_path / "absolute"): b"harm"}
     published(cifar10, members)
-    data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+    prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert not list(tmp_path.rglob("outside")) and not (tmp_path / "absolute").exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"arrays", "dataset.json"}
 
@@ -304,7 +306,7 @@ def test_a_link_in_the_archive_is_not_followed(published, tmp_path):
     link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "elsewhere")
     published(cifar10, members | {link.name: link})
     with pytest.raises(UserError, match="has no file cifar-10-batches-py/test_batch"):
-        data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("left", [0.001, 0.5, 0.95])
@@ -312,23 +314,23 @@ def test_a_truncated_archive_is_one_sentence(published, tmp_path, left):
     members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
     published(cifar10, members, damage=lambda content: content[: int(left * len(content))])
     with pytest.raises(UserError, match="cifar-10-python.tar.gz (cannot be read|has no file)"):
-        data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_other_class_names_are_refused(published, tmp_path):
     published(cifar10, cifar_archives.cifar10_members([*cifar10.CLASSES[:9], "lorry"])[0])
     with pytest.raises(UserError, match="other class names than were published"):
-        data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_other_superclasses_are_refused(published, tmp_path):
     swapped = cifar100.GROUPS | {"fish": cifar100.GROUPS["trees"], "trees": cifar100.GROUPS["fish"]}
     published(cifar100, cifar_archives.cifar100_members(cifar100.CLASSES, swapped)[0])
     with pytest.raises(UserError, match="puts .* into (fish|trees), unlike the published one"):
-        data.prepare({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_no_server_and_no_archive_says_where_to_put_it(published, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "ARCHIVE", replace(cifar10.ARCHIVE, home="http://127.0.0.1:9/"))
     with pytest.raises(UserError, match="put the file at .*cifar10/cifar-10-python.tar.gz yourself"):
-        data.prepare({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")

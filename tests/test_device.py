@@ -18,14 +18,20 @@ import pytest
 import torch
 from torch import nn
 
-from seam import checkpoint, device, evaluate, robustness, transfer
-from seam.checkpoint import Checkpoint
-from seam.files import UserError
-from seam.reengineer import reengineer
-from seam.search import Settings, search, with_head
-from seam.train import Finetuning, finetune
-from seam.train import Settings as Training
-from seam.train import train as train_source
+from seam.device import TAKEN, _lock, _products, describe_device, exact, forward, gpus, select_device
+from seam.errors import UserError
+from seam.evaluation import predict
+from seam.models.surgery import with_head
+from seam.reuse.direct import reengineer
+from seam.reuse.indirect import TransferTask
+from seam.robustness.attack import judge, perturbations
+from seam.search.search import search
+from seam.settings import AttackSettings, FinetuningSettings, SearchSettings
+from seam.settings import TrainingSettings as Training
+from seam.training.checkpoint import Checkpoint
+from seam.training.run import Run
+from seam.training.supervised import finetune
+from seam.training.supervised import train as train_source
 
 ROOT = Path(__file__).parents[1]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
@@ -36,13 +42,13 @@ PLACES = ["cpu", pytest.param("cuda", marks=GPU)]
 def settings(monkeypatch):
     """What `select` sets for the whole process is as it was, after each test."""
     monkeypatch.setattr(device, "_precision", "float32")
-    before = device._products("ieee")
+    before = _products("ieee")
     yield
-    device._products(*before)
-    if device._lock is not None:  # another process of the tests waits for the GPU
-        device._lock.release()
-        device._lock = None
-        os.environ.pop(device.TAKEN, None)
+    _products(*before)
+    if _lock is not None:  # another process of the tests waits for the GPU
+        _lock.release()
+        _lock = None
+        os.environ.pop(TAKEN, None)
 
 
 # ---------------------------------------------------------------------- which device
@@ -50,9 +56,9 @@ def settings(monkeypatch):
 
 def test_the_cpu_computes_in_float32_whatever_the_precision():
     for wanted in ("cpu", "cpu/bfloat16", "cpu/tf32"):
-        where = device.select(wanted)
+        where = select_device(wanted)
         assert where == torch.device("cpu")
-        assert device.describe(where) == {"device": "cpu", "precision": "float32"}
+        assert describe_device(where) == {"device": "cpu", "precision": "float32"}
 
 
 @pytest.mark.parametrize(
@@ -62,12 +68,12 @@ def test_auto_takes_a_gpu_where_there_is_one(pretended, monkeypatch, there, expe
     pretended("one")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
-    assert device.select("auto/bfloat16").type == expected
+    assert select_device("auto/bfloat16").type == expected
 
 
 def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(pretended, caplog):
     pretended("old")
-    assert device.describe(device.select("cuda/bfloat16")) == {"device": "cuda", "precision": "float32"}
+    assert describe_device(select_device("cuda/bfloat16")) == {"device": "cuda", "precision": "float32"}
     assert "this GPU does not compute in bfloat16" in caplog.text
 
 
@@ -76,7 +82,7 @@ def test_a_device_that_is_not_there_is_an_error(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=f"device: {name} is asked for .* torch finds none here: choose auto or cpu"):
-        device.select(f"{name}/bfloat16")
+        select_device(f"{name}/bfloat16")
 
 
 # ---------------------------------------------------------------------- a GPU for each job
@@ -88,7 +94,7 @@ def pretended(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(device, "_lock", None)
     monkeypatch.setattr(device, "POLL", 0.02)
-    monkeypatch.setenv(device.TAKEN, "none of these")
+    monkeypatch.setenv(TAKEN, "none of these")
 
     def make(*names):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -106,7 +112,7 @@ def job(wanted="cuda"):
     """A process that selects its device and then waits; gives it, and the connection that the device comes by."""
 
     def run(here):
-        here.send(str(device.select(wanted)))
+        here.send(str(select_device(wanted)))
         here.recv()
 
     fork = multiprocessing.get_context("fork")
@@ -150,7 +156,7 @@ def test_a_process_keeps_its_gpu_and_shares_it_with_what_it_starts(pretended):
     pretended("a", "b")
     with job() as (_, found):
         assert found.poll(20) and found.recv() == "cuda:0"
-        assert [device.select("cuda"), device.select("auto/tf32")] == [torch.device("cuda:1")] * 2
+        assert [select_device("cuda"), select_device("auto/tf32")] == [torch.device("cuda:1")] * 2
         with job() as (_, child):
             assert child.poll(20) and child.recv() == "cuda:1"
 
@@ -160,7 +166,7 @@ def test_a_folder_that_cannot_hold_locks_is_said(pretended, tmp_path, monkeypatc
     (tmp_path / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"Cannot lock a GPU with .*file/seam-.*-gpu-a.lock \(.+\): mend"):
-        device.select("cuda")
+        select_device("cuda")
 
 
 @pytest.mark.parametrize(
@@ -169,21 +175,21 @@ def test_a_folder_that_cannot_hold_locks_is_said(pretended, tmp_path, monkeypatc
 )
 def test_visible_gpus_are_counted(monkeypatch, visible, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device.gpus() == count
+    assert gpus() == count
 
 
 def test_gpus_are_counted_without_torch(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(device, "NVIDIA", tmp_path / "gpus")
-    assert device.gpus() == 0
+    assert gpus() == 0
     command = tmp_path / "nvidia-smi"
     command.write_text("#!/bin/sh\n[ $1 = -L ] && echo 'GPU 0: one (UUID: GPU-1)' && echo 'GPU 1: two (UUID: GPU-2)'")
     command.chmod(0o755)
-    assert device.gpus() == 2
+    assert gpus() == 2
     for name in ("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
-    assert device.gpus() == 3
+    assert gpus() == 3
     code = "import sys; from seam import device; device.gpus(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "workflow/scripts").returncode == 0
 
@@ -224,7 +230,7 @@ def bfloat16(monkeypatch):
     """A function that selects a device whose steps are in bfloat16, also the CPU."""
 
     def make(name):
-        place = device.select(f"{name}/bfloat16")
+        place = select_device(f"{name}/bfloat16")
         monkeypatch.setattr(device, "_precision", "bfloat16")
         return place
 
@@ -266,7 +272,7 @@ def test_a_step_is_in_bfloat16_and_its_results_in_float32(bfloat16, place):
     place = bfloat16(place)
     model, (images, _) = network(place), batches(place)[0]
     seen = watched(model[0])
-    found = device.forward(model, images)
+    found = forward(model, images)
     assert seen == {STEP}
     assert found.dtype == torch.float32
     expected = model(images)
@@ -280,14 +286,14 @@ def searched(place, kept=None, **settings):
     model = with_head(network(place), 5, 2).to(place)
     torch.manual_seed(1)
     seen = watched(model.source[0])
-    options = Settings(**{"epochs": 15, "batch_size": 16, "lr_mask": 0.1, "patience": 100} | settings)
+    options = SearchSettings(**{"epochs": 15, "batch_size": 16, "lr_mask": 0.1, "patience": 100} | settings)
     return search(model, batches(place), batches(place, 48, seed=1), 0.9, options, kept), seen
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_search_in_bfloat16_finds_what_one_in_float32_does(bfloat16, monkeypatch, place):
-    kept, masks = [], checkpoint.Run.__init__
-    monkeypatch.setattr(checkpoint.Run, "__init__", lambda self, *a: kept.append(a[1]["masks"]) or masks(self, *a))
+    kept, masks = [], Run.__init__
+    monkeypatch.setattr(Run, "__init__", lambda self, *a: kept.append(a[1]["masks"]) or masks(self, *a))
     expected, seen = searched("cpu")
     assert seen == {EXACT_STEP, MEASURED}
     found, seen = searched(bfloat16(place))
@@ -307,7 +313,7 @@ def test_training_and_fine_tuning_are_in_bfloat16_and_learn(bfloat16, place):
     history = train_source(model, batches(place), Training(epochs=5, lr=0.5), batches(place, 48, seed=1))
     assert seen == {STEP, MEASURED} and history[-1]["test_accuracy"] > 0.9
     seen.clear()
-    options = Finetuning(epochs=3, patience=3, lr=0.01, weight_decay=0.0, lr_last=0.1)
+    options = FinetuningSettings(epochs=3, patience=3, lr=0.01, weight_decay=0.0, lr_last=0.1)
     history, _ = finetune(model, "5", batches(place), batches(place, 48, seed=1), options)
     assert seen == {STEP, MEASURED} and history[-1]["accuracy"] > 0.9
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -327,7 +333,7 @@ def test_a_search_goes_on_from_its_checkpoint(bfloat16, monkeypatch, tmp_path, p
         return step(logits, labels)
 
     monkeypatch.setattr("seam.search.cross_entropy", fails)
-    about = device.describe(place)
+    about = describe_device(place)
     with pytest.raises(InterruptedError):
         searched(place, Checkpoint(tmp_path / "x.pt", about))
     again, _ = searched(place, Checkpoint(tmp_path / "x.pt", about))
@@ -341,35 +347,35 @@ def test_a_search_goes_on_from_its_checkpoint(bfloat16, monkeypatch, tmp_path, p
 
 def test_tf32_is_for_steps_alone(pretended):
     pretended("a")
-    assert device.describe(device.select("cuda/tf32")) == {"device": "cuda", "precision": "tf32"}
+    assert describe_device(select_device("cuda/tf32")) == {"device": "cuda", "precision": "tf32"}
     model, (images, labels) = network("cpu"), batches("cpu")[0]
     seen = watched(model[0])
-    device.forward(model, images)
+    forward(model, images)
     assert seen == {TF32_STEP}
-    options, levels = robustness.Settings(steps=2), np.zeros((16, 8, 8, 3), np.int8)
+    options, levels = AttackSettings(steps=2), np.zeros((16, 8, 8, 3), np.int8)
     measure = {
-        "accuracy": lambda: evaluate.outputs(model, [(images, labels)]),
-        "attack": lambda: robustness.perturbations(model, [(images, labels)], options, levels),
-        "defects": lambda: robustness.judge(model, [(images, labels)], levels, options),
+        "accuracy": lambda: predict(model, [(images, labels)]),
+        "attack": lambda: perturbations(model, [(images, labels)], options, levels),
+        "defects": lambda: judge(model, [(images, labels)], levels, options),
     }
     for name, run in measure.items():
         seen.clear()
         run()
         assert seen == {MEASURED}, name
-    with pytest.raises(KeyError), device.exact():
+    with pytest.raises(KeyError), exact():
         raise KeyError
     seen.clear()
-    device.forward(model.train(), images)
+    forward(model.train(), images)
     assert seen == {TF32_STEP}  # as before
 
 
 def test_float32_is_neither(pretended):
     pretended("a")
-    device.select("cuda/tf32")
-    device.select("cuda/float32")
+    select_device("cuda/tf32")
+    select_device("cuda/float32")
     model = network("cpu")
     seen = watched(model[0])
-    device.forward(model, batches("cpu")[0][0])
+    forward(model, batches("cpu")[0][0])
     assert seen == {EXACT_STEP}
 
 
@@ -388,7 +394,7 @@ def test_a_job_says_where_and_how_it_was_computed(tmp_path, model_folder, datase
     metrics = reengineered(tmp_path, model_folder, dataset_folder, "cpu/bfloat16")
     assert (metrics["device"], metrics["precision"]) == ("cpu", "float32")
     common = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
-    job = transfer.Job(model_folder, dataset_folder, ("small", "colours", "head"), common, 0, "cpu")
+    job = TransferTask(model_folder, dataset_folder, ("small", "colours", "head"), common, 0, "cpu")
     assert job.about.items() >= {"device": "cpu", "precision": "float32"}.items() <= job.facts().items()
 
 
@@ -418,7 +424,7 @@ def test_a_job_on_a_gpu_finds_what_one_on_the_cpu_does(tmp_path, model_folder, d
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs here")
 def test_two_jobs_have_two_gpus(tmp_path):
     code = "from seam import device; print(device.select('cuda').index, flush=True); input()"
-    environment = {name: value for name, value in os.environ.items() if name != device.TAKEN}
+    environment = {name: value for name, value in os.environ.items() if name != TAKEN}
     environment["TMPDIR"] = str(tmp_path)  # where the locks are: other processes of the tests may hold a GPU
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     jobs = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "workflow/scripts", **options) for _ in range(2)]

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from server import serve
 
-from seam.files import UserError, fetch
+from seam.download import fetch
+from seam.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
 CHECKSUM = hashlib.sha256(CONTENT).hexdigest()

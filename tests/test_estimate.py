@@ -11,9 +11,14 @@ from conftest import ARCHITECTURE, paint
 from estimate import estimate, planned
 from test_workflow import ROOT, jobs, small_config, snakemake
 
-from seam import calibration, data, problems
-from seam.estimate import SHORT, Step, World, duration, history, missing, notes, table, timed, wall_time, work
-from seam.files import UserError, write_json
+from seam.data.kinds.registry import KINDS
+from seam.data.problems import binary_problem, multiclass_problem
+from seam.data.storage import open_dataset
+from seam.errors import UserError
+from seam.files import write_json
+from seam.planning import calibration
+from seam.planning.calibration import ENOUGH, LEAST, Clock, _batch_size, measure
+from seam.planning.estimate import SHORT, Step, World, duration, history, missing, notes, table, timed, wall_time, work
 
 MODELS = {"m": {"architecture": "resnet20", "dataset": "c"}, "other": {"architecture": "vgg16_bn", "dataset": "c"}}
 DATASETS = {"c": {"kind": "cifar10", "size": 32}}
@@ -71,9 +76,9 @@ def test_published_data_sets_are_known_without_their_images(tmp_path):
 
 
 def test_every_kind_but_folders_of_ones_own_has_its_numbers():
-    from seam.estimate import PUBLISHED
+    from seam.planning.estimate import PUBLISHED
 
-    assert PUBLISHED.keys() == data.KINDS.keys() - {"imagefolder"}
+    assert PUBLISHED.keys() == KINDS.keys() - {"imagefolder"}
 
 
 def test_a_prepared_data_set_is_read_and_folders_are_counted(colours, tmp_path):
@@ -89,10 +94,10 @@ def test_a_prepared_data_set_is_read_and_folders_are_counted(colours, tmp_path):
 
 
 def test_the_images_of_a_problem_are_those_that_a_search_has(colours, dataset_folder, tmp_path):
-    images = data.open(dataset_folder)
+    images = open_dataset(dataset_folder)
     world = World({}, {"colours": {"kind": "imagefolder", "root": str(colours)}}, tmp_path)
     for kind, members in (("binary", ["red"]), ("multiclass", ["red", "blue", "green"])):
-        make = problems.binary if kind == "binary" else problems.multiclass
+        make = binary_problem if kind == "binary" else multiclass_problem
         task = make(images, members[0] if kind == "binary" else members, 0)
         expected = {"train": len(task.train), "test": len(task.test)}
         assert world.problem("colours", kind, members) == expected
@@ -295,14 +300,14 @@ def test_each_kind_of_step_is_measured(quick, kind):
 
 def test_steps_are_measured_on_all_cores_at_once_and_for_an_image(quick):
     steps = [step("outputs"), step("masks"), step("outputs", threads=2)]
-    found = calibration.measure(steps, "cpu", cores=2)
+    found = measure(steps, "cpu", cores=2)
     assert found.keys() == set(steps) and all(value > 0 for value in found.values())
 
 
 def test_a_process_that_is_ended_is_said_in_a_sentence(monkeypatch):
     monkeypatch.setattr(calibration, "seconds", end_abruptly)
     with pytest.raises(UserError, match="for want of memory: give fewer --cores"):
-        calibration.measure([step()], "cpu", cores=2)
+        measure([step()], "cpu", cores=2)
 
 
 def end_abruptly(step, device):
@@ -314,24 +319,24 @@ def test_the_clock_goes_on_until_it_has_enough(monkeypatch):
 
     now = [0.0]
     monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
-    clock = calibration.Clock(["a", "b"], torch.device("cpu"))
+    clock = Clock(["a", "b"], torch.device("cpu"))
     for batch in clock:
         now[0] += {"a": 0.5, "b": 0.25}[batch]
-    assert sum(clock.times) >= calibration.ENOUGH and len(clock.times) % 2 == 0
+    assert sum(clock.times) >= ENOUGH and len(clock.times) % 2 == 0
     assert clock.times[:4] == [0.5, 0.25, 0.5, 0.25]
     now[0], seen = 0.0, 0
     for _ in clock:  # steps so long that they are enough: the first does not count, so there are some more
         now[0], seen = now[0] + 100, seen + 1
-    assert calibration.LEAST <= seen <= calibration.LEAST + 1
+    assert LEAST <= seen <= LEAST + 1
 
 
 def test_a_step_that_would_take_long_is_measured_with_fewer_images(monkeypatch):
     import torch
 
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
-    assert calibration._batch_size(module, step(batch_size=64), torch.device("cpu")) == 64
+    assert _batch_size(module, step(batch_size=64), torch.device("cpu")) == 64
     monkeypatch.setattr(calibration, "LONGEST", 1e-9)
-    assert calibration._batch_size(module, step(batch_size=64), torch.device("cpu")) == 2
+    assert _batch_size(module, step(batch_size=64), torch.device("cpu")) == 2
 
 
 def test_a_model_that_does_not_take_its_images_is_said_in_a_sentence(quick, tmp_path):

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from test_macs import Residual, prune, vgg
 from torch import nn
 
-from seam.export import describe, export
-from seam.files import UserError
+from seam.cost.export import export, onnx_metadata
+from seam.errors import UserError
 
 
 def run(path, images):
@@ -57,7 +57,7 @@ def test_the_file_has_the_names_and_the_opset_that_engines_ask_for(tmp_path):
 
 
 def test_the_file_says_what_its_outputs_are_and_what_its_images_take(tmp_path):
-    about = describe(["ä cat", "rest"], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)))
+    about = onnx_metadata(["ä cat", "rest"], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)))
     export(Viewed(), tmp_path / "model.onnx", (3, 8, 8), about=about)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}

@@ -11,8 +11,8 @@ import synthetic
 from matplotlib.collections import LineCollection
 from test_tables import ENGINES, PUBLISHED
 
-from seam import figures
-from seam.tables import read_table
+from seam.report.style import BLUE, RED, looks, save, style
+from seam.report.tables import read_table
 
 SAVED = {("weights_kept", ""): 89.89, ("inference_time_reduction", "deepsparse"): 42.41}
 
@@ -80,7 +80,7 @@ def test_accuracy_tells_losses_from_gains(demo):
     table = demo.binary.assign(accuracy_gain_points=[1.0, -1.0, 0.0, 1.0], accuracy_source=[0.9, 0.8, 0.7, 0.9])
     axes = panels(plot_direct.accuracy(table, "binary"))["resnet20-digits"]
     (dots,) = [drawn for drawn in axes.collections if drawn.get_label() == "reengineered"]
-    colours = [figures.BLUE, figures.RED, figures.BLUE]
+    colours = [BLUE, RED, BLUE]
     from matplotlib.colors import to_rgba
 
     assert [tuple(colour) for colour in dots.get_facecolors()] == [to_rgba(colour) for colour in colours]
@@ -95,7 +95,7 @@ def test_fair_baseline_is_drawn_for_multiclass_problems_only(demo):
 
 def test_accuracy_of_the_published_evaluation_is_legible(full):
     figure = plot_direct.accuracy(full.binary, "binary")
-    with figures.style():
+    with style():
         figure.draw_without_rendering()
     shown = [name for axes in figure.axes for name in names(axes)]
     assert sorted(shown) == sorted(full.binary["target"])
@@ -150,7 +150,7 @@ def test_retention_accuracy_shows_the_tables(demo):
 
 
 def test_models_look_different():
-    look = figures.looks([str(number) for number in range(36)])
+    look = looks([str(number) for number in range(36)])
     assert len({(one["color"], one["marker"]) for one in look.values()}) == 36
 
 
@@ -279,7 +279,7 @@ def test_published_values_that_are_drawn(demo):
 def test_files_are_the_same_bytes_each_time(demo, tmp_path):
     def write(folder):
         paths = [tmp_path / folder / f"figure.{kind}" for kind in ("png", "pdf")]
-        figures.save(plot_direct.accuracy(demo.multiclass, "multiclass"), paths)
+        save(plot_direct.accuracy(demo.multiclass, "multiclass"), paths)
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["figure.pdf", "figure.png"]
         return [path.read_bytes() for path in paths]
 

@@ -11,8 +11,8 @@ import synthetic_indirect
 from matplotlib.colors import to_rgb
 from test_tables import PUBLISHED, stored
 
-from seam import figures
-from seam.tables import STUDENTS, published_students, read_table
+from seam.report.style import save, style
+from seam.report.tables import STUDENTS, published_students, read_table
 
 QUANTITIES = ["accuracy", "defect_inheritance_rate"]
 
@@ -64,7 +64,7 @@ def gaps_of(figure):
 
 def legible(figure):
     """Draw the figure: nothing is outside, nothing overlaps that is to be read, the layout has room for all."""
-    with figures.style(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         warnings.simplefilter("error")  # as where the panels have no room
         figure.draw_without_rendering()
     width, height = figure.bbox.size
@@ -329,7 +329,7 @@ def test_figures_without_masked_students(demo):
 def test_files_are_the_same_bytes_each_time(demo, tmp_path):
     def write(folder):
         paths = [tmp_path / folder / f"figure.{kind}" for kind in ("png", "pdf")]
-        figures.save(demo.thresholds(), paths)
+        save(demo.thresholds(), paths)
         return [path.read_bytes() for path in paths]
 
     assert write("first") == write("second")

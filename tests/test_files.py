@@ -18,23 +18,14 @@ from PIL import Image
 from server import serve
 from torch import nn
 
-from seam import export, figures
-from seam.checkpoint import Checkpoint
-from seam.data import storage
-from seam.files import (
-    UserError,
-    fetch,
-    load_tensors,
-    read_json,
-    save_tensors,
-    sha256,
-    unpack,
-    whole,
-    write_csv,
-    write_json,
-    write_text,
-)
-from seam.tables import read_table
+from seam.cost.export import export
+from seam.data.storage import Split, decode_array, save_array
+from seam.download import fetch, unpack
+from seam.errors import UserError
+from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_csv, write_json, write_text
+from seam.report.style import blank, save
+from seam.report.tables import read_table
+from seam.training.checkpoint import Checkpoint
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
@@ -52,7 +43,7 @@ def test_a_file_is_absent_or_as_before_when_the_block_fails(tmp_path):
     for before in (None, "before"):
         if before:
             path.write_text(before)
-        with pytest.raises(ZeroDivisionError), whole(path) as temporary:
+        with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
             temporary.write_text("half of it")
             raise ZeroDivisionError
         assert [file.read_text() for file in tmp_path.iterdir()] == ([before] if before else [])
@@ -65,13 +56,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 def test_the_block_s_own_missing_file_is_not_called_unwritable(tmp_path):
-    with pytest.raises(FileNotFoundError, match="other"), whole(tmp_path / "text.txt"):
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(tmp_path / "text.txt"):
         (tmp_path / "other").read_text()
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
     message = r"Cannot write .*text.txt \(No space left on device\): free some space"
-    with pytest.raises(UserError, match=message), whole(tmp_path / "text.txt") as temporary:
+    with pytest.raises(UserError, match=message), atomic_write(tmp_path / "text.txt") as temporary:
         temporary.write_text("half of it")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
@@ -190,9 +181,9 @@ def full(request, tmp_path):
 
 
 def picture(path):
-    figure = figures.blank(5, 5, "noise")
+    figure = blank(5, 5, "noise")
     figure.subplots().imshow(NOISE.random((500, 500)))
-    figures.save(figure, [path])
+    save(figure, [path])
 
 
 def network():
@@ -204,13 +195,13 @@ WRITERS = {
     "content.json": lambda path, _: write_json(path, list(range(60_000))),
     "table.csv": lambda path, _: write_csv(path, pd.DataFrame({"value": NOISE.random(20_000)})),
     "weights.safetensors": lambda path, _: save_tensors(path, {"weight": torch.zeros(100_000)}),
-    "labels.npy": lambda path, _: storage.save_array(path, np.arange(50_000)),
-    "images.npy": lambda path, source: storage.decode_array(
-        path, storage.Split(np.zeros(3), (224, 224), files=[str(source / "image.png")] * 3), workers=1
+    "labels.npy": lambda path, _: save_array(path, np.arange(50_000)),
+    "images.npy": lambda path, source: decode_array(
+        path, Split(np.zeros(3), (224, 224), files=[str(source / "image.png")] * 3), workers=1
     ),
     "figure.png": lambda path, _: picture(path),
     "figure.pdf": lambda path, _: picture(path),
-    "model.onnx": lambda path, _: export.export(network(), path, (3, 32, 32), 2),
+    "model.onnx": lambda path, _: export(network(), path, (3, 32, 32), 2),
     "run.pt": lambda path, _: Checkpoint(path, {}).write({"weight": torch.zeros(100_000)}),
     "runs.pt": lambda path, _: Checkpoint(path, {}).write({str(i): torch.zeros(1000) for i in range(100)}),
 }
@@ -283,7 +274,7 @@ def test_without_room_a_download_leaves_no_file(full, monkeypatch):
 
 def test_an_array_is_the_same_however_it_lies_in_memory(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 5), np.uint8).transpose(0, 2, 3, 1)
-    storage.save_array(tmp_path / "array.npy", array)
+    save_array(tmp_path / "array.npy", array)
     np.testing.assert_array_equal(np.load(tmp_path / "array.npy"), array)
 
 

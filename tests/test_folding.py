@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam.folding import fold
-from seam.masking import Masks
-from seam.models import build
+from seam.masks.masks import Masks
+from seam.models.architectures import build_model
+from seam.models.folding import fold
 
 
 class Block(nn.Module):
@@ -80,8 +80,8 @@ def loss_and_gradients(network, images, labels):
 @pytest.mark.parametrize(
     ("make", "left"),
     [
-        (lambda: build("resnet20", 10), []),
-        (lambda: build("vgg16_bn", 10), []),
+        (lambda: build_model("resnet20", 10), []),
+        (lambda: build_model("vgg16_bn", 10), []),
         (Block, ["twice_norm", "shared_norm", "tied_norm", "first_norm"]),
         (Untraceable, ["norm"]),
     ],

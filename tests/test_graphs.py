@@ -9,14 +9,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seam import graphs, masking, models
-from seam import search as search_module
-from seam.adam import Adam
-from seam.folding import fold
-from seam.graphs import Graphed, apart, graphed
-from seam.masking import Masks
-from seam.search import Settings, cosine, mask_step, search, with_head
-from seam.vectorised import Stack
+from seam.masks.masks import AT_ONCE, Masks
+from seam.models.architectures import build_model
+from seam.models.folding import fold
+from seam.models.surgery import with_head
+from seam.search.search import cosine, mask_step, search
+from seam.search.stacked import Stack
+from seam.settings import SearchSettings
+from seam.training import graphs
+from seam.training.adam import Adam
+from seam.training.graphs import Graphed, apart, graphed
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -76,7 +78,7 @@ def problem(dropout=0.0):
 def found(schedule="published", dropout=0.0):
     model, train, select = problem(dropout)
     torch.manual_seed(1)
-    settings = Settings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
+    settings = SearchSettings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
     return search(model, train, select, 0.5, settings)
 
 
@@ -188,7 +190,7 @@ def test_searches_in_one_pass_go_by_a_graph_too(monkeypatch):
     def trained():
         torch.manual_seed(0)
         model = with_head(Small(), 4, 2)
-        stack = Stack([copy.deepcopy(model) for _ in range(3)], Settings(lr_mask=0.1), 1)
+        stack = Stack([copy.deepcopy(model) for _ in range(3)], SearchSettings(lr_mask=0.1), 1)
         stack.masks.train()
         images = torch.randn(8, 9, 8, 8).contiguous(memory_format=torch.channels_last).unflatten(1, (3, 3))
         given = []
@@ -230,9 +232,9 @@ class Launches(TorchDispatchMode):
         return given
 
 
-@pytest.mark.parametrize(("at_once", "most"), [(masking.AT_ONCE, 30), (0, 200)])
+@pytest.mark.parametrize(("at_once", "most"), [(AT_ONCE, 30), (0, 200)])
 def test_a_step_of_a_gpu_launches_little_more_than_a_bare_pass(at_once, most):
-    model = with_head(fold(models.build("resnet20", 10).eval()).requires_grad_(False), 10, 2)
+    model = with_head(fold(build_model("resnet20", 10).eval()).requires_grad_(False), 10, 2)
     images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
     masks = Masks(model.source)
     masks.train()
@@ -272,7 +274,7 @@ def test_on_a_gpu_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypat
         model, train, select = problem(dropout)
         batches = ([(images.cuda(), labels.cuda()) for images, labels in part] for part in (train, select))
         torch.manual_seed(1)
-        settings = Settings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
+        settings = SearchSettings(epochs=6, lr_mask=0.1, alpha=2.0, schedule=schedule, head_every=3)
         return search(model.cuda(), *batches, 0.5, settings)
 
     by_graph = on_gpu()

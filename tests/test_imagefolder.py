@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from server import serve
 
-from seam import data
-from seam.data import imagenet
 from seam.data.batches import batches
 from seam.data.decoding import read_image, stored
-from seam.data.storage import statistics
-from seam.files import UserError
+from seam.data.kinds import imagenet
+from seam.data.kinds.registry import class_groups, class_names, prepare_dataset, why_unavailable
+from seam.data.storage import open_dataset, statistics
+from seam.errors import UserError
 
 
 def noise(size=(32, 32), seed=0):
@@ -38,8 +38,8 @@ def root(tmp_path):
 
 
 def prepare(root, tmp_path, **options):
-    data.prepare({"kind": "imagefolder", "root": str(root), **options}, tmp_path / "out")
-    return data.open(tmp_path / "out")
+    prepare_dataset({"kind": "imagefolder", "root": str(root), **options}, tmp_path / "out")
+    return open_dataset(tmp_path / "out")
 
 
 def test_images_and_labels(root, tmp_path):
@@ -96,9 +96,9 @@ def test_a_wrong_folder_is_one_sentence(root, tmp_path, spoil, sentence):
 def test_a_folder_without_classes_is_one_sentence(tmp_path):
     (tmp_path / "pets/train").mkdir(parents=True)
     with pytest.raises(UserError, match="^root: .*train has no folders in it"):
-        data.classes({"kind": "imagefolder", "root": str(tmp_path / "pets")})
+        class_names({"kind": "imagefolder", "root": str(tmp_path / "pets")})
     with pytest.raises(UserError, match="^root: it is missing"):
-        data.classes({"kind": "imagefolder"})
+        class_names({"kind": "imagefolder"})
 
 
 # ------------------------------------------------------------------ images of all kinds
@@ -307,8 +307,8 @@ def groupings(monkeypatch):
 
 def test_imagenet(ilsvrc, tmp_path):
     entry = {"kind": "imagenet", "root": str(ilsvrc), "classes": WNIDS[2:0:-1], "array_gb": 0}
-    data.prepare(entry, tmp_path / "out", tmp_path / "cache")
-    found = data.open(tmp_path / "out")
+    prepare_dataset(entry, tmp_path / "out", tmp_path / "cache")
+    found = open_dataset(tmp_path / "out")
     assert found.classes == ["n01484850", "n01443537"] and found.size == (224, 224)
     assert found.mean == (0.485, 0.456, 0.406) and found.std == (0.229, 0.224, 0.225)
     assert found.augmentation == ("resized-crop", "flip")
@@ -321,49 +321,49 @@ def test_imagenet(ilsvrc, tmp_path):
 
 def test_imagenet_without_a_root_is_left_out(tmp_path):
     entry = {"kind": "imagenet", "root": None}
-    assert data.available(entry) == "imagenet: its root is not given in the config, so what needs it is left out"
+    assert why_unavailable(entry) == "imagenet: its root is not given in the config, so what needs it is left out"
     with pytest.raises(UserError, match="its root is not given in the config"):
-        data.prepare(entry, tmp_path)
-    assert data.available({"kind": "digits"}) is None
+        prepare_dataset(entry, tmp_path)
+    assert why_unavailable({"kind": "digits"}) is None
 
 
 def test_the_classes_of_imagenet_are_known_without_its_images(ilsvrc):
-    names = data.classes({"kind": "imagenet", "root": None})
+    names = class_names({"kind": "imagenet", "root": None})
     assert len(names) == 1000 and names == sorted(set(names)) and set(WNIDS) <= set(names)
     assert (names[0], names[1], names[999]) == ("n01440764", "n01443537", "n15075141")
-    assert data.classes({"kind": "imagenet", "root": str(ilsvrc)}) == WNIDS  # a copy may be a part
+    assert class_names({"kind": "imagenet", "root": str(ilsvrc)}) == WNIDS  # a copy may be a part
 
 
 def test_another_set_of_1000_classes_is_refused(tmp_path):
-    names = data.classes({"kind": "imagenet", "root": None})
+    names = class_names({"kind": "imagenet", "root": None})
     for split in ("train", "val"):
         for name in names[:-1]:
             (tmp_path / split / name).mkdir(parents=True)
         (tmp_path / split / "n99999999").mkdir()
     with pytest.raises(UserError, match="^root: .*train has 1000 folders, but n99999999 is no class of ILSVRC2012"):
-        data.classes({"kind": "imagenet", "root": str(tmp_path)})
+        class_names({"kind": "imagenet", "root": str(tmp_path)})
     for split in ("train", "val"):
         (tmp_path / split / "n99999999").rename(tmp_path / split / names[-1])
-    assert data.classes({"kind": "imagenet", "root": str(tmp_path)}) == names
+    assert class_names({"kind": "imagenet", "root": str(tmp_path)}) == names
 
 
 def test_the_published_groups_come_in_their_order_without_single_classes(ilsvrc, groupings, tmp_path):
     entry = {"kind": "imagenet", "root": str(ilsvrc)}
     expected = {"sea_shark": ["n01484850", "n01443537"], "fish": ["n01440764", "n01443537"]}
-    assert data.groups(entry, tmp_path) == expected
-    assert list(data.groups(entry, tmp_path)) == list(expected)
+    assert class_groups(entry, tmp_path) == expected
+    assert list(class_groups(entry, tmp_path)) == list(expected)
     assert len(groupings.requests) == 2  # the second time they lie in the cache
-    assert data.groups({**entry, "classes": WNIDS[:2]}, tmp_path) == {"fish": ["n01440764", "n01443537"]}
+    assert class_groups({**entry, "classes": WNIDS[:2]}, tmp_path) == {"fish": ["n01440764", "n01443537"]}
 
 
 def test_other_groups_than_the_published_are_refused(ilsvrc, groupings, tmp_path):
     groupings.files["imagenet_superclass_scn2c.csv"] += b"\nmore,n1 n2"
     with pytest.raises(UserError, match="is not the published file"):
-        data.groups({"kind": "imagenet", "root": str(ilsvrc)}, tmp_path)
+        class_groups({"kind": "imagenet", "root": str(ilsvrc)}, tmp_path)
 
 
 def test_validation_images_in_one_folder_are_one_sentence(ilsvrc):
     for path in list((ilsvrc / "val").rglob("*.JPEG")):
         path.rename(ilsvrc / "val" / path.name)
     with pytest.raises(UserError, match="^root: the images in .*val are not sorted by class: move each into"):
-        data.classes({"kind": "imagenet", "root": str(ilsvrc)})
+        class_names({"kind": "imagenet", "root": str(ilsvrc)})

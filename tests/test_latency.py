@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from seam import latency
-from seam.files import UserError
+from seam.cost.latency import (
+    ENGINES,
+    _quiet,
+    cpu,
+    instruction_set,
+    interpreter,
+    physical_cores,
+    time_models,
+    unavailable,
+)
+from seam.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -31,7 +40,7 @@ def exported(tmp_path_factory):
     """A small and a larger network as ONNX files."""
     from torch import nn
 
-    from seam.export import export
+    from seam.cost.export import export
 
     folder = tmp_path_factory.mktemp("onnx")
     for name, width in (("source", 64), ("reengineered", 2)):
@@ -58,14 +67,14 @@ def engine(monkeypatch):
 
         return {"version": "1", "instruction_set": "none"}, load
 
-    monkeypatch.setitem(latency.ENGINES, "fake", fake)
+    monkeypatch.setitem(ENGINES, "fake", fake)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: clock["now"])
     return calls
 
 
 def test_models_take_turns_and_warm_up_in_each_run(engine):
     models = {"source": "a", "reengineered": "b"}
-    result = latency.time_models("fake", models, threads=1, warmup=2, iterations=3, runs=2)
+    result = time_models("fake", models, threads=1, warmup=2, iterations=3, runs=2)
     assert engine == 5 * ["a"] + 5 * ["b"] + 5 * ["a"] + 5 * ["b"]
     assert result["source_ms"] == [250, 750]  # the machine is slower in the second run
     assert result["reengineered_ms"] == [500, 1500]
@@ -76,7 +85,7 @@ def test_models_take_turns_and_warm_up_in_each_run(engine):
 
 def test_medians_and_minima_leave_a_disturbance_out_that_the_log_mentions(engine, caplog):
     engine.extend(8 * ["earlier"])  # the slow passes begin with the third of the only run
-    result = latency.time_models("fake", {"source": "a"}, threads=1, warmup=0, iterations=3, runs=1)
+    result = time_models("fake", {"source": "a"}, threads=1, warmup=0, iterations=3, runs=1)
     assert result["source_ms_medians"] == [250]
     assert result["source_ms_minima"] == [250]
     assert result["source_ms"] == pytest.approx([1250 / 3])
@@ -85,12 +94,12 @@ def test_medians_and_minima_leave_a_disturbance_out_that_the_log_mentions(engine
 
 def test_threads_are_at_most_the_physical_cores(engine, monkeypatch):
     monkeypatch.setattr(latency, "physical_cores", lambda: 4)
-    assert latency.time_models("fake", {"source": "a"}, threads=3, iterations=1)["threads"] == 3
-    assert latency.time_models("fake", {"source": "a"}, threads=8, iterations=1)["threads"] == 4
+    assert time_models("fake", {"source": "a"}, threads=3, iterations=1)["threads"] == 3
+    assert time_models("fake", {"source": "a"}, threads=8, iterations=1)["threads"] == 4
 
 
 def test_onnxruntime_times_what_was_exported(exported):
-    result = latency.time_models("onnxruntime", exported, threads=1, batch_size=4, warmup=2, iterations=5)
+    result = time_models("onnxruntime", exported, threads=1, batch_size=4, warmup=2, iterations=5)
     assert set(result) == KEYS
     assert result == json.loads(json.dumps(result))
     import onnxruntime
@@ -105,11 +114,11 @@ def test_onnxruntime_times_what_was_exported(exported):
 def test_a_file_that_is_no_model_is_named(tmp_path):
     (tmp_path / "model.onnx").write_text("no model")
     with pytest.raises(UserError, match=r"onnxruntime cannot run .*model.onnx \(.+\): delete it"):
-        latency.time_models("onnxruntime", {"source": tmp_path / "model.onnx"}, threads=1)
+        time_models("onnxruntime", {"source": tmp_path / "model.onnx"}, threads=1)
 
 
 def test_what_native_code_prints_goes_to_the_log(capfd, caplog):
-    with caplog.at_level("INFO"), latency._quiet():
+    with caplog.at_level("INFO"), _quiet():
         os.write(1, b"a banner\n")
         os.write(2, b"a warning\n")
     print("afterwards")
@@ -259,29 +268,29 @@ def machine(tmp_path, monkeypatch):
             executable(tmp_path / name, f"#!/bin/sh\n{script}\n")
         folders = dict.fromkeys(str((tmp_path / name).parent) for name, _ in others)
         monkeypatch.setenv("PATH", os.pathsep.join(folders))
-        latency.interpreter.cache_clear()
+        interpreter.cache_clear()
 
     yield make
-    latency.interpreter.cache_clear()
+    interpreter.cache_clear()
 
 
 def test_this_python_is_taken_where_it_fits(machine):
     machine(python=(3, 11), others=[("bin/python3.10", "exit 0")])
-    assert latency.interpreter("deepsparse") == os.path.realpath(sys.executable)
-    assert latency.unavailable("deepsparse") is None
+    assert interpreter("deepsparse") == os.path.realpath(sys.executable)
+    assert unavailable("deepsparse") is None
 
 
 def test_a_shim_that_does_not_run_is_passed_over(machine, tmp_path):
     shim = "echo 'pyenv: python3.11: command not found' >&2; exit 127"
     machine(python=(3, 13), others=[("shims/python3.11", shim), ("shims/python3.9", shim), ("bin/python3.9", "exit 0")])
-    assert latency.interpreter("deepsparse") == str(tmp_path / "bin" / "python3.9")
-    assert latency.unavailable("deepsparse") is None
+    assert interpreter("deepsparse") == str(tmp_path / "bin" / "python3.9")
+    assert unavailable("deepsparse") is None
 
 
 def test_a_python_that_cannot_make_environments_is_passed_over(machine, monkeypatch, tmp_path):
     machine(python=(3, 11), others=[("bin/python3.10", "exit 0")])
     monkeypatch.setattr(latency.importlib.util, "find_spec", lambda name: None)
-    assert latency.interpreter("deepsparse") == str(tmp_path / "bin" / "python3.10")
+    assert interpreter("deepsparse") == str(tmp_path / "bin" / "python3.10")
 
 
 WAY_OUT = "; to go on without it, set engines: [onnxruntime] in the config."
@@ -301,29 +310,29 @@ WAY_OUT = "; to go on without it, set engines: [onnxruntime] in the config."
 )
 def test_one_sentence_says_why_deepsparse_cannot_be_had(machine, given, reason):
     machine(**given)
-    assert latency.unavailable("deepsparse") == f"DeepSparse cannot be had here: {reason}{WAY_OUT}"
-    assert latency.unavailable("onnxruntime") is None
+    assert unavailable("deepsparse") == f"DeepSparse cannot be had here: {reason}{WAY_OUT}"
+    assert unavailable("onnxruntime") is None
 
 
 def test_conda_brings_its_own_python_but_no_processor(machine):
     machine(python=(3, 13))
-    assert latency.unavailable("deepsparse", conda=True) is None
+    assert unavailable("deepsparse", conda=True) is None
     machine(flags="", python=(3, 13))
-    assert "AVX2" in latency.unavailable("deepsparse", conda=True)
+    assert "AVX2" in unavailable("deepsparse", conda=True)
 
 
 def test_the_processor_is_described(machine):
     machine(flags="sse4_1 avx avx2 avx512f")
-    name, flags = latency.cpu()
+    name, flags = cpu()
     assert name == "A fast CPU"
-    assert latency.instruction_set(flags) == "avx512"
-    assert latency.instruction_set({"avx", "avx2"}) == "avx2"
-    assert latency.instruction_set({"asimd", "fp"}) == "neon"
-    assert latency.instruction_set(set()) == "x86_64"
+    assert instruction_set(flags) == "avx512"
+    assert instruction_set({"avx", "avx2"}) == "avx2"
+    assert instruction_set({"asimd", "fp"}) == "neon"
+    assert instruction_set(set()) == "x86_64"
 
 
 def test_a_machine_without_proc_has_a_processor_too(monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "CPUINFO", tmp_path / "absent")
-    name, flags = latency.cpu()
+    name, flags = cpu()
     assert name and not flags
-    assert 1 <= latency.physical_cores() <= os.cpu_count()
+    assert 1 <= physical_cores() <= os.cpu_count()

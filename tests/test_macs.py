@@ -7,7 +7,7 @@ import torchvision
 from count_macs import count_macs
 from torch import nn
 
-from seam.macs import count
+from seam.cost.macs import count
 
 
 class Residual(nn.Module):

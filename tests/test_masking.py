@@ -5,17 +5,19 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam.adam import Adam
-from seam.files import UserError
-from seam.folding import fold
-from seam.masking import Masks, bake, maskable, pack, unpack, unused
-from seam.models import build
+from seam.errors import UserError
+from seam.masks.bits import bake, pack_bits, unpack_bits
+from seam.masks.layers import maskable, unused_parameters
+from seam.masks.masks import Masks
+from seam.models.architectures import build_model
+from seam.models.folding import fold
+from seam.training.adam import Adam
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return build("resnet20", 10).eval()
+    return build_model("resnet20", 10).eval()
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_a_mask_of_ones_changes_nothing(network, images):
 
 
 def test_convolutions_and_linear_layers_are_masked_with_their_biases_and_nothing_else():
-    network = build("vgg16_bn", 10)
+    network = build_model("vgg16_bn", 10)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
     assert len(convolutions) == 13 and len(linear) == 3
@@ -53,7 +55,7 @@ def test_a_shared_weight_has_one_mask():
 
 
 def test_a_layer_can_be_left_out():
-    network = build("resnet20", 10)
+    network = build_model("resnet20", 10)
     assert maskable(network).keys() - maskable(network, exclude=["fc"]).keys() == {"fc.weight", "fc.bias"}
 
 
@@ -70,19 +72,19 @@ class WithAuxiliary(nn.Module):
 
 def test_weights_that_the_outputs_do_not_depend_on_get_no_mask(network, images, caplog):
     network = WithAuxiliary(network).train()
-    names = unused(network, images)
+    names = unused_parameters(network, images)
     assert names == {"auxiliary.weight", "auxiliary.bias"}
     assert "no masks for auxiliary.bias, auxiliary.weight (parameters: 2, numbers: 650)" in caplog.text
     assert all(module.training for module in network.modules())
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
-    assert Masks(network, names).count == Masks(build("resnet20", 10)).count
+    assert Masks(network, names).count == Masks(build_model("resnet20", 10)).count
 
 
 def test_unused_layers_that_share_a_weight_get_no_mask_by_either_name(network, images):
     network = WithAuxiliary(network)
     network.second = nn.Linear(64, 10)
     network.second.weight = network.auxiliary.weight
-    names = unused(network, images)
+    names = unused_parameters(network, images)
     assert not any(name.startswith(("auxiliary", "second")) for name in maskable(network, names))
 
 
@@ -90,7 +92,7 @@ def test_unused_layers_that_share_a_weight_get_no_mask_by_either_name(network, i
 def test_outputs_that_depend_on_no_weight_are_refused(network, images, make):
     network.forward = make(network)
     with pytest.raises(UserError, match="outputs depend on no weight"):
-        unused(network, images)
+        unused_parameters(network, images)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_baked_weights_equal_masked_ones(network, images):
     masks = Masks(network)
     randomise(masks)
     masks.apply()
-    bake(baked, unpack(pack(masks.bits()), baked))
+    bake(baked, unpack_bits(pack_bits(masks.bits()), baked))
     assert torch.equal(network(images), baked(images))
     zeros = sum(int((p == 0).sum()) for p in maskable(baked).values())
     assert zeros >= round(masks.count * (1 - masks.retention(1))) > 0
@@ -250,14 +252,14 @@ def test_of_the_gradients_one_is_held_at_a_time(network, images):
 def test_packing_takes_a_bit_a_weight_and_loses_none(count):
     layer = nn.Linear(count, 1, bias=False)
     bits = {"weight": torch.rand(1, count, generator=torch.Generator().manual_seed(count)) > 0.5}
-    packed = pack(bits)
+    packed = pack_bits(bits)
     assert packed["weight"].numel() == -(-count // 8)
-    assert torch.equal(unpack(packed, layer)["weight"], bits["weight"])
+    assert torch.equal(unpack_bits(packed, layer)["weight"], bits["weight"])
 
 
 def test_masks_of_another_model_are_refused():
     with pytest.raises(ValueError, match="does not fit"):
-        unpack(pack({"weight": torch.ones(4, 4, dtype=torch.bool)}), nn.Linear(9, 9))
+        unpack_bits(pack_bits({"weight": torch.ones(4, 4, dtype=torch.bool)}), nn.Linear(9, 9))
 
 
 def test_memory_format_does_not_change_the_masks(network, images):

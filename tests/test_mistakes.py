@@ -25,11 +25,15 @@ from safetensors.torch import save_file
 from small import build
 from test_workflow import ROOT, small_config, snakemake
 
-from seam import config as plan
-from seam import data, models
-from seam.data.storage import save_array
-from seam.files import UserError, fetch, load_tensors, read_json, save_tensors, sha256, whole, write_json
-from seam.progress import job
+from seam.config.plan import dataset_entry, students, target_problems, validate
+from seam.data.kinds.registry import prepare_dataset
+from seam.data.storage import open_dataset, save_array
+from seam.download import fetch
+from seam.errors import UserError
+from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_json
+from seam.log import job_log
+from seam.models.architectures import build_model
+from seam.models.published import fetch_weights
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -72,7 +76,7 @@ def without_privileges():
 def earlier(tmp_path, dataset_folder):
     """The folder of results made before."""
     results = tmp_path / "results"
-    images = data.open(dataset_folder)
+    images = open_dataset(dataset_folder)
     save_array(results / "datasets/colours/arrays/train_labels.npy", images.train.labels)
     write_json(results / "datasets/colours/dataset.json", read_json(dataset_folder / "dataset.json"))
     save_tensors(results / "models/small/source.safetensors", build(4).state_dict(), {"classes": list("abcd")})
@@ -88,7 +92,7 @@ def said(tmp_path, earlier, capfd):
         before = hashes(earlier)
         log = tmp_path / "logs" / "job.log"
         capfd.readouterr()
-        with pytest.raises(SystemExit) as end, job(log):
+        with pytest.raises(SystemExit) as end, job_log(log):
             act()
         shown = capfd.readouterr()
         assert end.value.code == 1
@@ -207,13 +211,13 @@ def test_a_mistake_in_the_config(path, text, names, to_do, colours, said):
     raw = changed(config_of(colours), path, yaml.safe_load(text))
     if path == ["models", "small", "weights"]:
         del raw["models"]["small"]["training"]
-    sentence = said(lambda: plan.validated(raw, SCHEMA))
+    sentence = said(lambda: validate(raw, SCHEMA))
     assert names in sentence and to_do in sentence
 
 
 def test_without_a_mistake_the_config_is_accepted(colours):
-    config = plan.validated(config_of(colours), SCHEMA)
-    assert len(plan.problems(config)) == 3 and len(plan.students(config)) == 5
+    config = validate(config_of(colours), SCHEMA)
+    assert len(target_problems(config)) == 3 and len(students(config)) == 5
 
 
 # ------------------------------------------------------------------ images
@@ -346,11 +350,11 @@ DATA = {
 
 def prepare(root, folder, **options):
     """What the workflow does with a data set of its config; gives it."""
-    config = plan.validated(
+    config = validate(
         {"datasets": {"pets": {"kind": "imagefolder", "root": str(root), "size": 8, **options}}, "models": {}}, SCHEMA
     )
-    data.prepare(plan.dataset_entry(config, "pets"), folder, workers=1)
-    return data.open(folder)
+    prepare_dataset(dataset_entry(config, "pets"), folder, workers=1)
+    return open_dataset(folder)
 
 
 @pytest.mark.parametrize(("spoil", "names", "to_do"), DATA.values(), ids=DATA)
@@ -525,9 +529,7 @@ def test_a_mistake_in_the_weights(suffix, write, names, to_do, tmp_path, earlier
     target = earlier / "models/mine/source.safetensors"  # of a run before: it stays
     classes = list("abcd")
     with bound_by_permissions():
-        sentence = said(
-            lambda: models.fetch_weights(ARCHITECTURE, str(path), "imagefolder", [classes], target, NORMALIZATION)
-        )
+        sentence = said(lambda: fetch_weights(ARCHITECTURE, str(path), "imagefolder", [classes], target, NORMALIZATION))
     assert str(path) in sentence and names in sentence and to_do in sentence
     assert not (tmp_path / "harmed").exists()
 
@@ -545,7 +547,7 @@ ARCHITECTURES = {
 def test_a_mistake_in_the_code_of_an_architecture(code, names, to_do, tmp_path, said):
     path = tmp_path / "mine.py"
     path.write_text(code)
-    sentence = said(lambda: models.build(f"{path}:build", 4))
+    sentence = said(lambda: build_model(f"{path}:build", 4))
     assert str(path) in sentence and names in sentence and to_do in sentence
 
 
@@ -601,7 +603,7 @@ def test_a_file_that_lies_in_a_read_only_cache_is_taken(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, capfd):
     (tmp_path / "logs").mkdir(0o555)
-    with bound_by_permissions(), pytest.raises(SystemExit) as end, job(tmp_path / "logs/job.log"):
+    with bound_by_permissions(), pytest.raises(SystemExit) as end, job_log(tmp_path / "logs/job.log"):
         raise AssertionError("the job must not begin")
     error = capfd.readouterr().err.strip()
     assert end.value.code == 1
@@ -611,9 +613,9 @@ def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, capfd):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is not everywhere")
 def test_a_log_on_a_full_disk_does_not_hide_the_sentence(tmp_path, capfd):
     (tmp_path / "job.log").symlink_to("/dev/full")
-    with pytest.raises(SystemExit) as end, job(tmp_path / "job.log"):
+    with pytest.raises(SystemExit) as end, job_log(tmp_path / "job.log"):
         logging.getLogger("seam").info("said before")
-        with whole(tmp_path / "table.csv") as temporary, open("/dev/full", "w") as full:
+        with atomic_write(tmp_path / "table.csv") as temporary, open("/dev/full", "w") as full:
             temporary.touch()
             full.write("more than there is room for")
     assert end.value.code == 1
@@ -622,14 +624,14 @@ def test_a_log_on_a_full_disk_does_not_hide_the_sentence(tmp_path, capfd):
 
 
 def test_a_name_that_is_no_text_does_not_break_the_log(tmp_path, capfd):
-    with pytest.raises(SystemExit), job(tmp_path / "job.log"):
+    with pytest.raises(SystemExit), job_log(tmp_path / "job.log"):
         raise UserError("c\udcff.png cannot be read.")
     assert "Traceback" not in capfd.readouterr().err
     assert "c\\udcff.png cannot be read." in (tmp_path / "job.log").read_text()
 
 
 def test_what_nobody_thought_of_is_a_line_that_names_the_log(tmp_path, capfd):
-    with pytest.raises(SystemExit) as end, job(tmp_path / "job.log"):
+    with pytest.raises(SystemExit) as end, job_log(tmp_path / "job.log"):
         raise ZeroDivisionError("one by none")
     error = capfd.readouterr().err.strip()
     assert end.value.code == 1 and "\n" not in error

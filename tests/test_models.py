@@ -9,9 +9,13 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from seam import masking, models
-from seam.files import UserError, sha256
-from seam.models import build
+from seam.errors import UserError
+from seam.files import sha256
+from seam.masks.layers import unused_parameters
+from seam.models.architectures import build_model, require_classifier
+from seam.models.published import HUB, HUB_NORMALIZATION, fetch_weights
+from seam.models.surgery import find_last_layer
+from seam.models.weights import Source, load_state, open_source, read_state, save_source
 
 
 def count(module):
@@ -20,7 +24,7 @@ def count(module):
 
 @pytest.mark.parametrize(("name", "weights"), [("resnet20", 272_474), ("vgg16_bn", 15_253_578)])
 def test_architectures_have_the_published_size(name, weights):
-    network = build(name, 10).eval()
+    network = build_model(name, 10).eval()
     assert count(network) == weights  # as the public models: 0.27 and 15.25 million
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
@@ -61,7 +65,7 @@ def norm(name, width):
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn"])
 def test_public_checkpoints_load_unchanged(name):
-    own = {key: tuple(value.shape) for key, value in build(name, 10).state_dict().items()}
+    own = {key: tuple(value.shape) for key, value in build_model(name, 10).state_dict().items()}
     assert own == public_names(name)
 
 
@@ -71,42 +75,42 @@ def test_a_published_checkpoint_is_fetched_verified_and_kept(tmp_path, monkeypat
 
     def fetch(url, path, checksum):
         asked.append((url, checksum))
-        torch.save(build("resnet20", 10).state_dict(), tmp_path / "checkpoint.pt")
+        torch.save(build_model("resnet20", 10).state_dict(), tmp_path / "checkpoint.pt")
         return tmp_path / "checkpoint.pt"
 
     monkeypatch.setattr(models, "fetch", fetch)
     names = [str(i) for i in range(10)]
-    models.fetch_weights("resnet20", "hub", "cifar10", [names], tmp_path / "source.safetensors")
-    assert asked == [(models.HUB + "resnet/cifar10_resnet20-4118986f.pt", "4118986f")]
-    source = models.open(tmp_path)
-    assert source.classes == names and source.normalization == models.HUB_NORMALIZATION["cifar10"]
+    fetch_weights("resnet20", "hub", "cifar10", [names], tmp_path / "source.safetensors")
+    assert asked == [(HUB + "resnet/cifar10_resnet20-4118986f.pt", "4118986f")]
+    source = open_source(tmp_path)
+    assert source.classes == names and source.normalization == HUB_NORMALIZATION["cifar10"]
     assert not source.module.training
 
 
 def test_the_list_of_classes_is_the_one_that_fits(tmp_path):
-    torch.save(build("resnet20", 3).state_dict(), tmp_path / "mine.pt")
+    torch.save(build_model("resnet20", 3).state_dict(), tmp_path / "mine.pt")
     lists, normalization = [list("abcde"), list("abc")], ((0.5,) * 3, (0.2,) * 3)
     arguments = ("resnet20", str(tmp_path / "mine.pt"), "imagefolder", lists, tmp_path / "source.safetensors")
-    models.fetch_weights(*arguments, normalization)
-    assert models.open(tmp_path).classes == ["a", "b", "c"]
+    fetch_weights(*arguments, normalization)
+    assert open_source(tmp_path).classes == ["a", "b", "c"]
     with pytest.raises(UserError, match="give the model a normalization"):
-        models.fetch_weights(*arguments)
+        fetch_weights(*arguments)
 
 
 def test_torchvision_models_are_built_by_name():
-    assert build("torchvision:resnet18", 7).fc.out_features == 7
+    assert build_model("torchvision:resnet18", 7).fc.out_features == 7
     with pytest.raises(UserError, match="no model called resnet19"):
-        build("torchvision:resnet19", 7)
+        build_model("torchvision:resnet19", 7)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 @pytest.mark.filterwarnings("ignore")
 def test_models_with_auxiliary_classifiers_give_one_output_in_training(name):
-    model = build(f"torchvision:{name}", 7).train()
+    model = build_model(f"torchvision:{name}", 7).train()
     side = 299 if name == "inception_v3" else 64  # made for it
     assert model(torch.zeros(2, 3, side, side)).shape == (2, 7) and model.transform_input
-    assert models.last_layer(model, 7, (3, side, side)) == "fc"
-    assert not masking.unused(model, torch.zeros(2, 3, side, side))  # what only training needs is not there
+    assert find_last_layer(model, 7, (3, side, side)) == "fc"
+    assert not unused_parameters(model, torch.zeros(2, 3, side, side))  # what only training needs is not there
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -116,8 +120,8 @@ def test_weights_with_auxiliary_classifiers_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "fetch", lambda *_, **__: None)
     monkeypatch.setattr(models, "read_state", lambda _: whole)
     names = [f"{i:04}" for i in range(1000)]
-    models.fetch_weights("torchvision:googlenet", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
-    assert torch.equal(models.open(tmp_path).module.fc.weight, whole["fc.weight"])
+    fetch_weights("torchvision:googlenet", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
+    assert torch.equal(open_source(tmp_path).module.fc.weight, whole["fc.weight"])
 
 
 class Forward(nn.Module):
@@ -138,14 +142,14 @@ class Forward(nn.Module):
         (Forward(lambda x: x[:, :2]), r"gives outputs of shape \(2, 2\) for two images, not \(2, 4\)"),
         (Forward(lambda x: x[:, :, None]), r"gives outputs of shape \(2, 4, 1\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 4)), "does not run on images of 8 x 6 px .RuntimeError: mat1"),
-        (Forward(lambda x: unknown), "does not run on images of 8 x 6 px .NameError: name 'unknown'"),  # noqa: F821
+        (Forward(lambda x: unknown), "does not run on images of 8 x 6 px .NameError: name 'unknown'"),
         (nn.Flatten(), "has no parameters"),
     ],
 )
 def test_what_is_no_classifier_is_said_in_a_sentence(module, said):
     with pytest.raises(UserError, match=f"The model mine {said}"):
-        models.require_classifier(module, 4, (8, 6), "The model mine")
-    models.require_classifier(Forward(lambda x: x), 4, (8, 6), "The model mine")
+        require_classifier(module, 4, (8, 6), "The model mine")
+    require_classifier(Forward(lambda x: x), 4, (8, 6), "The model mine")
 
 
 def test_a_project_or_its_results_can_be_moved(tmp_path, monkeypatch):
@@ -153,18 +157,18 @@ def test_a_project_or_its_results_can_be_moved(tmp_path, monkeypatch):
     project.mkdir()
     (project / "mine.py").write_text("from torch import nn\ndef build(classes): return nn.Linear(3, classes)\n")
     monkeypatch.chdir(project)
-    source = models.Source(build("mine.py:build", 2), ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build")
-    models.save(project / weights, source)
+    source = Source(build_model("mine.py:build", 2), ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build")
+    save_source(project / weights, source)
     shutil.copytree(project / "results", tmp_path / "elsewhere")
-    assert torch.equal(models.open(tmp_path / "elsewhere/models/mine").module.weight, source.module.weight)
+    assert torch.equal(open_source(tmp_path / "elsewhere/models/mine").module.weight, source.module.weight)
     (tmp_path / "mine.py").write_text("what lies nearby but is another file")
     moved = project.rename(tmp_path / "moved")
-    found = models.open((moved / weights).parent)
+    found = open_source((moved / weights).parent)
     assert torch.equal(found.module.weight, source.module.weight)
     assert found.architecture == f"{moved}/mine.py:build"
     (moved / "mine.py").unlink()
     with pytest.raises(UserError, match="does not exist: put it back there"):
-        models.open((moved / weights).parent)
+        open_source((moved / weights).parent)
 
 
 def test_another_architecture_is_another_source_model(tmp_path, monkeypatch):
@@ -176,59 +180,59 @@ def test_another_architecture_is_another_source_model(tmp_path, monkeypatch):
             f"from torch import nn\ndef build(n): return nn.Sequential(nn.Linear(3, n), {then})\n"
         )
         torch.manual_seed(0)
-        module = build("mine.py:build", 2)
-        models.save("source.safetensors", models.Source(module, ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build"))
+        module = build_model("mine.py:build", 2)
+        save_source("source.safetensors", Source(module, ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build"))
         digests.add(sha256("source.safetensors"))
     assert len(digests) == 2
 
 
 def test_densenets_weights_have_their_old_names_mended(tmp_path, monkeypatch):
-    own = build("torchvision:densenet121", 1000).state_dict()
+    own = build_model("torchvision:densenet121", 1000).state_dict()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value for name, value in own.items()}
     assert old.keys() != own.keys()
     monkeypatch.setattr(models, "fetch", lambda *_, **__: None)
     monkeypatch.setattr(models, "read_state", lambda _: old)
     names = [f"{i:04}" for i in range(1000)]
-    models.fetch_weights(
-        "torchvision:densenet121", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors"
-    )
-    found = models.open(tmp_path).module.state_dict()
+    fetch_weights("torchvision:densenet121", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
+    found = open_source(tmp_path).module.state_dict()
     assert all(torch.equal(found[name], value) for name, value in own.items())
 
 
 def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(models, "fetch", lambda url, path, checksum: asked.update(url=url, checksum=checksum) or path)
-    monkeypatch.setattr(models, "read_state", lambda path: build("torchvision:resnet50", 1000).state_dict())
+    monkeypatch.setattr(models, "read_state", lambda path: build_model("torchvision:resnet50", 1000).state_dict())
     names = [f"n{i:08}" for i in range(1000)]
-    models.fetch_weights("torchvision:resnet50", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
+    fetch_weights("torchvision:resnet50", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
     assert asked == {"url": "https://download.pytorch.org/models/resnet50-0676ba61.pth", "checksum": "0676ba61"}
-    assert models.open(tmp_path).normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    monkeypatch.setattr(models, "read_state", lambda path: build("torchvision:efficientnet_v2_l", 1000).state_dict())
-    models.fetch_weights(
+    assert open_source(tmp_path).normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    monkeypatch.setattr(
+        models, "read_state", lambda path: build_model("torchvision:efficientnet_v2_l", 1000).state_dict()
+    )
+    fetch_weights(
         "torchvision:efficientnet_v2_l", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors"
     )
-    assert models.open(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)  # not as most are
+    assert open_source(tmp_path).normalization == ((0.5,) * 3, (0.5,) * 3)  # not as most are
     with pytest.raises(UserError, match="no weights V9 .* only IMAGENET1K_V1"):
-        models.fetch_weights("torchvision:resnet50", "V9", "imagenet", [names], tmp_path / "source.safetensors")
+        fetch_weights("torchvision:resnet50", "V9", "imagenet", [names], tmp_path / "source.safetensors")
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
 def test_local_files_are_read(tmp_path, wrap, suffix):
-    state, path = build("resnet20", 4).state_dict(), tmp_path / f"mine{suffix}"
+    state, path = build_model("resnet20", 4).state_dict(), tmp_path / f"mine{suffix}"
     if suffix == ".safetensors":
         save_file(state, path)
     else:
         torch.save(wrap(state), path)
-    read = models.read_state(path)
+    read = read_state(path)
     assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
 def test_a_safetensors_file_may_say_more_about_itself(tmp_path):
-    state = {f"module.{name}": value for name, value in build("resnet20", 4).state_dict().items()}
+    state = {f"module.{name}": value for name, value in build_model("resnet20", 4).state_dict().items()}
     save_file(state, tmp_path / "mine.safetensors", {"format": "pt"})
-    assert models.load_state(build("resnet20", 4), models.read_state(tmp_path / "mine.safetensors"), "mine") is None
+    assert load_state(build_model("resnet20", 4), read_state(tmp_path / "mine.safetensors"), "mine") is None
 
 
 def test_an_architecture_may_import_what_lies_beside_it(tmp_path, monkeypatch):
@@ -239,10 +243,10 @@ def test_an_architecture_may_import_what_lies_beside_it(tmp_path, monkeypatch):
         "def build(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(Shape().width, classes))\n"
     )
     monkeypatch.chdir(tmp_path)
-    source = models.Source(build("mine.py:build", 2), ["a", "b"], ((0.0,) * 3, (1.0,) * 3), "mine.py:build")
-    models.save(tmp_path / "source.safetensors", source)
+    source = Source(build_model("mine.py:build", 2), ["a", "b"], ((0.0,) * 3, (1.0,) * 3), "mine.py:build")
+    save_source(tmp_path / "source.safetensors", source)
     monkeypatch.chdir("/")
-    assert models.open(tmp_path).module[1].in_features == 7  # found from another working directory
+    assert open_source(tmp_path).module[1].in_features == 7  # found from another working directory
 
 
 class Bomb:
@@ -257,7 +261,7 @@ def garbage(path):
 
 
 def truncated(path):
-    torch.save(build("resnet20", 4).state_dict(), path)
+    torch.save(build_model("resnet20", 4).state_dict(), path)
     path.write_bytes(path.read_bytes()[:50_000])
 
 
@@ -266,7 +270,7 @@ def truncated(path):
     [
         (lambda path: torch.save({"a": Bomb()}, path), "could run code: save its state_dict"),
         (lambda path: path.write_bytes(pickle.dumps(Bomb())), "could run code|not a whole weights file"),
-        (lambda path: torch.save(build("resnet20", 4), path), "could run code: save its state_dict"),
+        (lambda path: torch.save(build_model("resnet20", 4), path), "could run code: save its state_dict"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no state dictionary"),
         (lambda path: torch.save([1, 2], path), "holds no state dictionary"),
         (garbage, "could run code|not a whole weights file"),
@@ -278,7 +282,7 @@ def test_other_files_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mine.pt")
     with pytest.raises(UserError, match=sentence) as error:
-        models.read_state(tmp_path / "mine.pt")
+        read_state(tmp_path / "mine.pt")
     assert "mine.pt" in str(error.value)
     assert not (tmp_path / "exploded").exists()
 
@@ -292,18 +296,18 @@ def test_other_files_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch,
     ],
 )
 def test_weights_that_do_not_fit_are_named(change, sentence):
-    state = build("resnet20", 4).state_dict()
+    state = build_model("resnet20", 4).state_dict()
     change(state)
-    assert sentence.replace("\\", "") in models.load_state(build("resnet20", 4), state, "mine.pt")
+    assert sentence.replace("\\", "") in load_state(build_model("resnet20", 4), state, "mine.pt")
 
 
 def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
-    models.save(
+    save_source(
         tmp_path / "source.safetensors",
-        models.Source(build("resnet20", 2), ["a", "b"], ((0,) * 3, (1,) * 3), "resnet20"),
+        Source(build_model("resnet20", 2), ["a", "b"], ((0,) * 3, (1,) * 3), "resnet20"),
     )
     with pytest.raises(UserError, match="not the source model that the masks were searched for"):
-        models.open(tmp_path, checksum="0" * 64)
+        open_source(tmp_path, checksum="0" * 64)
 
 
 @pytest.mark.parametrize(
@@ -316,4 +320,4 @@ def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
 )
 def test_unknown_architectures_are_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):
-        build(name, 2)
+        build_model(name, 2)

@@ -15,14 +15,16 @@ from PIL import Image
 from test_workflow import ROOT, change, small_config, snakemake
 from torch.nn.functional import cross_entropy
 
-from seam import data, models, transfer
-from seam.data import storage
-from seam.evaluate import outputs, require_better_than_guessing
-from seam.files import UserError
-from seam.masking import Masks
-from seam.problems import binary, multiclass
-from seam.reengineer import reengineer
-from seam.tables import read_table
+from seam.data.problems import binary_problem, multiclass_problem
+from seam.data.storage import Split, open_dataset, write_dataset
+from seam.errors import UserError
+from seam.evaluation import predict, require_better_than_guessing
+from seam.masks.masks import Masks
+from seam.models.architectures import build_model
+from seam.models.weights import Source, open_source, save_source
+from seam.report.tables import read_table
+from seam.reuse.direct import reengineer
+from seam.reuse.indirect import TransferTask, train_student
 
 COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
 SETTINGS = {"architecture": ARCHITECTURE, "dataset": "colours", "weights": "train"}
@@ -60,7 +62,7 @@ def searching(folder, model_folder, dataset_folder):
 
 def finetuning(folder, model_folder, dataset_folder):
     settings = {"epochs": 3, "patience": 3, "lr": 0.01, "lr_last": 0.05, "weight_decay": 0.0}
-    transfer.train_student(
+    train_student(
         folder, model_folder, dataset_folder, "small", "colours", "standard", None, COMMON, settings, 0,
         {"architecture": "small", "weights_origin": "train"}, "cpu", folder / "x.pt",
     )  # fmt: skip
@@ -92,10 +94,10 @@ def test_a_loss_that_is_not_finite_stops_its_job_and_the_last_good_state_is_kept
 
 def test_logits_that_are_not_finite_are_never_an_accuracy():
     batches = [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))]
-    assert outputs(torch.nn.Identity(), batches)[0].shape == (4, 3)
+    assert predict(torch.nn.Identity(), batches)[0].shape == (4, 3)
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="became NaN or infinite: lower its learning rates"):
-            outputs(torch.nn.Identity(), [*batches, (torch.full((1, 3), value), torch.zeros(1, dtype=torch.long))])
+            predict(torch.nn.Identity(), [*batches, (torch.full((1, 3), value), torch.zeros(1, dtype=torch.long))])
 
 
 # ---------------------------------------------------------------------- masks that keep nothing
@@ -118,12 +120,12 @@ def lacking(tmp_path, dataset_folder):
     """A function that gives the data set without the images of a class in a split."""
 
     def without(split, name):
-        images = data.open(dataset_folder)
+        images = open_dataset(dataset_folder)
         splits = {"train": images.train, "test": images.test}
         kept = splits[split].labels != images.classes.index(name)
         size = images.size
-        splits[split] = storage.Split(splits[split].labels[kept], size, np.asarray(splits[split].images)[kept])
-        storage.write(tmp_path / "colours", splits, images.kind, images.classes, list(images.augmentation))
+        splits[split] = Split(splits[split].labels[kept], size, np.asarray(splits[split].images)[kept])
+        write_dataset(tmp_path / "colours", splits, images.kind, images.classes, list(images.augmentation))
         return tmp_path / "colours"
 
     return without
@@ -131,14 +133,20 @@ def lacking(tmp_path, dataset_folder):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_problem_without_images_is_a_sentence(lacking, split):
-    images, name = data.open(lacking(split, "red")), {"train": "training", "test": "test"}[split]
+    images, name = open_dataset(lacking(split, "red")), {"train": "training", "test": "test"}[split]
     for problem, sentence in (
-        (lambda: binary(images, "red", 0), f"The {name} images of the problem red/rest hold none of class red: add"),
-        (lambda: multiclass(images, ["blue", "red"], 0), f"The {name} images of the problem blue/red hold none of c"),
+        (
+            lambda: binary_problem(images, "red", 0),
+            f"The {name} images of the problem red/rest hold none of class red: add",
+        ),
+        (
+            lambda: multiclass_problem(images, ["blue", "red"], 0),
+            f"The {name} images of the problem blue/red hold none of c",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             problem()
-    assert len(multiclass(images, ["blue", "green"], 0).test) == 40  # others do not mind
+    assert len(multiclass_problem(images, ["blue", "green"], 0).test) == 40  # others do not mind
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -146,7 +154,7 @@ def test_a_student_needs_images_of_every_class(lacking, model_folder, split):
     folder, name = lacking(split, "red"), {"train": "training", "test": "test"}[split]
     for selection in ("holdout", "test"):
         with pytest.raises(UserError, match=f"The {name} images of colours hold none of class red: add some, or take"):
-            transfer.Job(
+            TransferTask(
                 model_folder, folder, ("small", "colours", "standard"), COMMON | {"selection": selection}, 0, "cpu"
             )
 
@@ -157,9 +165,9 @@ def test_a_student_needs_images_of_every_class(lacking, model_folder, split):
 @pytest.fixture
 def mixed_up(tmp_path, model_folder):
     """The source model with its classes in a wrong order."""
-    source = models.open(model_folder)
+    source = open_source(model_folder)
     source.classes = source.classes[1:] + source.classes[:1]
-    models.save(tmp_path / "mixed" / "source.safetensors", source)
+    save_source(tmp_path / "mixed" / "source.safetensors", source)
     return tmp_path / "mixed"
 
 
@@ -192,10 +200,10 @@ def test_a_source_model_below_chance_is_not_searched(mixed_up, dataset_folder, t
 @pytest.mark.parametrize(("seed"), range(4))
 def test_a_model_that_was_never_trained_is_not_refused(seed, model_folder, dataset_folder, tmp_path, caplog):
     torch.manual_seed(seed)
-    trained = models.open(model_folder)
-    models.save(
+    trained = open_source(model_folder)
+    save_source(
         tmp_path / "source.safetensors",
-        models.Source(models.build(ARCHITECTURE, 4), trained.classes, trained.normalization, ARCHITECTURE),
+        Source(build_model(ARCHITECTURE, 4), trained.classes, trained.normalization, ARCHITECTURE),
     )
     accuracy = evaluate(tmp_path, dataset_folder, tmp_path)["accuracy"]
     assert ("no better than that" in caplog.text) == (accuracy <= 0.25)
@@ -217,10 +225,10 @@ def test_a_source_model_whose_data_lack_a_class_is_a_sentence(lacking, model_fol
 
 
 def test_weights_that_are_not_numbers_are_a_sentence(model_folder, dataset_folder, tmp_path):
-    source = models.open(model_folder)
+    source = open_source(model_folder)
     with torch.no_grad():
         next(iter(source.module.parameters())).fill_(float("nan"))
-    models.save(tmp_path / "nan" / "source.safetensors", source)
+    save_source(tmp_path / "nan" / "source.safetensors", source)
     with pytest.raises(UserError, match="became NaN or infinite"):
         evaluate(tmp_path / "nan", dataset_folder, tmp_path)
 

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import seam
-from seam import data, evaluate, models
-from seam.files import UserError
-from seam.masking import maskable
-from seam.reengineer import reengineer
+from seam import evaluation
+from seam.data.storage import open_dataset
+from seam.errors import UserError
+from seam.masks.layers import maskable
+from seam.models.weights import open_source
+from seam.reuse.direct import reengineer
 
 SETTINGS = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
 
@@ -64,15 +66,15 @@ def test_the_loaded_model_is_plain_and_as_accurate_as_said(red, dataset_folder):
     masked = maskable(model.source)
     assert sum(int((p != 0).sum()) for p in masked.values()) <= metrics["kept"]
     # By hand: the balanced test images are drawn again with the seed that the workflow derives.
-    from seam.device import derive_seed
-    from seam.problems import binary
+    from seam.data.problems import binary_problem
+    from seam.seeds import derive_seed
 
-    dataset = data.open(dataset_folder)
-    test = binary(dataset, "red", derive_seed(0, "problem", "colours", "binary", "red")).test
+    dataset = open_dataset(dataset_folder)
+    test = binary_problem(dataset, "red", derive_seed(0, "problem", "colours", "binary", "red")).test
     images = torch.from_numpy(np.array(dataset.test.images[test.indices])).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in model.normalization)
     with torch.no_grad():
-        accuracy = evaluate.accuracy(model((images - mean) / std), torch.from_numpy(test.labels))
+        accuracy = evaluation.accuracy(model((images - mean) / std), torch.from_numpy(test.labels))
     assert accuracy == metrics["accuracy"]["reengineered"]
 
 
@@ -104,7 +106,7 @@ def test_a_group_is_judged_against_both_baselines(results, dataset_folder):
     assert accuracy["source_restricted"] >= accuracy["source"]
     assert metrics["classes"] == ["yellow", "red"] and metrics["images"]["test"] == 40
     # Both, by hand.
-    source, dataset = models.open(results / "models" / "small"), data.open(dataset_folder)
+    source, dataset = open_source(results / "models" / "small"), open_dataset(dataset_folder)
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in source.normalization)
     right = {"source": 0, "source_restricted": 0}
     members = [dataset.classes.index(name) for name in members]

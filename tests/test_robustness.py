@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from seam import robustness
-from seam.models import features, last_layer, with_last_layer
-from seam.robustness import Settings, attack, compress, expand, judge, loss, perturbations
+from seam.models.surgery import feature_extractor, find_last_layer, replace_last_layer
+from seam.robustness.attack import attack_loss, compress, expand, judge, perturb, perturbations
+from seam.settings import AttackSettings
 
-SETTINGS = Settings(batch_size=8)
+SETTINGS = AttackSettings(batch_size=8)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def images():
 
 def attacked(network, images, seed=0, settings=SETTINGS):
     torch.manual_seed(seed)
-    return attack(network, images, settings)
+    return perturb(network, images, settings)
 
 
 def test_the_perturbation_stays_within_eps_and_the_clip(network, images):
@@ -36,14 +36,14 @@ def test_the_perturbation_stays_within_eps_and_the_clip(network, images):
 def test_the_loss_pulls_feature_0_up_and_the_others_to_zero(network, images):
     before, after = network(images.clamp(-2.2, 2.2)), network(attacked(network, images))
     assert (after[:, 0] > before[:, 0]).all()
-    assert loss(after, SETTINGS) > loss(before, SETTINGS)
-    flat = Settings(target=0.0, weight=10.0)  # feature 0 counts for little: the others go down
+    assert attack_loss(after, SETTINGS) > attack_loss(before, SETTINGS)
+    flat = AttackSettings(target=0.0, weight=10.0)  # feature 0 counts for little: the others go down
     after = network(attacked(network, images, settings=flat))
     assert after[:, 1:].square().mean() < before[:, 1:].square().mean()
 
 
 def test_the_loss_is_the_formula():
-    found = loss(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), Settings())
+    found = attack_loss(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), AttackSettings())
     assert found == pytest.approx(-((997.0**2 + 0.1 * 2.5) + 1000.0**2) / 2)
 
 
@@ -60,7 +60,7 @@ def test_advertorch_does_what_a_few_lines_do(network, images):
     delta = (images + delta).clamp(*SETTINGS.clip) - images
     for _ in range(SETTINGS.steps):
         delta = delta.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(network(images + delta), SETTINGS), delta)
+        (gradient,) = torch.autograd.grad(attack_loss(network(images + delta), SETTINGS), delta)
         delta = (delta.detach() + SETTINGS.step * gradient.sign()).clamp(-SETTINGS.eps, SETTINGS.eps)
         delta = (images + delta).clamp(*SETTINGS.clip) - images
     torch.testing.assert_close(found, images + delta, atol=1e-6, rtol=0)
@@ -71,7 +71,7 @@ def test_an_image_is_perturbed_alike_alone_and_in_a_batch(network, images):
     signs = []
     for count in (1, 8):
         delta = torch.zeros_like(images[:count]).requires_grad_(True)
-        loss(network(images[:count] + delta), SETTINGS).backward()
+        attack_loss(network(images[:count] + delta), SETTINGS).backward()
         signs.append(delta.grad[0].sign())
     assert torch.equal(*signs)
 
@@ -110,7 +110,7 @@ def test_what_the_clip_cuts_is_counted_and_warned_of(network, images, caplog):
     assert found["values_clipped"] == pytest.approx((images.abs() > 2.2).double().mean().item())
     assert 0.1 < found["values_clipped"] < 0.2 and "attack.clip cuts 16 % of the values" in caplog.text
     caplog.clear()
-    found = perturbations(network, batches, Settings(batch_size=8, clip=(-9.0, 9.0)), into)
+    found = perturbations(network, batches, AttackSettings(batch_size=8, clip=(-9.0, 9.0)), into)
     assert found["values_clipped"] == 0 and "attack.clip" not in caplog.text
 
 
@@ -145,22 +145,22 @@ def test_features_are_the_inputs_of_the_last_layer(name):
 
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, num_classes=7).eval()
-    last = last_layer(model, 7, (3, 224, 224))
+    last = find_last_layer(model, 7, (3, 224, 224))
     image, seen = torch.randn(1, 3, 224, 224), []
     model.get_submodule(last).register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     with torch.no_grad():
         model(image)
-        found = features(model, last)(image)
+        found = feature_extractor(model, last)(image)
     # SqueezeNet's last layer is a convolution: what pools its outputs then pools its inputs.
     expected = seen[0] if seen[0].dim() < 4 else seen[0].relu().mean((2, 3))
     torch.testing.assert_close(found, expected.flatten(1))
 
 
 def test_robustness_settings_are_those_published():
-    assert robustness.Settings() == Settings(0.1, 0.01, 40, (-2.2, 2.2), 1000.0, 0.1, 64)
+    assert AttackSettings() == AttackSettings(0.1, 0.01, 40, (-2.2, 2.2), 1000.0, 0.1, 64)
 
 
 def test_a_new_last_layer_has_the_new_classes():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-    assert last_layer(model, 5, (3, 8, 8)) == "3"
-    assert with_last_layer(model, "3", 2)(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+    assert find_last_layer(model, 5, (3, 8, 8)) == "3"
+    assert replace_last_layer(model, "3", 2)(torch.zeros(1, 3, 8, 8)).shape == (1, 2)

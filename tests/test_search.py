@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from seam.adam import Adam
-from seam.files import UserError
-from seam.models import training_mode
-from seam.search import Settings, _rank, search, with_head
+from seam.errors import UserError
+from seam.models.surgery import set_training_mode, with_head
+from seam.search.search import _rank, search
+from seam.settings import SearchSettings
+from seam.training.adam import Adam
 
 
 def batches(count=96, size=16, seed=0):
@@ -29,7 +30,7 @@ def model(seed=0):
 
 def run(source_accuracy=0.9, **settings):
     network = model()
-    settings = Settings(**{"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100} | settings)
+    settings = SearchSettings(**{"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100} | settings)
     torch.manual_seed(1)
     return network, search(network, batches(), batches(48, seed=1), source_accuracy, settings)
 
@@ -104,7 +105,7 @@ def test_what_the_outputs_do_not_depend_on_is_neither_removed_nor_counted():
     network.source.unused = nn.Linear(8, 100)
     network.source.forward = lambda images: nn.Sequential(*list(network.source)[:7])(images)
     torch.manual_seed(1)
-    settings = Settings(epochs=6, batch_size=16, lr_mask=0.1, patience=100)
+    settings = SearchSettings(epochs=6, batch_size=16, lr_mask=0.1, patience=100)
     result = search(network, batches(), batches(48, seed=1), 0.9, settings)
     assert not any("unused" in name for name in result.bits)
     assert [row["retention"] for row in result.history] == [row["retention"] for row in run(epochs=6)[1].history]
@@ -141,7 +142,7 @@ def test_no_search_ends_before_an_epoch_was_evaluated():
 
 def test_dropout_is_active_and_batch_norm_is_not():
     network = model()
-    training_mode(network)
+    set_training_mode(network)
     assert network.source[5].training and not network.source[1].training
 
 
@@ -183,13 +184,13 @@ def test_accuracy_can_be_given_up_for_fewer_weights():
 def test_a_schedule_or_a_selection_that_is_none_is_refused():
     for name, value in (("schedule", "quick"), ("selection", "train")):
         with pytest.raises(ValueError, match=f"{name} is '{value}'"):
-            Settings(**{name: value})
+            SearchSettings(**{name: value})
 
 
 def test_a_loss_that_is_not_finite_ends_the_search_with_a_sentence():
     poisoned = [(images * float("inf"), labels) for images, labels in batches(32)]
     with pytest.raises(UserError, match=r"loss became (nan|inf) in epoch 1: lower lr_mask"):
-        search(model(), poisoned, batches(16), 0.9, Settings(epochs=2))
+        search(model(), poisoned, batches(16), 0.9, SearchSettings(epochs=2))
 
 
 def test_a_search_that_removes_everything_says_so():

@@ -13,8 +13,9 @@ import pytest
 import summarise
 import synthetic
 
-from seam.files import UserError, write_csv
-from seam.tables import engines, read_table
+from seam.errors import UserError
+from seam.files import write_csv
+from seam.report.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "workflow" / "resources" / "published.csv"
@@ -111,7 +112,7 @@ def test_large_seeds_and_odd_names_survive(tmp_path, monkeypatch):
 def test_engine_that_is_not_configured_has_no_columns(made):
     made["latency"] = [path for path in made["latency"] if "deepsparse" not in path]
     tables = collect(made, ["onnxruntime"])
-    assert engines(tables["binary"]) == ["onnxruntime"]
+    assert tables.engines(tables["binary"]) == ["onnxruntime"]
     assert not [name for name in tables["binary"].columns if "deepsparse" in name]
     assert not [name for name in collect(made | {"latency": []}, [])["binary"].columns if "latency" in name]
 

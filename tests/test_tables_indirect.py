@@ -12,8 +12,8 @@ import synthetic_indirect
 from collect_indirect import MASKED
 from test_tables import PUBLISHED, ROOT, rewrite, stored
 
-from seam.files import UserError
-from seam.tables import TEXT, published_students, read_table, student_name
+from seam.errors import UserError
+from seam.report.tables import TEXT, published_students, read_table, student_name
 
 
 @pytest.fixture

@@ -13,16 +13,18 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 from server import serve
 
-from seam import data
-from seam.data import action40, cub200, dog120, flower102, mit67
 from seam.data.decoding import read_image
-from seam.files import UserError, unpack
+from seam.data.kinds import action40, cub200, dog120, flower102, mit67
+from seam.data.kinds.registry import class_names, prepare_dataset, why_unavailable
+from seam.data.storage import open_dataset
+from seam.download import unpack
+from seam.errors import UserError
 
 KINDS = {"mit67": mit67, "cub200": cub200, "flower102": flower102, "dog120": dog120, "action40": action40}
 
 
 def names(kind):
-    return data.classes({"kind": kind})
+    return class_names({"kind": kind})
 
 
 def paint(path, seed):
@@ -151,7 +153,7 @@ def copy(copies, tmp_path, request):
 
 def load(kind, root, **options):
     entry = {"kind": kind, "root": str(root), "size": 16, **options}
-    return KINDS[kind].load(entry, data.classes(entry), "no cache")
+    return KINDS[kind].load(entry, class_names(entry), "no cache")
 
 
 # ------------------------------------------------------------------ what is known before any job
@@ -171,7 +173,7 @@ def test_class_names_are_known_without_the_data_and_sorted(kind, count, some):
     found = names(kind)
     assert len(set(found)) == count and found == sorted(found)
     assert {index: found[index] for index in some} == some
-    assert data.classes({"kind": kind, "classes": found[5:2:-1]}) == found[5:2:-1]
+    assert class_names({"kind": kind, "classes": found[5:2:-1]}) == found[5:2:-1]
 
 
 @pytest.mark.parametrize(
@@ -185,20 +187,22 @@ def test_class_names_are_known_without_the_data_and_sorted(kind, count, some):
     ],
 )
 def test_what_is_not_there_is_one_line_that_says_what_to_get_from_where(kind, sentence, tmp_path):
-    line = data.available({"kind": kind, "root": None, "download": False})
+    line = why_unavailable({"kind": kind, "root": None, "download": False})
     start = f"{kind}: its root is not given in the config, so what needs it is left out: "
     assert line.startswith(start + sentence) and line.endswith("into a folder and give that as its root")
     assert (
-        data.available({"kind": kind, "root": "somewhere"}) is data.available({"kind": kind, "download": True}) is None
+        why_unavailable({"kind": kind, "root": "somewhere"})
+        is why_unavailable({"kind": kind, "download": True})
+        is None
     )
     with pytest.raises(UserError, match=f"^{kind}: its root is not given"):
-        data.prepare({"kind": kind}, tmp_path)
+        prepare_dataset({"kind": kind}, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["mit67", "action40"])
 def test_what_cannot_be_downloaded_says_so_before_any_job(kind):
     with pytest.raises(UserError, match=f"^download: {kind} has no published checksum.*: put .* from http"):
-        data.classes({"kind": kind, "root": None, "download": True})
+        class_names({"kind": kind, "root": None, "download": True})
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_what_cannot_be_downloaded_says_so_before_any_job(kind):
 def test_a_root_without_a_list_is_named_before_any_job(copies, tmp_path, kind, part):
     for item in copies[kind][0].iterdir():
         (tmp_path / item.name).symlink_to(item)
-    assert data.classes({"kind": kind, "root": str(tmp_path)}) == names(kind)
+    assert class_names({"kind": kind, "root": str(tmp_path)}) == names(kind)
     top = part.partition("/")[0]
     (tmp_path / top).unlink()
     if top != part:
@@ -223,7 +227,7 @@ def test_a_root_without_a_list_is_named_before_any_job(copies, tmp_path, kind, p
             (tmp_path / top / item.name).symlink_to(item)
         (tmp_path / part).unlink()
     with pytest.raises(UserError, match=f"^root: {tmp_path} has no {part}: put .* from http"):
-        data.classes({"kind": kind, "root": str(tmp_path)})
+        class_names({"kind": kind, "root": str(tmp_path)})
 
 
 # ------------------------------------------------------------------ the published layouts
@@ -247,8 +251,8 @@ def test_a_subset_has_its_own_labels_and_needs_no_other_image(copies, kind, tmp_
     root, listed = copies[kind]
     wanted = [names(kind)[7], names(kind)[2]]
     entry = {"kind": kind, "root": str(root), "size": 16, "classes": wanted}
-    data.prepare(entry, tmp_path, workers=1)
-    found = data.open(tmp_path)
+    prepare_dataset(entry, tmp_path, workers=1)
+    found = open_dataset(tmp_path)
     assert found.classes == wanted and found.kind == kind and found.augmentation == ("crop", "flip")
     assert found.train.labels.tolist() == [0, 0, 1, 1] and found.test.labels.tolist() == [0, 1]
     paths = [min(path for path, name in listed["train"] if name == label) for label in wanted]
@@ -452,7 +456,7 @@ def test_a_download_gives_the_same_as_a_copy_of_one_s_own(home, copies, tmp_path
     site = home(kind)
     site.cuts = [20_000]
     entry = {"kind": kind, "root": None, "download": True, "size": 16}
-    assert data.classes(entry) == names(kind) and site.requests == []  # no name needs the download
+    assert class_names(entry) == names(kind) and site.requests == []  # no name needs the download
     found = KINDS[kind].load(entry, names(kind), tmp_path)
     expected = load(kind, copies[kind][0])
     for split in ("train", "test"):
@@ -474,7 +478,7 @@ def test_another_archive_than_the_published_is_not_opened(home, tmp_path, monkey
     site.files["images.tar"] += b"more"
     monkeypatch.setattr("seam.files.tarfile.open", lambda *arguments: pytest.fail("opened"))
     with pytest.raises(UserError, match="images.tar is not the published file"):
-        data.prepare({"kind": "dog120", "download": True}, tmp_path / "out", tmp_path / "cache")
+        prepare_dataset({"kind": "dog120", "download": True}, tmp_path / "out", tmp_path / "cache")
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from conftest import binary_searches
 from filelock import FileLock
 from test_checkpoint import content
 
-from seam import reengineer, together
-from seam.files import UserError
+from seam import together
+from seam.errors import UserError
+from seam.reuse.direct import reengineer
 from seam.together import Targets
 
 SETTINGS = {"epochs": 8, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
@@ -38,7 +39,7 @@ def targets(tmp_path):
 @pytest.fixture
 def searched(monkeypatch):
     """The targets that are searched, in order."""
-    found, search = [], reengineer.reengineer
+    found, search = [], reengineer
     monkeypatch.setattr(
         reengineer, "reengineer", lambda **arguments: found.append(arguments["target"]) or search(**arguments)
     )
@@ -59,7 +60,7 @@ def test_each_target_ends_with_the_files_that_it_has_alone(searches, targets, se
     assert len(searched) == 3
     for name in NAMES:
         alone = tmp_path / "alone/small/binary" / name
-        reengineer.reengineer(**searches[name] | {"folder": alone}, device="cpu")
+        reengineer(**searches[name] | {"folder": alone}, device="cpu")
         assert content(searches[name]["folder"]) == content(alone)
 
 
@@ -133,7 +134,7 @@ def test_a_search_that_fails_is_left_to_its_own_job(searches, targets, caplog, t
 
 
 def test_a_job_that_is_killed_has_lost_no_search_that_was_through(searches, targets, searched, monkeypatch):
-    search = reengineer.reengineer
+    search = reengineer
 
     def killed(**arguments):
         if arguments["target"] == "blue":

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from seam import models
-from seam.files import UserError
-from seam.train import Settings, one_cycle, train
+from seam.errors import UserError
+from seam.models.weights import open_source
+from seam.settings import TrainingSettings
+from seam.training.supervised import one_cycle, train
 
 
 def batches(scale=1.0):
@@ -20,7 +21,7 @@ def test_training_learns_and_its_history_tells(model_folder):
     assert history["epoch"].tolist() == [1, 2, 3, 4]
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert history["test_accuracy"].iloc[-1] > 0.8
-    source = models.open(model_folder)
+    source = open_source(model_folder)
     assert source.classes == ["blue", "green", "red", "yellow"]
     assert all(0.3 < mean < 0.7 for mean in source.normalization[0])  # of the training images
 
@@ -29,7 +30,7 @@ def test_the_same_seed_gives_the_same_weights():
     def run():
         torch.manual_seed(0)
         model = nn.Linear(4, 2)
-        train(model, batches(), Settings(epochs=2, batch_size=16))
+        train(model, batches(), TrainingSettings(epochs=2, batch_size=16))
         return model.weight
 
     assert torch.equal(run(), run())
@@ -41,7 +42,7 @@ def test_the_rate_rises_and_falls_to_zero(monkeypatch):
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self, *a: rates.append(self.param_groups[0]["lr"]) or step(self, *a)
     )
-    train(nn.Linear(4, 2), batches(), Settings(epochs=5, batch_size=16, lr=0.2))
+    train(nn.Linear(4, 2), batches(), TrainingSettings(epochs=5, batch_size=16, lr=0.2))
     assert len(rates) == 20 and max(rates) == pytest.approx(0.2, rel=0.05)
     assert rates.index(max(rates)) in (3, 4) and rates[-1] < 0.001 and rates[0] < 0.02
 
@@ -61,4 +62,4 @@ def test_the_cycle_can_be_short(steps):
 
 def test_a_loss_that_is_not_finite_is_said_in_a_sentence():
     with pytest.raises(UserError, match="loss became nan in epoch 1: lower training.lr"):
-        train(nn.Linear(4, 2), batches(scale=float("nan")), Settings(epochs=1))
+        train(nn.Linear(4, 2), batches(scale=float("nan")), TrainingSettings(epochs=1))

@@ -6,8 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seam import data, masking, models, transfer
-from seam.files import UserError, load_tensors
+from seam.data.storage import open_dataset
+from seam.errors import UserError
+from seam.files import load_tensors
+from seam.masks.bits import unpack_bits
+from seam.masks.layers import maskable
+from seam.models.weights import open_source
+from seam.reuse.indirect import (
+    TransferTask,
+    attack_source,
+    bits_of,
+    evaluate_defects,
+    search_masks,
+    train_head,
+    train_student,
+)
+from seam.reuse.load import load_student
 
 COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
 SGD = {"epochs": 6, "patience": 6, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
@@ -27,8 +41,8 @@ def search(places, tmp_path_factory):
     """The folder of steps 1 and 2."""
     folder = tmp_path_factory.mktemp("search")
     shared = places | {"common": COMMON, "seed": 0, "device": "cpu", "checkpoint": folder / "x.pt"}
-    transfer.train_head(folder, head=SGD, **shared)
-    transfer.search_masks(folder, search=SEARCH, thresholds=THRESHOLDS, **shared)
+    train_head(folder, head=SGD, **shared)
+    search_masks(folder, search=SEARCH, thresholds=THRESHOLDS, **shared)
     return folder
 
 
@@ -42,7 +56,7 @@ def student(places, search, tmp_path_factory):
         if key not in made:
             made[key] = tmp_path_factory.mktemp(name)
             arguments = {"common": COMMON, "settings": SGD | {"lr_last": 0.1}, "seed": 0} | changes
-            transfer.train_student(
+            train_student(
                 made[key], **places, student=name, threshold=threshold, origin=ORIGIN, device="cpu",
                 checkpoint=made[key] / "x.pt", masks=search / "masks.safetensors", **arguments,
             )  # fmt: skip
@@ -58,7 +72,7 @@ def training(folder):
 def bits(search, threshold, model_folder):
     tensors, _ = load_tensors(search / "masks.safetensors")
     chosen = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{threshold:g}/")}
-    return masking.unpack(chosen, models.open(model_folder).module)
+    return unpack_bits(chosen, open_source(model_folder).module)
 
 
 # ---------------------------------------------------------------------- steps 1 and 2
@@ -88,11 +102,11 @@ def test_a_threshold_that_is_not_reached_is_said_when_it_is_asked_for(search, pl
     (tmp_path / "head.safetensors").write_bytes((search / "head.safetensors").read_bytes())
     (tmp_path / "head.csv").write_bytes((search / "head.csv").read_bytes())
     epochs = load_tensors(search / "masks.safetensors")[1]["reached"]["0.3"]
-    transfer.search_masks(tmp_path, search=SEARCH | {"epochs": epochs}, thresholds=[0.3, 0.9], **shared)
-    source = models.open(places["model_folder"]).module
-    assert transfer.bits_of(tmp_path / "masks.safetensors", "seam", 0.3, source, None)[1] == epochs
+    search_masks(tmp_path, search=SEARCH | {"epochs": epochs}, thresholds=[0.3, 0.9], **shared)
+    source = open_source(places["model_folder"]).module
+    assert bits_of(tmp_path / "masks.safetensors", "seam", 0.3, source, None)[1] == epochs
     with pytest.raises(UserError, match=r"removed at most 0\.\d+ of the weights, not 0.9: give transfer.search more"):
-        transfer.bits_of(tmp_path / "masks.safetensors", "seam", 0.9, source, None)
+        bits_of(tmp_path / "masks.safetensors", "seam", 0.9, source, None)
 
 
 # ---------------------------------------------------------------------- step 3, and the other students
@@ -120,18 +134,18 @@ def test_zeros_grow_back_as_published_unless_they_are_kept(student, search, mode
     masks = bits(search, 0.5, model_folder)
     settings = SGD | {"lr_last": 0.1, "keep_zeros": True}
     for folder, kept in ((student("seam", 0.5), False), (student("seam", 0.5, settings=settings), True)):
-        weights = masking.maskable(transfer.load(folder))
+        weights = maskable(load_student(folder))
         removed = torch.cat([weights[name][~bit] for name, bit in masks.items()])
         assert bool((removed == 0).all()) is kept
         assert training(folder)["settings"]["finetune"].get("keep_zeros", False) is kept
 
 
 def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, model_folder):
-    source, path = models.open(model_folder).module, search / "masks.safetensors"
+    source, path = open_source(model_folder).module, search / "masks.safetensors"
     seam = bits(search, 0.5, model_folder)
     for name in ("magnitude", "random"):
         generator = torch.Generator().manual_seed(0)
-        found, _, _ = transfer.bits_of(path, name, 0.5, source, generator)
+        found, _, _ = bits_of(path, name, 0.5, source, generator)
         assert {k: int(b.sum()) for k, b in found.items()} == {k: int(b.sum()) for k, b in seam.items()}
         assert any(not torch.equal(found[k], seam[k]) for k in seam)
         for key, bit in found.items():
@@ -141,9 +155,9 @@ def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, mod
 
 
 def test_retraining_knows_nothing_of_the_source_model(student, model_folder):
-    source = models.open(model_folder).module.state_dict()
+    source = open_source(model_folder).module.state_dict()
     for name, near in (("standard", True), ("retrain", False)):
-        weights = transfer.load(student(name)).state_dict()["0.weight"]
+        weights = load_student(student(name)).state_dict()["0.weight"]
         assert torch.allclose(weights, source["0.weight"], atol=0.2) is near
 
 
@@ -174,12 +188,12 @@ def test_the_published_selection_trains_on_all_images(student):
 @pytest.fixture(scope="module")
 def attack(places, tmp_path_factory):
     folder = tmp_path_factory.mktemp("attack")
-    transfer.attack_source(folder, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
+    attack_source(folder, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
     return folder
 
 
 def test_the_same_perturbations_are_made_again(attack, places, tmp_path):
-    transfer.attack_source(tmp_path, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
+    attack_source(tmp_path, **places, last_layer=None, settings=ATTACK, seed=0, device="cpu")
     first, again = (np.load(folder / "perturbations.npy") for folder in (attack, tmp_path))
     assert np.array_equal(first, again) and first.shape == (80, 16, 16, 3)
     about = json.loads((attack / "attack.json").read_text())
@@ -188,9 +202,9 @@ def test_the_same_perturbations_are_made_again(attack, places, tmp_path):
 
 def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):
     folder = student("standard")
-    transfer.evaluate_defects(folder, attack, dataset_folder, "cpu", batch_size=7)
-    found, images = json.loads((folder / "metrics.json").read_text()), data.open(dataset_folder)
-    model, levels = transfer.load(folder), np.load(attack / "perturbations.npy")
+    evaluate_defects(folder, attack, dataset_folder, "cpu", batch_size=7)
+    found, images = json.loads((folder / "metrics.json").read_text()), open_dataset(dataset_folder)
+    model, levels = load_student(folder), np.load(attack / "perturbations.npy")
     mean, std = (torch.tensor(v)[:, None, None] for v in model.normalization)
     right = inherited = 0
     for image, level, label in zip(images.test.images, levels, images.test.labels, strict=True):
@@ -202,19 +216,19 @@ def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):
         inherited += answers[0] == label and answers[1] != label
     assert (found["right"], found["inherited"]) == (right, inherited)
     assert found["defect_inheritance_rate"] == inherited / right and found["accuracy"] == right / 80
-    weights = masking.maskable(model)
+    weights = maskable(model)
     assert found["weights"] == sum(p.numel() for p in weights.values())
     assert found["sparsity"] == found["zeros"] / found["weights"]
 
 
 def test_a_student_that_keeps_its_zeros_is_sparse(attack, student, dataset_folder):
     folder = student("seam", 0.5, settings=SGD | {"lr_last": 0.1, "keep_zeros": True})
-    transfer.evaluate_defects(folder, attack, dataset_folder, "cpu")
+    evaluate_defects(folder, attack, dataset_folder, "cpu")
     assert json.loads((folder / "metrics.json").read_text())["sparsity"] > 0.35
 
 
 def test_what_chooses_the_epoch_is_not_trained_on(places):
-    job = transfer.Job(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
+    job = TransferTask(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
                        common=COMMON, seed=0, device="cpu")  # fmt: skip
     assert not set(job.train_part.indices) & set(job.holdout_part.indices)
     assert len(job.test_part) == 80
@@ -224,4 +238,4 @@ def test_a_student_that_is_damaged_is_said_in_a_sentence(student, tmp_path):
     source = student("standard") / "student.safetensors"
     (tmp_path / "student.safetensors").write_bytes(source.read_bytes()[:-10])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
-        transfer.load(tmp_path)
+        load_student(tmp_path)

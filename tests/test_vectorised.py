@@ -13,13 +13,11 @@ from conftest import binary_searches, trained_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import device, reengineer, vectorised
-from seam import search as search_module
-from seam.checkpoint import STOPPED, Run, counted
-from seam.reengineer import Reengineering, reengineer_all
-from seam.search import search
+from seam.reuse.direct import Reengineering, reengineer_stacked
+from seam.search.search import mask_step, search
+from seam.search.stacked import Vectorised, losses, repeated, search_all, stack_batches
 from seam.together import Targets
-from seam.vectorised import Vectorised, losses, repeated, search_all, together
+from seam.training.run import STOPPED, Run, batch_sums
 
 NAMES = ("red", "green", "blue")
 SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
@@ -135,7 +133,7 @@ def test_a_search_that_fails_leaves_the_others_alone(arguments, caplog):
 @pytest.mark.parametrize("together_again", [True, False])
 def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, together_again, monkeypatch):
     given, steps = arguments(), []
-    make = search_module.mask_step
+    make = mask_step
 
     def stopping(*arguments):
         step = make(*arguments)
@@ -196,14 +194,14 @@ def interrupted_search(one, epochs):
 def test_what_cannot_be_vectorised_says_so_and_is_left(arguments, model_folder, caplog):
     caplog.set_level("INFO")
     given = [one | {"model_folder": str(model_folder)} for one in arguments().values()]  # it has dropout
-    assert list(reengineer_all(given, "cpu")) == []
+    assert list(reengineer_stacked(given, "cpu")) == []
     assert "one after the other, as one pass cannot be: vmap: called random operation" in caplog.text
 
 
 def test_a_problem_of_another_size_is_left(arguments, monkeypatch):
     given = arguments()
     given["green"]["settings"] = SETTINGS | {"holdout": 0.4}
-    assert list(reengineer_all(given.values(), "cpu")) == ["red", "blue"]
+    assert list(reengineer_stacked(given.values(), "cpu")) == ["red", "blue"]
 
 
 def test_jobs_take_what_one_pass_has_found(arguments, tmp_path, monkeypatch):
@@ -250,16 +248,16 @@ def test_the_losses_are_each_searchs_own():
 
 def test_what_is_counted_of_a_batch_is_each_searchs_own():
     logits, labels, loss = torch.randn(7, 3, 4), torch.randint(4, (7, 3)), torch.rand(3)
-    found = counted(logits, loss, labels)
+    found = batch_sums(logits, loss, labels)
     for number in range(3):
         right = sum(int(logits[i, number].argmax()) == int(labels[i, number]) for i in range(7))
         torch.testing.assert_close(found[number], torch.tensor([7.0, right, 7 * loss[number]]))
-        assert torch.equal(counted(logits[:, number], loss[number], labels[:, number]), found[number])
+        assert torch.equal(batch_sums(logits[:, number], loss[number], labels[:, number]), found[number])
 
 
 def test_batches_of_all_searches_are_one_with_channels_last():
     batches = [(torch.randn(5, 3, 4, 4), torch.randint(2, (5,))) for _ in range(2)]
-    images, labels = together(batches)
+    images, labels = stack_batches(batches)
     for number, (image, label) in enumerate(batches):
         assert torch.equal(images[:, number], image) and torch.equal(labels[:, number], label)
     assert images.flatten(1, 2).is_contiguous(memory_format=torch.channels_last)

@@ -20,13 +20,13 @@ from conftest import ARCHITECTURE, COLOURS, paint
 from PIL import Image
 
 import seam
-from seam import latency
+from seam.cost.latency import unavailable
 
 ROOT = Path(__file__).parents[1]
 
 
 # Where DeepSparse cannot be had the workflow says so and stops: the tests of other things go on without it.
-ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not latency.unavailable(engine)]
+ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not unavailable(engine)]
 
 
 def snakemake(folder, *arguments, config=None, check=True, workflow=ROOT):
@@ -261,7 +261,7 @@ def change(config, path, value):
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
         (["precision"], "float32", {}),
-        (["together"], 3, {}),
+        (["stack"], 3, {}),
     ],
 )
 def test_a_change_reruns_just_what_depends_on_it(run, path, value, expected):

@@ -1,7 +1,5 @@
 # What the stages share: the checked config, and where things are.
 
-import ast
-import functools
 import os
 import re
 import sys
@@ -16,18 +14,20 @@ WORKFLOW = Path(workflow.basedir) / "workflow"
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
-from reengineer import arguments
-from seam import config as plan
-from seam import latency
+from seam.config import plan, schema
+from seam.config.checks import LARGE
+from seam.config.wording import hint
+from seam.cost import latency
 from seam.device import gpus
-from seam.files import UserError, write_json
-from seam.models import weights_origin
+from seam.errors import UserError
+from seam.imports import dependencies
+from seam.models.weights import weights_origin
 
 try:
     for file in workflow.configfiles:
-        plan.require_unique_keys(file)
-    config = plan.validated(config, WORKFLOW / "schemas" / "config.schema.yaml")
-    PROBLEMS = plan.problems(config)
+        schema.require_unique_keys(file)
+    config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
+    PROBLEMS = plan.target_problems(config)
     STUDENTS = plan.students(config)
     LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
@@ -76,7 +76,6 @@ MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 PROBLEM_FILES = ["masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx"]
 BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
-PLANNED = "results/checkpoints/planned.json"
 TRANSFERS = {(s.model, s.dataset): s for s in STUDENTS}  # any of them: they share their settings
 
 
@@ -91,35 +90,12 @@ def own(path):
     return str(path.relative_to(here) if here in path.parents else path)
 
 
-@functools.cache
-def imported(path):
-    """The library files that a file imports itself, found by reading it."""
-    names, found = [], []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-    for name in names:
-        stem = WORKFLOW.joinpath("scripts", *name.split("."))
-        if name.startswith("seam."):
-            found += [
-                file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.exists()
-            ]
-    return found
-
-
 def modules(script):
     """The library files that a script imports, directly or not.
 
     They are inputs of its rule, so that a change in one reruns what it can affect and nothing else.
     """
-    found, ahead = set(), [WORKFLOW / "scripts" / script]
-    while ahead:
-        new = set(imported(ahead.pop())) - found
-        found |= new
-        ahead += new
-    return sorted(map(own, found))
+    return list(map(own, dependencies(WORKFLOW / "scripts" / script)))
 
 
 def dataset_of(wildcards):
@@ -128,7 +104,7 @@ def dataset_of(wildcards):
     if wildcards.model not in config["models"]:
         known = list(config["models"])
         raise WorkflowError(
-            f"{wildcards.model} is no model of the config{plan.hint(wildcards.model, known)}"
+            f"{wildcards.model} is no model of the config{hint(wildcards.model, known)}"
         )
     return config["models"][wildcards.model]["dataset"]
 
@@ -145,7 +121,7 @@ def dataset_entry(wildcards):
     if wildcards.dataset not in config["datasets"]:
         known = list(config["datasets"])
         raise WorkflowError(
-            f"{wildcards.dataset} is no data set of the config{plan.hint(wildcards.dataset, known)}"
+            f"{wildcards.dataset} is no data set of the config{hint(wildcards.dataset, known)}"
         )
     return plan.dataset_entry(config, wildcards.dataset)
 
@@ -158,29 +134,41 @@ def model_files(wildcards):
     return plan.model_files(config, wildcards.model)
 
 
-def dataset_entry_of_model(wildcards):
-    return plan.weights_entry(config, wildcards.model)
+def source_weights(wildcards):
+    return plan.source_weights(config, wildcards.model)
 
 
 def problem_of(wildcards):
     name = wildcards.model, wildcards.problem, wildcards.target
     if name not in BY_NAME:
         wanted, *known = ["{}/{}/{}".format(*names) for names in (name, *BY_NAME)]
-        raise WorkflowError(
-            f"{wanted} is no target problem of the config{plan.hint(wanted, known)}"
-        )
+        raise WorkflowError(f"{wanted} is no target problem of the config{hint(wanted, known)}")
     return BY_NAME[name]
 
 
-def search_settings(wildcards):
-    """All that a search depends on, in one sorted dictionary: Snakemake compares it whole."""
-    problem = problem_of(wildcards)
-    return {
-        "dataset": problem.dataset,
-        "members": problem.classes,
-        "seed": config["seed"],
-        "settings": problem.settings,
-    }
+def search_arguments(problem):
+    """The arguments of a problem's search, in one sorted dictionary: Snakemake compares it whole."""
+    return dict(
+        sorted(
+            {
+                "folder": f"results/direct/{problem.model}/{problem.problem}/{problem.target}",
+                "model_folder": f"results/models/{problem.model}",
+                "dataset_folder": f"results/datasets/{problem.dataset}",
+                "checkpoint": f"results/checkpoints/reengineer/{problem.model}/{problem.problem}/{problem.target}.pt",
+                "model": problem.model,
+                "dataset": problem.dataset,
+                "problem": problem.problem,
+                "target": problem.target,
+                "members": problem.classes,
+                "seed": config["seed"],
+                "settings": problem.settings,
+            }.items()
+        )
+    )
+
+
+def searches(wildcards):
+    return [search_arguments(problem_of(wildcards))]
 
 
 def timing_settings(wildcards):
@@ -200,20 +188,6 @@ def device(wildcards, threads):
     return f"{config['device']}/{config['precision']}"
 
 
-def write_planned_searches():
-    """The arguments of all searches of this run, for the jobs that search others' targets, too."""
-    jobs = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "reengineer"]
-    try:
-        write_json(PLANNED, [arguments(job) for job in jobs])
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def together(wildcards, threads):
-    """How many searches a job does, and where those that wait are listed. It takes `threads` as `device` does."""
-    return {"most": config["together"], "planned": PLANNED}
-
-
 def problem_files(name):
     return [f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS]
 
@@ -229,7 +203,7 @@ def transfer_of(wildcards):
             "{}/{}".format(*names) for names in ((wildcards.model, wildcards.dataset), *TRANSFERS)
         ]
         raise WorkflowError(
-            f"{wanted} is no model and data set of indirect_reuse{plan.hint(wanted, known)}"
+            f"{wanted} is no model and data set of indirect_reuse{hint(wanted, known)}"
         )
     return TRANSFERS[wildcards.model, wildcards.dataset]
 
@@ -256,8 +230,22 @@ def masks_settings(wildcards):
     )
 
 
+def whole_student(name):
+    """The function that names a student without masks, for `train_student`."""
+
+    def student(wildcards):
+        return {"student": name, "threshold": None}
+
+    return student
+
+
+def masked_student(wildcards):
+    """Which student with masks it is, for `train_student`."""
+    return {"student": wildcards.student, "threshold": float(wildcards.threshold)}
+
+
 def student_settings(block):
-    """The function that gives the parameters of a student which is trained as `block` of transfer says."""
+    """The function that gives the settings of a student which is trained as `block` of transfer says."""
 
     def settings(wildcards):
         transfer = transfer_of(wildcards).transfer
@@ -290,24 +278,24 @@ def gpu(wildcards):
     return 0 if config["device"] == "cpu" else 1
 
 
-def images_of(wildcards):
+def images_of(wildcards, dataset=None):
     """The entry of the data set that the job works on."""
-    name = wildcards.dataset if "dataset" in wildcards.keys() else dataset_of(wildcards)
+    name = dataset or wildcards.get("dataset") or dataset_of(wildcards)
     return config["datasets"].get(name, {})
 
 
-def memory(small, large=None):
+def memory(small, large=None, dataset=None):
     """The function that gives mem_mb: `large` where images are so large that a batch of them takes gigabytes."""
 
     def mem_mb(wildcards, attempt):
-        is_large = large and images_of(wildcards).get("size", 0) >= plan.LARGE
+        is_large = large and images_of(wildcards, dataset).get("size", 0) >= LARGE
         return attempt * (large if is_large else small)
 
     return mem_mb
 
 
 def minutes(number):
-    """The function that gives runtime: never above a day, as longer jobs wait longer, and go on where they were."""
+    """The function that gives runtime: never above a day, since longer jobs wait longer, and a stopped job resumes."""
 
     def runtime(wildcards, attempt):
         return min(attempt * number, 24 * 60)
@@ -315,10 +303,10 @@ def minutes(number):
     return runtime
 
 
-def decoding(number):
+def decoding(number, dataset=None):
     """The function that gives threads: more where the images, too many for an array, are decoded at each use."""
 
     def threads(wildcards):
-        return 8 if images_of(wildcards).get("kind") == "imagenet" else number
+        return 8 if images_of(wildcards, dataset).get("kind") == "imagenet" else number
 
     return threads

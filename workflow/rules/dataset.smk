@@ -1,9 +1,14 @@
 # Images become arrays that every later job maps into its memory.
 
 
+# The published class names, which the kinds of data sets read.
+CLASS_LISTS = [own(path) for path in sorted(WORKFLOW.glob("scripts/seam/resources/*.txt"))]
+
+
 rule prepare_dataset:
     input:
         modules=modules("prepare_dataset.py"),
+        class_lists=CLASS_LISTS,
     output:
         manifest="results/datasets/{dataset}/dataset.json",
         arrays=directory("results/datasets/{dataset}/arrays"),

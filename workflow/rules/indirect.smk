@@ -21,7 +21,7 @@ rule attack_source:
         runtime=minutes(240),
         gpu=gpu,
     params:
-        job=attack_settings,
+        settings=attack_settings,
         device=device,
     message:
         "Perturbing the test images of {wildcards.dataset} against {wildcards.model}"
@@ -34,7 +34,7 @@ rule finetune_standard:
         manifest="results/datasets/{dataset}/dataset.json",
         arrays=ancient("results/datasets/{dataset}/arrays"),
         weights="results/models/{model}/source.safetensors",
-        modules=modules("finetune_standard.py"),
+        modules=modules("train_student.py"),
     output:
         weights="results/indirect/{model}/{dataset}/standard/student.safetensors",
         history="results/indirect/{model}/{dataset}/standard/history.csv",
@@ -50,21 +50,17 @@ rule finetune_standard:
         runtime=minutes(720),
         gpu=gpu,
     params:
-        job=student_settings("standard"),
+        student=whole_student("standard"),
+        settings=student_settings("standard"),
         checkpoint="results/checkpoints/finetune_standard/{model}/{dataset}.pt",
         device=device,
     message:
-        "Fine-tuning {wildcards.model} on {wildcards.dataset}, all of it"
+        "Fine-tuning all weights of {wildcards.model} on {wildcards.dataset}"
     script:
-        "../scripts/finetune_standard.py"
+        "../scripts/train_student.py"
 
 
-rule retrain:
-    input:
-        manifest="results/datasets/{dataset}/dataset.json",
-        arrays=ancient("results/datasets/{dataset}/arrays"),
-        weights="results/models/{model}/source.safetensors",
-        modules=modules("retrain.py"),
+use rule finetune_standard as retrain with:
     output:
         weights="results/indirect/{model}/{dataset}/retrain/student.safetensors",
         history="results/indirect/{model}/{dataset}/retrain/history.csv",
@@ -73,20 +69,13 @@ rule retrain:
         "results/logs/retrain/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/retrain/{model}/{dataset}.tsv"
-    conda:
-        "../../envs/seam.yaml"
-    resources:
-        mem_mb=memory(6000, large=24000),
-        runtime=minutes(720),
-        gpu=gpu,
     params:
-        job=student_settings("retrain"),
+        student=whole_student("retrain"),
+        settings=student_settings("retrain"),
         checkpoint="results/checkpoints/retrain/{model}/{dataset}.pt",
         device=device,
     message:
-        "Training {wildcards.model}'s architecture on {wildcards.dataset} from nothing"
-    script:
-        "../scripts/retrain.py"
+        "Training {wildcards.model}'s architecture on {wildcards.dataset} from random weights"
 
 
 # SeaM in three steps, each with files of its own.
@@ -113,7 +102,7 @@ rule finetune_seam_head:
         runtime=minutes(720),
         gpu=gpu,
     params:
-        job=head_settings,
+        settings=head_settings,
         checkpoint="results/checkpoints/finetune_seam_head/{model}/{dataset}.pt",
         device=device,
     message:
@@ -144,7 +133,7 @@ rule finetune_seam_masks:
         runtime=minutes(720),
         gpu=gpu,
     params:
-        job=masks_settings,
+        settings=masks_settings,
         checkpoint="results/checkpoints/finetune_seam_masks/{model}/{dataset}.pt",
         device=device,
     message:
@@ -153,7 +142,7 @@ rule finetune_seam_masks:
         "../scripts/finetune_seam_masks.py"
 
 
-rule finetune_seam:
+use rule finetune_standard as finetune_seam with:
     input:
         manifest="results/datasets/{dataset}/dataset.json",
         arrays=ancient("results/datasets/{dataset}/arrays"),
@@ -163,7 +152,7 @@ rule finetune_seam:
             "results/indirect/{model}/{dataset}/search/head.csv",
             "results/indirect/{model}/{dataset}/search/history.csv",
         ],
-        modules=modules("finetune_seam.py"),
+        modules=modules("train_student.py"),
     output:
         weights="results/indirect/{model}/{dataset}/{student}-{threshold}/student.safetensors",
         history="results/indirect/{model}/{dataset}/{student}-{threshold}/history.csv",
@@ -172,21 +161,14 @@ rule finetune_seam:
         "results/logs/finetune_seam/{model}/{dataset}/{student}-{threshold}.log",
     benchmark:
         "results/benchmarks/finetune_seam/{model}/{dataset}/{student}-{threshold}.tsv"
-    conda:
-        "../../envs/seam.yaml"
-    resources:
-        mem_mb=memory(6000, large=24000),
-        runtime=minutes(720),
-        gpu=gpu,
     params:
-        job=student_settings("finetune"),
+        student=masked_student,
+        settings=student_settings("finetune"),
         checkpoint="results/checkpoints/finetune_seam/{model}/{dataset}/{student}-{threshold}.pt",
         device=device,
     message:
         "SeaM, step 3: fine-tuning {wildcards.model} on {wildcards.dataset}, {wildcards.threshold} of the weights"
         " removed ({wildcards.student})"
-    script:
-        "../scripts/finetune_seam.py"
 
 
 rule evaluate_defects:

@@ -66,7 +66,7 @@ def collect_partial():
         "students": students,
         "engines": ENGINES,
         "jobs": jobs,
-        "published": own("workflow/resources/published.csv"),
+        "published": own("workflow/scripts/seam/resources/published.csv"),
         "folder": "results/partial",
     }
     script = WORKFLOW / "scripts" / "collect_partial.py"

@@ -52,8 +52,7 @@ rule fetch_weights:
         mem_mb=memory(3000),
         runtime=minutes(60),
     params:
-        settings=model_settings,
-        entry=dataset_entry_of_model,
+        source=source_weights,
     message:
         "Fetching the weights of {wildcards.model}"
     script:

@@ -3,15 +3,17 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam.progress import job
-    from seam.transfer import attack_source
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.defects import attack_source
 
-    with job(snakemake.log[0], torch_threads=1):
+    with job_log(snakemake.log[0]):
+        use_threads(1)
         attack_source(
             folder=Path(snakemake.output.attack).parent,
             model_folder=Path(snakemake.input.weights).parent,
             dataset_folder=Path(snakemake.input.manifest).parent,
             device=snakemake.params.device,
             **snakemake.wildcards,
-            **snakemake.params.job,
+            **snakemake.params.settings,
         )

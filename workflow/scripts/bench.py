@@ -27,19 +27,28 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from seam import data, evaluate, models
-from seam.adam import Adam
-from seam.checkpoint import Checkpoint, Run
 from seam.data.batches import batches
-from seam.data.storage import Split
-from seam.device import forward, select
-from seam.files import UserError, write_json, write_text
-from seam.folding import fold
-from seam.graphs import WARM, beside, captured, graphed, stream
-from seam.masking import Masks, maskable, pack
-from seam.progress import keep_memory
-from seam.search import Settings, mask_step, search, with_head
-from seam.vectorised import Stack, together
+from seam.data.kinds.registry import prepare_dataset
+from seam.data.storage import Split, open_dataset
+from seam.device import forward, select_device
+from seam.errors import UserError
+from seam.evaluation import predict
+from seam.files import write_json, write_text
+from seam.masks.bits import pack_bits
+from seam.masks.layers import maskable
+from seam.masks.masks import Masks
+from seam.memory import keep_memory
+from seam.models.architectures import build_model
+from seam.models.folding import fold
+from seam.models.surgery import copy_state, set_training_mode, with_head
+from seam.models.weights import Source, save_source
+from seam.search.search import mask_step, search
+from seam.search.stacked import Stack, stack_batches
+from seam.settings import SearchSettings
+from seam.training.adam import Adam
+from seam.training.checkpoint import Checkpoint
+from seam.training.graphs import WARM, beside, captured, graphed, stream
+from seam.training.run import Run
 
 BATCH, SIZE, CLASSES = 64, 32, 10
 NORMALIZATION = (0.5,) * 3, (0.25,) * 3
@@ -128,7 +137,7 @@ class Bench:
     def __init__(self, architecture, device, memory_format=torch.channels_last, folded=False):
         torch.manual_seed(0)
         self.architecture, self.device = architecture, device
-        network = models.build(architecture, CLASSES).eval().to(device, memory_format=memory_format)
+        network = build_model(architecture, CLASSES).eval().to(device, memory_format=memory_format)
         twin = copy.deepcopy(network)
         self.twin = with_head((fold(twin) if folded else twin).requires_grad_(False), CLASSES, 2).to(device)
         self.model = with_head(fold(network).requires_grad_(False), CLASSES, 2).to(device)
@@ -143,8 +152,8 @@ class Bench:
         self.optimizer = Adam(groups)
         self.step_on_eager = mask_step(self.model, self.model.head, self.masks, self.optimizer, alpha=1.0)
         self.step_on = graphed(self.step_on_eager, [self.masks, self.model.head, self.optimizer], device)
-        models.training_mode(self.model)
-        models.training_mode(self.twin)
+        set_training_mode(self.model)
+        set_training_mode(self.twin)
         self.bare = as_graph(self.bare_eager) if device.type == "cuda" else self.bare_eager
 
     def step(self):
@@ -406,11 +415,11 @@ def epoch(options):
             with Run(train, parts, Checkpoint(Path(folder) / "checkpoint.pt", {})) as run:
 
                 def evaluation(bench=bench, run=run, select=select):
-                    evaluate.outputs(bench.model, run.watched(select))
+                    predict(bench.model, run.watched(select))
 
                 def end(bench=bench, run=run):
                     bench.masks.retention(run.epoch)
-                    best = {"bits": pack(bench.masks.bits()), "head": models.copied(bench.model.head)}
+                    best = {"bits": pack_bits(bench.masks.bits()), "head": copy_state(bench.model.head)}
                     run.history.clear()
                     run.end_epoch({}, best, save=True)  # as after an epoch of usual length
 
@@ -477,10 +486,10 @@ def vectorised(options):
     count = 4 if options.device.type == "cpu" else 20
     for architecture in options.architectures:
         bench = Bench(architecture, options.device)
-        stack = Stack([copy.deepcopy(bench.model)] * count, Settings(lr_mask=1e-4), 1)
-        models.training_mode(stack.model)
+        stack = Stack([copy.deepcopy(bench.model)] * count, SearchSettings(lr_mask=1e-4), 1)
+        set_training_mode(stack.model)
         stack.masks.train()
-        images, labels = together([(bench.images, bench.labels)] * count)
+        images, labels = stack_batches([(bench.images, bench.labels)] * count)
         functions = {
             "in one pass": lambda step=stack.steps["masks"]: step(images, labels),  # noqa: B023
             "each": lambda: [bench.step() for _ in range(count)],  # noqa: B023
@@ -528,12 +537,12 @@ def searches(folder, architecture, targets, kind="digits"):
     settings = {"kind": "digits", "size": SIZE}
     if kind == "noise":
         settings = {"kind": "imagefolder", "size": SIZE, "root": str(noise(folder / "images"))}
-    data.prepare(settings, folder / "images-prepared")
-    images = data.open(folder / "images-prepared")
+    prepare_dataset(settings, folder / "images-prepared")
+    images = open_dataset(folder / "images-prepared")
     torch.manual_seed(0)
-    module = models.build(architecture, len(images.classes))
-    source = models.Source(module, images.classes, (images.mean, images.std), architecture)
-    models.save(folder / "source.safetensors", source)
+    module = build_model(architecture, len(images.classes))
+    source = Source(module, images.classes, (images.mean, images.std), architecture)
+    save_source(folder / "source.safetensors", source)
     return [
         {
             "folder": str(folder / "direct" / str(target)), "model_folder": str(folder),
@@ -604,7 +613,7 @@ def peak_of_search(architecture, asked, kept=True, tensors=False, reserved=False
     """
     torch.set_num_threads(1)
     keep_memory()
-    device = select(asked)
+    device = select_device(asked)
     # What a first convolution and a first product load is not the search's.
     warm = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 2)).to(device)
     forward(warm, torch.randn(2, 3, 8, 8, device=device)).sum().backward()
@@ -620,10 +629,10 @@ def peak_of_search(architecture, asked, kept=True, tensors=False, reserved=False
 
     def searched(folder):
         torch.manual_seed(0)
-        network = models.build(architecture, CLASSES).eval().to(device, memory_format=torch.channels_last)
+        network = build_model(architecture, CLASSES).eval().to(device, memory_format=torch.channels_last)
         model = with_head(fold(network), CLASSES, 2).to(device)
         checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", {}) if kept else None
-        search(model, train, select_on, 0.5, Settings(epochs=3), checkpoint)
+        search(model, train, select_on, 0.5, SearchSettings(epochs=3), checkpoint)
 
     with tempfile.TemporaryDirectory() as folder:
         if tensors:
@@ -797,7 +806,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.asked, options.repeats_of_start = options.device, max(1, options.repeats // 3)
     try:
-        options.device = select(options.asked)
+        options.device = select_device(options.asked)
         found = run(options)
         write_json(options.output, found)
         write_text(options.output.with_suffix(".txt"), render(found))

@@ -71,15 +71,16 @@ def main(began, arguments):
 
     clock.lap("import torch")
     torch.set_num_threads(1)
-    from seam import checkpoint, data, evaluate, models, reengineer
+    from seam.reuse.direct import reengineer
+    from seam.training import run
 
     clock.lap("import the library")
     clock.timed(data, "open", "data and source model")
     clock.timed(models, "open", "data and source model")
     clock.timed(evaluate, "outputs", "the source model's accuracy")
-    stop_at_second_step(clock, checkpoint.Run)
+    stop_at_second_step(clock, run.Run)
     try:
-        reengineer.reengineer(**arguments)
+        reengineer(**arguments)
     except SecondStep:
         return clock.spent
     raise RuntimeError("the job ended before its second step")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 def planned(command, variable):
     """The jobs of a run, as its dry run `command` writes them to the file that the environment `variable` names."""
-    from seam.files import UserError, read_json
+    from seam.errors import UserError
+    from seam.files import read_json
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
@@ -23,27 +24,28 @@ def planned(command, variable):
 
 def estimate(jobs, models, datasets, limits, device, cores):
     """The estimate as text. limits: {resource: how much there is of it}."""
-    from seam import estimate as plan
+    from seam.planning.estimate import World, history, missing, notes, table, timed
 
-    world = plan.World(models, datasets)
-    past = plan.history(jobs, world)
-    steps, seconds, start, where = plan.missing(jobs, world, past), {}, 0.0, ""
+    world = World(models, datasets)
+    past = history(jobs, world)
+    steps, seconds, start, where = missing(jobs, world, past), {}, 0.0, ""
     if any(job["todo"] for job in jobs):
-        from seam import calibration
-        from seam.device import select
+        from seam.device import select_device
+        from seam.planning import calibration
+        from seam.planning.calibration import measure
 
-        where = select(device)
+        where = select_device(device)
         if steps:
             print(f"Measuring {len(steps)} kinds of steps, some seconds each ...", file=sys.stderr, flush=True)
-        start, seconds = calibration.start(), calibration.measure(steps, device, cores)
-    jobs = plan.timed(jobs, world, past, seconds, start)
-    return "\n".join([plan.table(jobs), "", *plan.notes(jobs, limits, where)])
+        start, seconds = calibration.start(), measure(steps, device, cores)
+    jobs = timed(jobs, world, past, seconds, start)
+    return "\n".join([table(jobs), "", *notes(jobs, limits, where)])
 
 
 if "snakemake" in globals():
-    from seam.progress import job, log
+    from seam.log import job_log, log
 
-    with job(snakemake.log[0]):
+    with job_log(snakemake.log[0]):
         said = estimate(
             planned(snakemake.params.command, snakemake.params.plan),
             snakemake.params.models,

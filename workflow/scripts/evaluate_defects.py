@@ -1,12 +1,14 @@
-"""Accuracy of a student, and how many of the source model's defects it has inherited."""
+"""Measure the accuracy of a student, and how many of the source model's defects it inherits."""
 
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam.progress import job
-    from seam.transfer import evaluate_defects
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.defects import evaluate_defects
 
-    with job(snakemake.log[0], torch_threads=1):
+    with job_log(snakemake.log[0]):
+        use_threads(1)
         evaluate_defects(
             folder=Path(snakemake.output.metrics).parent,
             attack_folder=Path(snakemake.input.attack).parent,

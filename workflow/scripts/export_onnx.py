@@ -3,16 +3,18 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam import reengineer
-    from seam.export import describe, export
+    from seam.cost.export import export, onnx_metadata
     from seam.files import read_json
-    from seam.progress import job
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.load import load_reengineered
 
-    with job(snakemake.log[0], torch_threads=1):
-        model = reengineer.load(Path(snakemake.input.masks).parent, Path(snakemake.input.weights).parent)
+    with job_log(snakemake.log[0]):
+        use_threads(1)
+        model = load_reengineered(Path(snakemake.input.masks).parent, Path(snakemake.input.weights).parent)
         export(
             model,
             snakemake.output.model,
             (3, *read_json(snakemake.input.manifest)["size"]),
-            about=describe(model.classes, model.normalization),
+            about=onnx_metadata(model.classes, model.normalization),
         )

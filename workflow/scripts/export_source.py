@@ -3,16 +3,18 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam import models
-    from seam.export import describe, export
+    from seam.cost.export import export, onnx_metadata
     from seam.files import read_json
-    from seam.progress import job
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.models.weights import open_source
 
-    with job(snakemake.log[0], torch_threads=1):
-        source = models.open(Path(snakemake.input.weights).parent)
+    with job_log(snakemake.log[0]):
+        use_threads(1)
+        source = open_source(Path(snakemake.input.weights).parent)
         export(
             source.module,
             snakemake.output.model,
             (3, *read_json(snakemake.input.manifest)["size"]),
-            about=describe(source.classes, source.normalization),
+            about=onnx_metadata(source.classes, source.normalization),
         )

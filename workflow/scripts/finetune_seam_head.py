@@ -1,12 +1,14 @@
-"""SeaM, step 1: train a new last layer on the source model as it is."""
+"""SeaM, step 1: train a new last layer on the source model's features."""
 
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam.progress import job
-    from seam.transfer import train_head
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.students import train_head
 
-    with job(snakemake.log[0], torch_threads=1):
+    with job_log(snakemake.log[0]):
+        use_threads(1)
         train_head(
             folder=Path(snakemake.output.head).parent,
             model_folder=Path(snakemake.input.weights).parent,
@@ -14,5 +16,5 @@ if "snakemake" in globals():
             device=snakemake.params.device,
             checkpoint=snakemake.params.checkpoint,
             **snakemake.wildcards,
-            **snakemake.params.job,
+            **snakemake.params.settings,
         )

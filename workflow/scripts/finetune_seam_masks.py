@@ -3,10 +3,12 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam.progress import job
-    from seam.transfer import search_masks
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.threshold_search import search_masks
 
-    with job(snakemake.log[0], torch_threads=1):
+    with job_log(snakemake.log[0]):
+        use_threads(1)
         search_masks(
             folder=Path(snakemake.output.masks).parent,
             model_folder=Path(snakemake.input.weights).parent,
@@ -14,5 +16,5 @@ if "snakemake" in globals():
             device=snakemake.params.device,
             checkpoint=snakemake.params.checkpoint,
             **snakemake.wildcards,
-            **snakemake.params.job,
+            **snakemake.params.settings,
         )

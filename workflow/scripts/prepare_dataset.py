@@ -3,8 +3,8 @@
 if "snakemake" in globals():
     from pathlib import Path
 
-    from seam import data
-    from seam.progress import job
+    from seam.data.kinds.registry import prepare_dataset
+    from seam.log import job_log
 
-    with job(snakemake.log[0]):
-        data.prepare(snakemake.params.entry, Path(snakemake.output.manifest).parent, workers=snakemake.threads)
+    with job_log(snakemake.log[0]):
+        prepare_dataset(snakemake.params.entry, Path(snakemake.output.manifest).parent, workers=snakemake.threads)

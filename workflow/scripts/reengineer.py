@@ -1,31 +1,10 @@
-"""Search one target problem's masks and head, and keep the selected epoch's."""
-
-from pathlib import Path
-
-
-def arguments(job):
-    """Those of `seam.reengineer.reengineer`, but for the device: of a planned job of the rule, or of this one."""
-    return {
-        "folder": str(Path(job.output.metrics).parent),
-        "model_folder": str(Path(job.input.weights).parent),
-        "dataset_folder": str(Path(job.input.manifest).parent),
-        "checkpoint": job.params.checkpoint,
-        **dict(job.wildcards.items()),
-        **job.params.job,
-    }
-
+"""Search the masks and the head of a target problem, or of several that one job searches in a stack."""
 
 if "snakemake" in globals():
-    from seam.progress import job
+    from seam.log import job_log
+    from seam.memory import use_threads
+    from seam.reuse.direct import reengineer_all
 
-    together = snakemake.params.together
-    with job(snakemake.log[0], torch_threads=None if together["most"] > 1 else 1):
-        if together["most"] > 1:
-            from seam.together import Targets
-
-            targets = Targets(together["planned"], snakemake.params.device, snakemake.input.modules)
-            targets.search(arguments(snakemake), together["most"])
-        else:
-            from seam.reengineer import reengineer
-
-            reengineer(**arguments(snakemake), device=snakemake.params.device)
+    with job_log(snakemake.log[0]):
+        use_threads(1)
+        reengineer_all(snakemake.params.searches, snakemake.params.device)

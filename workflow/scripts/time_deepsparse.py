@@ -3,9 +3,9 @@
 import argparse
 import os
 
+from seam.cost.latency import time_models
 from seam.files import write_json
-from seam.latency import time_models
-from seam.progress import job
+from seam.log import job_log
 
 
 def main(arguments=None):
@@ -22,7 +22,7 @@ def main(arguments=None):
     options = vars(parser.parse_args(arguments))
     output, log = options.pop("output"), options.pop("log")
     models = {name: options.pop(name) for name in ("source", "reengineered")}
-    with job(log):
+    with job_log(log):
         write_json(output, time_models("deepsparse", models, **options))
 
 

@@ -1,11 +1,11 @@
 """Time a source model and a re-engineered one in ONNX Runtime."""
 
 if "snakemake" in globals():
+    from seam.cost.latency import time_models
     from seam.files import write_json
-    from seam.latency import time_models
-    from seam.progress import job
+    from seam.log import job_log
 
-    with job(snakemake.log[0]):
+    with job_log(snakemake.log[0]):
         models = {"source": snakemake.input.source, "reengineered": snakemake.input.reengineered}
         latency = time_models("onnxruntime", models, snakemake.threads, **snakemake.params.timing)
         write_json(snakemake.output.latency, latency)

@@ -6,24 +6,30 @@
 >>> model(image).argmax(1)                               # 0: a cat, 1: anything else
 """
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seam.data.batches import load_image as image
+    from seam.reuse.load import load_reengineered as load
+    from seam.reuse.load import load_student
+
+__version__ = "0.2.0"
+__all__ = ["image", "load", "load_student"]
+
+# Loaded at their first use. Every module of the package imports this file: an import statement here would make all
+# of them, and all jobs of the workflow, depend on what it names.
+_PUBLIC = {
+    "image": ("seam.data.batches", "load_image"),
+    "load": ("seam.reuse.load", "load_reengineered"),
+    "load_student": ("seam.reuse.load", "load_student"),
+}
 
 
-def load(folder, source=None):
-    """The re-engineered model in `folder`, ready for inference: see `seam.reengineer.load`."""
-    from seam.reengineer import load
-
-    return load(folder, source)
-
-
-def image(path, size, normalization):
-    """An image file as a model takes it: float32 [1, 3, size, size], prepared as the workflow's test images are.
-
-    size: of the model's data set, in pixels; normalization: the model's (mean, standard deviation) per channel. Raises
-    UserError where the file is no image.
-    """
-    from seam.data.batches import batches
-    from seam.data.storage import Split
-
-    one = Split([0], (size, size), files=[str(path)])
-    return next(iter(batches(one, [0], [0], 1, normalization=normalization, workers=0)))[0]
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module seam has no attribute {name}")
+    module, attribute = _PUBLIC[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,7 +1,6 @@
 """Where the work runs and how precisely, and the seeds it runs with."""
 
 import contextlib
-import hashlib
 import itertools
 import os
 import shutil
@@ -10,18 +9,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from seam.files import UserError
-from seam.progress import log
+from seam.errors import UserError
+from seam.log import log
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU, where its driver is
 TAKEN = "SEAM_GPU"  # in the environment: the GPU that this process, or the one that started it, has locked
 POLL = 2  # seconds between two looks for a free GPU
-
 # Of the whole process, as torch's own settings are. What `forward` computes in; the lock on the GPU, kept to its end.
 _precision, _lock = "float32", None
 
 
-def select(wanted="auto"):
+def select_device(wanted="auto"):
     """The torch device of this process: `auto`, `cpu`, `cuda` or `mps`, and after a `/` the precision of its steps.
 
     A CUDA GPU is this process's alone, and that of the processes it starts: of several the first that no other job
@@ -54,7 +52,12 @@ def select(wanted="auto"):
     return torch.device(name, index)
 
 
-def describe(device):
+def is_cuda(wanted):
+    """Whether `select_device` gives a CUDA GPU for this device and precision, as the config names them."""
+    return select_device(wanted).type == "cuda"
+
+
+def describe_device(device):
     """What a checkpoint and a result keep of where they come from. Which of several GPUs it was says nothing."""
     return {"device": device.type, "precision": _precision}
 
@@ -137,9 +140,3 @@ def gpus():
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
             return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     return 0
-
-
-def derive_seed(seed, *names):
-    """A seed of its own for each job: the first 63 bits of the SHA-256 of the seed and the job's names."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1

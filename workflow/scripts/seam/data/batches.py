@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from seam.data.decoding import cores, read_image, stored
-from seam.files import UserError
+from seam.data.storage import Split
+from seam.errors import UserError
 
 RESIDENT = 4 << 30  # bytes of images that are kept on the device; what is more is read batch by batch
 AT_ONCE = 4 << 20  # bytes of batches that a GPU makes at once, where each launch of a kernel costs
@@ -51,6 +52,16 @@ def batches(
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
     common = (split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle)
     return ArrayBatches(*common) if split.images is not None else FileBatches(*common, workers)
+
+
+def load_image(path, size, normalization):
+    """Return an image file as a model takes it: float32 [1, 3, size, size], prepared as the workflow's test images.
+
+    size: of the model's data set, in pixels; normalization: the model's (mean, standard deviation) per channel. Raises
+    UserError where the file is no image.
+    """
+    one = Split([0], (size, size), files=[str(path)])
+    return next(iter(batches(one, [0], [0], 1, normalization=normalization, workers=0)))[0]
 
 
 class _Batches:
@@ -237,7 +248,7 @@ class FileBatches(_Batches):
             for images in self.loader:
                 yield images.to(self.device, non_blocking=True)
         except UserError as error:  # one of a worker comes with the worker's traceback
-            raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.files.UserError: ")) from None
+            raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.errors.UserError: ")) from None
 
 
 class _Files(torch.utils.data.Dataset):

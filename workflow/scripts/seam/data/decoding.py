@@ -10,7 +10,7 @@ from itertools import repeat
 import numpy as np
 from PIL import Image, ImageOps
 
-from seam.files import UserError
+from seam.errors import UserError
 
 PART = 200  # images that one worker decodes at once
 LARGE = 128  # from this working size in pixels on more than the working size is kept: see `stored`

@@ -1,4 +1,4 @@
-"""A prepared data set on disk: memory-mapped uint8 arrays, or the list of its files, and dataset.json."""
+"""Data sets as the workflow keeps them: arrays or lists of files, and a manifest that describes them."""
 
 import errno
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seam.files import UserError, read_json, sha256, whole, write_json, write_text
+from seam.errors import UserError
+from seam.files import atomic_write, read_json, sha256, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Dataset:
     test: Split
 
 
-def select(images, labels, names, wanted):
+def select_classes(images, labels, names, wanted):
     """The Split of those images whose class is in `wanted`; label i is then wanted[i].
 
     images: uint8 [N, H, W, 3]; labels: indices into `names`, [N].
@@ -55,7 +56,7 @@ def select(images, labels, names, wanted):
     return Split(labels[kept], images.shape[1:3], images[kept])
 
 
-def write(folder, splits, kind, classes, augmentation, normalization=None, decode=True, workers=None):
+def write_dataset(folder, splits, kind, classes, augmentation, normalization=None, decode=True, workers=None):
     """Write `splits` {"train": Split, "test": Split}; dataset.json comes last. Returns its content.
 
     decode: files of images become an array too.
@@ -93,7 +94,7 @@ def write(folder, splits, kind, classes, augmentation, normalization=None, decod
     return content
 
 
-def read(folder):
+def open_dataset(folder):
     """The Dataset in `folder`, its images memory-mapped. Raises UserError where part of it is missing."""
     folder = Path(folder)
     content = read_json(folder / "dataset.json")
@@ -123,7 +124,7 @@ def read(folder):
 
 
 def save_array(path, array):
-    with whole(path) as temporary, open(temporary, "w+b") as file:
+    with atomic_write(path) as temporary, open(temporary, "w+b") as file:
         np.save(file, array)  # past a file that is "wb" it writes by itself, and does not say that the disk is full
 
 
@@ -132,7 +133,7 @@ def decode_array(path, split, workers=None):
     from seam.data.decoding import read_images, stored
 
     side = stored(split.size[0])
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(split), side, side, 3))
         reserve(temporary)
         read_images(split.files, side, array, workers)

@@ -1,0 +1,1 @@
+"""The configuration: from YAML to checked target problems and students."""

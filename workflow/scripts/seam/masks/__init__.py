@@ -1,0 +1,1 @@
+"""Masks: one real number, and in the end one bit, for each weight."""

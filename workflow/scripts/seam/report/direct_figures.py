@@ -1,0 +1,336 @@
+"""Draw what the tables of direct reuse say: accuracy, retention, cost, and the course of a search."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from seam.report.style import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, short, spread, style
+from seam.report.tables import PROBLEMS, engine_name, engines, read_table
+
+CHUNK = 50  # targets in one column of a panel
+LINE = 0.155  # inches from one target to the next
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly: a jitter that is always the same
+
+
+def plural(number, noun):
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+# Accuracy before and after, one line per target
+
+
+def chunks(table, most):
+    """The rows in at most `most` pieces of equal length, each for one column of a panel."""
+    pieces = min(most, math.ceil(len(table) / CHUNK))
+    length = math.ceil(len(table) / pieces)
+    return [table.iloc[start : start + length] for start in range(0, len(table), length)]
+
+
+def pairs(sizes):
+    """The models of {model: its number of targets}, smallest first, in lines of one or two of like size."""
+    lines = []
+    for model, size in sizes.items():
+        if lines and len(lines[-1]) == 1 and size <= 3 * sizes[lines[-1][0]]:
+            lines[-1].append(model)
+        else:
+            lines.append([model])
+    return lines
+
+
+def dumbbells(axes, rows, room, limits, restricted):
+    """One line per target, the first at the top: before as a ring, after as a dot, both in per cent.
+
+    `room` is how many lines the panel is high, `limits` the ends of its axis of accuracies.
+    """
+    places = range(len(rows))
+    before, after = 100 * rows["accuracy_source"], 100 * rows["accuracy_reengineered"]
+    colours = [BLUE if gain >= 0 else RED for gain in rows["accuracy_gain_points"]]
+    axes.hlines(places, before, after, colors=colours, linewidth=1.6, alpha=0.55, zorder=2)
+    axes.scatter(before, places, s=26, facecolors="white", edgecolors=GREY, linewidths=1.1, zorder=3, label="source")
+    axes.scatter(after, places, s=15, color=colours, linewidths=0, zorder=4, label="reengineered")
+    if restricted:
+        fair = 100 * rows["accuracy_source_restricted"]
+        axes.scatter(fair, places, s=34, marker="|", color=INK, linewidths=1.1, zorder=3, label="restricted")
+    axes.set_yticks(places, [short(name) for name in rows["target"]], fontsize=8 if len(rows) <= 25 else 7)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(*limits)
+    axes.set_ylim(room - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("accuracy (%)")
+
+
+@style()
+def accuracy(table, problem):
+    """Accuracy on each target before and after, one panel per model, sorted by the source model's accuracy."""
+    kind = PROBLEMS[problem]
+    title = f"Accuracy before and after re-engineering, {kind} problems"
+    if not len(table):
+        return empty(title, f"There are no {kind} problems in this config.")
+    restricted = bool((table["accuracy_source_restricted"].dropna() != table["accuracy_source"]).any())
+    names = ["accuracy_source", "accuracy_reengineered"] + ["accuracy_source_restricted"] * restricted
+    limits = {name: spread(100 * rows[names]) for name, rows in table.groupby("dataset")}
+    models = sorted(table["model"].unique(), key=lambda name: (table["model"] == name).sum())  # like sizes side by side
+    lines = pairs({model: int((table["model"] == model).sum()) for model in models})
+    beside = max(len(line) for line in lines)
+    panels = {}
+    for model in models:
+        rows = table[table["model"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
+        panels[model] = chunks(rows, 4 // beside)
+    split = max(len(pieces) for pieces in panels.values())
+    rooms = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
+    heights = [room * LINE + 0.85 for room in rooms]
+    width = max(7.2, (3.4 if split > 1 else 4.0) * beside * split)
+    figure = blank(width, sum(heights) + 0.8, title)
+    grid = figure.add_gridspec(len(lines), beside * split, height_ratios=heights)
+    for line, members in enumerate(lines):
+        for place, model in enumerate(members):
+            pieces = panels[model]
+            whole = beside * split // len(members)
+            span = whole // len(pieces)
+            for piece, rows in enumerate(pieces):
+                left = place * whole + piece * span
+                axes = figure.add_subplot(grid[line, left : left + span])
+                dumbbells(axes, rows, rooms[line], limits[rows["dataset"].iloc[0]], restricted)
+                if piece == 0:
+                    all_rows = table[table["model"] == model]
+                    means = [100 * all_rows[name].mean() for name in ("accuracy_source", "accuracy_reengineered")]
+                    size = plural(len(all_rows), "target")
+                    axes.set_title(f"{model}: {size}, mean {means[0]:.2f} → {means[1]:.2f} %")
+                else:
+                    axes.set_title(" ")
+    ring = {"marker": "o", "linestyle": "", "markersize": 5}
+    handles = [
+        Line2D([], [], markerfacecolor="white", markeredgecolor=GREY, label="source model", **ring),
+        Line2D([], [], color=BLUE, label="re-engineered, better or equal", **ring),
+        Line2D([], [], color=RED, label="re-engineered, worse", **ring),
+    ]
+    if restricted:
+        name = "source model, target's classes only"
+        handles.insert(1, Line2D([], [], color=INK, marker="|", linestyle="", markersize=7, label=name))
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=len(handles) if width > 7.2 else 2, handletextpad=0.2
+    )
+    return figure
+
+
+# Retention against accuracy
+
+
+@style()
+def retention_accuracy(binary, multiclass, published):
+    """The share of weights kept against the re-engineered model's accuracy, one point per problem.
+
+    `published` is the paper's mean share of kept weights, in per cent.
+    """
+    title = "Weights kept and accuracy of the re-engineered models"
+    groups = [
+        (model, kind, rows)
+        for kind, table in (("binary", binary), ("multiclass", multiclass))
+        for model, rows in table.groupby("model", sort=False)
+    ]
+    if not groups:
+        return empty(title, "There are no target problems in this config.")
+    figure = blank(7.2, 4.6, title)
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(model for model, _, _ in groups))
+    look = looks(names)
+    for model, kind, rows in groups:
+        paint = look[model]["color"]
+        solid = {"facecolors": paint, "edgecolors": "white", "linewidths": 0.5}
+        hollow = {"facecolors": "none", "edgecolors": paint, "linewidths": 1.3}
+        axes.scatter(
+            100 * rows["retention"],
+            100 * rows["accuracy_reengineered"],
+            s=30,
+            marker=look[model]["marker"],
+            alpha=0.85,
+            label=f"{model}, {PROBLEMS[kind]}",
+            zorder=3,
+            **(solid if kind == "binary" else hollow),
+        )
+    axes.axvline(published, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.annotate(
+        f"published mean, {published:.2f} %",
+        (published, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3, 2),
+        textcoords="offset points",
+        color=GREY,
+        fontsize=7.5,
+    )
+    axes.set_xlim(left=0)
+    axes.set_ylim(*spread(100 * pd.concat([rows[["accuracy_reengineered"]] for _, _, rows in groups])))
+    axes.set_xlabel("weights kept (%)")
+    axes.set_ylabel("accuracy on the target problem (%)")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
+    return figure
+
+
+# What is saved
+
+
+def savings(table):
+    """[(title, values in per cent by problem, published quantity, engine)] for each panel of the cost figure."""
+    panels = [
+        ("Weights", 100 * (1 - table["retention"]), "weights_kept", ""),
+        ("MACs", 100 * table["macs_reduction"], "", ""),
+    ]
+    for engine in engines(table):
+        ratio = table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"]
+        panels.append((f"Inference time, {engine_name(engine)}", 100 * (1 - ratio), "inference_time_reduction", engine))
+    return panels
+
+
+@style()
+def cost(binary, multiclass, published):
+    """What re-engineering saves, per model: bars are means, dots the problems. `published`: {(quantity, engine): %}."""
+    title = "Saved by re-engineering: means (bars) and problems (dots)"
+    parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
+    if not any(len(part) for part in parts):
+        return empty(title, "There are no target problems in this config.")
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    groups = list(table.groupby(["model", "problem"], sort=False).groups)
+    panels = savings(table)
+    columns = 2 if len(groups) <= 3 and len(panels) > 2 else len(panels)  # few lines: as wide as a page
+    rows = math.ceil(len(panels) / columns)
+    figure = blank(1.6 + 2.5 * columns, 0.5 + (1 + 0.55 * len(groups)) * rows, title)
+    plots = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes in plots[len(panels) :]:
+        axes.remove()
+    for axes, (name, values, quantity, engine) in zip(plots, panels, strict=False):
+        axes.set_title(name)
+        if values.notna().any():
+            axes.text(1.03, 1.02, "mean", transform=axes.transAxes, color=GREY, fontsize=8)
+        for place, group in enumerate(groups):
+            chosen = values[(table["model"] == group[0]) & (table["problem"] == group[1])]
+            measured = chosen.dropna()
+            if len(measured):
+                axes.barh(place, measured.mean(), height=0.62, color=BLUE, alpha=0.3, linewidth=0)
+                jitter = [place + 0.5 * (index * GOLDEN % 1 - 0.5) for index in range(1, len(measured) + 1)]
+                axes.scatter(measured, jitter, s=9, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
+                mean = f"{measured.mean():.1f}".replace("-", "−")
+                axes.text(1.03, place, mean, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+            if len(measured) < len(chosen):
+                gap = f"{len(measured)} of {len(chosen)} measured" if len(measured) else "not measured"
+                beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(gap, (0, place), color=GREY, fontsize=8, **beside)
+        value = published.get((quantity, engine))
+        if value is not None and values.notna().any():
+            axes.axvline(value, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        lowest = values.min()  # NaN where nothing is measured
+        axes.set_xlim(lowest - 4 if lowest < 0 else 0, 100)
+        axes.set_xlabel("saved (%)")
+    plots[0].set_yticks(range(len(groups)), [f"{model}\n{PROBLEMS[kind]}" for model, kind in groups])
+    plots[0].set_ylim(len(groups) - 0.5, -0.5)
+    line = Line2D([], [], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="published mean")
+    figure.legend(handles=[line], loc="outside lower left")
+    return figure
+
+
+# The course of a search
+
+
+def first_targets(binary, multiclass):
+    """[(kind of problem, row)] of the first target of each model and kind of problem."""
+    return [
+        (kind, rows.iloc[0])
+        for kind, table in (("binary", binary), ("multiclass", multiclass))
+        for _, rows in table.groupby("model", sort=False)
+    ]
+
+
+def course(axes, steps, row):
+    """One search: accuracy and retention in per cent against the epoch."""
+    epochs = steps["epoch"]
+    for epoch in epochs[steps["phase"] == "head"]:
+        axes.axvspan(epoch - 0.5, epoch + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
+    source = row["accuracy_source"] if pd.isna(row["holdout_accuracy_source"]) else row["holdout_accuracy_source"]
+    axes.axhline(100 * source, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2, label="source")
+    accuracy = steps.set_index("epoch")["accuracy"].dropna()  # of the epochs that were evaluated
+    axes.plot(accuracy.index, 100 * accuracy, color=BLUE, label="accuracy", zorder=3)
+    axes.plot(epochs, 100 * steps["retention"], color=RED, label="retention", zorder=3)
+    chosen = steps[epochs == row["selected_epoch"]]
+    axes.axvline(row["selected_epoch"], color=INK, linewidth=0.9, zorder=2, label="selected")
+    dots = {"s": 26, "edgecolors": "white", "linewidths": 0.8, "zorder": 4, "clip_on": False}
+    for name, colour in (("accuracy", BLUE), ("retention", RED)):
+        axes.scatter(chosen["epoch"], 100 * chosen[name], color=colour, **dots)
+    axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
+    axes.set_ylim(0, 102)
+    axes.grid(axis="x", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
+
+
+@style()
+def history(binary, multiclass, histories):
+    """The search of the first target of each model and kind of problem.
+
+    `histories`: {folder of the problem: frame of its history.csv}.
+    """
+    title = "Course of the search, first target of each model and kind of problem"
+    searches = first_targets(binary, multiclass)
+    if not searches:
+        return empty(title, "There are no target problems in this config.")
+    columns = min(len(searches), 2 if len(searches) in (2, 4) else 3)
+    rows = math.ceil(len(searches) / columns)
+    figure = blank(max(6.5, 3.6 * columns), 2.75 * rows + 0.8, title)
+    plots = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for place, axes in enumerate(plots.flat):
+        if place >= len(searches):
+            axes.remove()
+            continue
+        kind, row = searches[place]
+        axes.set_title(f"{row['model']}\n{PROBLEMS[kind]}: {short(row['target'])}")
+        if row["folder"] in histories:
+            course(axes, histories[row["folder"]], row)
+        else:
+            axes.set_xticks([])
+            axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_xlabel("epoch")
+        if place % columns == 0:
+            axes.set_ylabel("accuracy, weights kept (%)")
+    handles = [
+        Line2D([], [], color=BLUE, label="accuracy, selection images"),
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="source model's accuracy, same images"),
+        Line2D([], [], color=RED, label="weights kept"),
+        Line2D([], [], color=INK, linewidth=0.9, label="selected epoch"),
+        Patch(color=FAINT, alpha=0.45, linewidth=0, label="head-only epoch"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2 if columns < 3 else 5)
+    return figure
+
+
+def published_savings(published):
+    """{(quantity, engine): per cent saved} for the quantities that the paper gives over its whole evaluation."""
+    overall = published[(published["reuse"] == "direct") & (published["architecture"] == "")]
+    overall = overall[overall["unit"] == "%"]
+    values = {(row.quantity, row.engine): row.value for row in overall.itertuples()}
+    values["weights_kept", ""] = 100 - values["weights_kept", ""]
+    return values
+
+
+def figures(binary, multiclass, histories, published):
+    """{name: figure} of all figures of direct reuse."""
+    saved = published_savings(published)
+    return {
+        "accuracy_binary": accuracy(binary, "binary"),
+        "accuracy_multiclass": accuracy(multiclass, "multiclass"),
+        "retention_accuracy": retention_accuracy(binary, multiclass, 100 - saved["weights_kept", ""]),
+        "cost": cost(binary, multiclass, saved),
+        "history": history(binary, multiclass, histories),
+    }
+
+
+def draw(binary, multiclass, histories, published):
+    """Return {name: figure} of direct reuse, from the paths of its tables, histories and the published values."""
+    binary, multiclass = read_table(binary), read_table(multiclass)
+    wanted = {row["folder"] for _, row in first_targets(binary, multiclass)}
+    folders = {Path(path).parent.as_posix(): path for path in histories}
+    courses = {folder: read_table(path) for folder, path in folders.items() if folder in wanted}
+    return figures(binary, multiclass, courses, read_table(published))

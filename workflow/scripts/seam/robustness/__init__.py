@@ -1,0 +1,1 @@
+"""Inherited defects: adversarial images, and how many of them mislead a student."""

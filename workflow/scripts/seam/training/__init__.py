@@ -1,0 +1,1 @@
+"""Training loops that can be interrupted, their checkpoints, and supervised training."""
