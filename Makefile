@@ -37,7 +37,7 @@ bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
 
 golden: .venv/dev
-	PYTHONPATH=tests:workflow/scripts $(BIN)/python tests/golden.py
+	PYTHONPATH=tests/helpers:workflow/scripts $(BIN)/python tests/helpers/golden.py
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md

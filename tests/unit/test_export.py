@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from networks import Residual, prune, vgg
 from onnx import numpy_helper
-from test_macs import Residual, prune, vgg
 from torch import nn
 
 from seam.cost.export import export, onnx_metadata

@@ -20,7 +20,7 @@ from seam.cost.latency import (
 )
 from seam.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 BUILT = ROOT / "envs" / ".built" / "deepsparse" / "bin" / "python"
 KEYS = {"engine", "version", "instruction_set", "threads", "cpu", "batch_size", "warmup", "iterations", "runs"} | {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("golden.json")
 # Columns and keys that hold clock times, versions and machines, which differ between two runs of the same code.
 IGNORED = ("seconds", "latency_", "speedup", "torch", "loading")
@@ -98,10 +98,10 @@ def config(images):
 
 def run(folder):
     """Run the workflow in `folder` on small images; return the digests of its results."""
-    from conftest import paint
+    from colours import paint
 
     settings = config(paint(folder / "images"))
-    shutil.copy(ROOT / "tests/small.py", folder)  # results name the architecture's file, wherever the clone is
+    shutil.copy(ROOT / "tests/helpers/small.py", folder)  # results name the architecture's file, wherever the clone is
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
     command += ["--cores", "2", "--quiet", "all", "--configfile", folder / "config.yaml"]

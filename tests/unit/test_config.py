@@ -26,7 +26,7 @@ from seam.config.schema import require_unique_keys
 from seam.data.kinds.registry import class_names, why_unavailable
 from seam.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,

@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 import summarise
 import synthetic
+from made_tables import ENGINES, PUBLISHED, rewrite, stored
 
 from seam.errors import UserError
 from seam.files import write_csv
 from seam.report.tables import read_table
 
-ROOT = Path(__file__).parents[1]
-PUBLISHED = ROOT / "workflow" / "resources" / "published.csv"
-ENGINES = ["deepsparse", "onnxruntime"]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -36,19 +35,6 @@ def collect(made, engines=ENGINES):
 def no_students():
     """The table of indirect reuse where there is none."""
     return collect_indirect.students([], [], read_table(PUBLISHED))
-
-
-def stored(frame, path="table.csv"):
-    """The frame after a trip to the disk and back."""
-    write_csv(path, frame)
-    return read_table(path)
-
-
-def rewrite(path, change):
-    """Change the dictionary in a JSON file."""
-    data = json.loads(Path(path).read_text())
-    change(data)
-    Path(path).write_text(json.dumps(data))
 
 
 def test_values_are_those_of_the_files(made):

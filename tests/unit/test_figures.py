@@ -8,8 +8,8 @@ import numpy as np
 import plot_direct
 import pytest
 import synthetic
+from made_tables import ENGINES, PUBLISHED
 from matplotlib.collections import LineCollection
-from test_tables import ENGINES, PUBLISHED
 
 from seam.report.style import BLUE, RED, looks, save, style
 from seam.report.tables import read_table

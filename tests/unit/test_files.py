@@ -27,7 +27,7 @@ from seam.report.style import blank, save
 from seam.report.tables import read_table
 from seam.training.checkpoint import Checkpoint
 
-SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 
 
 def test_a_file_is_whole(tmp_path):

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import slurm
-from test_slurm import GPU, LOCAL, Going
-from test_workflow import ROOT, jobs
+from slurm_jobs import GPU, LOCAL, Going
+from workflows import ROOT, jobs
 
 from seam.cost.latency import physical_cores
 

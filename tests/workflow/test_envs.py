@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_workflow import ENGINES, ROOT, small_config, snakemake
+from workflows import ENGINES, ROOT, small_config, snakemake
 
 ENVS = ROOT / "envs"
 

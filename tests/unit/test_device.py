@@ -33,7 +33,7 @@ from seam.training.run import Run
 from seam.training.supervised import finetune
 from seam.training.supervised import train as train_source
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 PLACES = ["cpu", pytest.param("cuda", marks=GPU)]
 

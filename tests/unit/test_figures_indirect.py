@@ -8,8 +8,8 @@ import numpy as np
 import plot_indirect
 import pytest
 import synthetic_indirect
+from made_tables import PUBLISHED, stored
 from matplotlib.colors import to_rgb
-from test_tables import PUBLISHED, stored
 
 from seam.report.style import save, style
 from seam.report.tables import STUDENTS, published_students, read_table

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURE, paint
+from colours import ARCHITECTURE, paint
 from PIL import Image
 from safetensors.torch import save_file
 from small import build
-from test_workflow import ROOT, small_config, snakemake
+from workflows import ROOT, small_config, snakemake
 
 from seam.config.plan import dataset_entry, students, target_problems, validate
 from seam.data.kinds.registry import prepare_dataset

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import ARCHITECTURE
+from colours import ARCHITECTURE
+from contents import content
 
 from seam.data.batches import batches
 from seam.data.storage import Split
@@ -35,20 +35,6 @@ def interrupted(tmp_path, function, arguments, number, seconds=0.1, module="seam
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
-
-
-def content(folder):
-    """{file: bytes} of a result folder; timing is taken out of tables and JSON files."""
-    found = {}
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix == ".csv":
-            found[path.name] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv()
-        elif path.suffix == ".json":
-            data = json.loads(path.read_text())
-            found[path.name] = {key: value for key, value in data.items() if not key.endswith("seconds")}
-        else:
-            found[path.name] = path.read_bytes()
-    return found
 
 
 @pytest.fixture(scope="module")

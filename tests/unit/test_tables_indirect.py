@@ -10,7 +10,7 @@ import pytest
 import summarise
 import synthetic_indirect
 from collect_indirect import MASKED
-from test_tables import PUBLISHED, ROOT, rewrite, stored
+from made_tables import PUBLISHED, ROOT, rewrite, stored
 
 from seam.errors import UserError
 from seam.report.tables import TEXT, published_students, read_table, student_name

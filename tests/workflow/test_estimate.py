@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import yaml
-from conftest import ARCHITECTURE, paint
+from colours import ARCHITECTURE, paint
 from estimate import estimate, planned
-from test_workflow import ROOT, jobs, small_config, snakemake
+from workflows import ROOT, jobs, small_config, snakemake
 
 from seam.data.kinds.registry import KINDS
 from seam.data.problems import binary_problem, multiclass_problem

@@ -8,7 +8,7 @@ import bench
 import bench_start
 import pytest
 import torch
-from conftest import ARCHITECTURE
+from colours import ARCHITECTURE
 
 from seam.cost.macs import count
 from seam.masks.layers import maskable

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from collect_partial import Gaps, said, with_gaps
-from conftest import ARCHITECTURE, paint
+from colours import ARCHITECTURE, paint
 from evaluate_source import evaluate_source
 from PIL import Image
-from test_workflow import ROOT, change, small_config, snakemake
 from torch.nn.functional import cross_entropy
+from workflows import ROOT, change, small_config, snakemake
 
 from seam.data.problems import binary_problem, multiclass_problem
 from seam.data.storage import Split, open_dataset, write_dataset

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import binary_searches, trained_model
+from colours import binary_searches, trained_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -1,27 +1,20 @@
 """The workflow on a Slurm cluster, with the profile that it brings: what jobs ask for, and what becomes of failures."""
 
-import contextlib
 import json
-import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import slurm
 import yaml
-from conftest import paint
-from test_checkpoint import content
-from test_workflow import ROOT, jobs, small_config, snakemake
+from colours import paint
+from contents import content
+from slurm_jobs import GPU, LOCAL, Going
+from workflows import ROOT, jobs, small_config, snakemake
 
 TESTS = Path(__file__).parent
-LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
-GPU = {
-    "train_source", "evaluate_source", "reengineer", "attack_source", "finetune_standard", "retrain",
-    "finetune_seam_head", "finetune_seam_masks", "finetune_seam", "evaluate_defects",
-}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- what jobs ask for
@@ -86,44 +79,6 @@ def cluster():
         yield environment
     folder = Path(environment["SLURM_CONF"]).parent
     assert not folder.exists() and not slurm.left(folder)
-
-
-class Going:
-    """Snakemake with the slurm profile, as a person calls it, going on in `folder` meanwhile; `log` is what it says."""
-
-    def __init__(self, folder, log, cluster, *arguments):
-        self.folder, self.cluster, self.log = folder, cluster, log
-        command = [sys.executable, "-m", "snakemake", "--workflow-profile", ROOT / "profiles/slurm"]
-        command += ["--slurm-init-seconds-before-status-checks", "2"]  # 40 by default, friendly to a busy Slurm
-        command += arguments
-        with self.log.open("w") as said:
-            self.process = subprocess.Popen(command, cwd=folder, env=cluster, stdout=said, stderr=subprocess.STDOUT)
-
-    def entries(self):
-        """{Slurm's number: what it is} of all queue entries so far."""
-        said = self.log.read_text()
-        return dict(re.findall(r"SLURM jobid (\d+) \(log: \S+/slurm_logs/(\S+?)/\d+\.log", said))
-
-    def about(self, number):
-        """What Slurm says of an entry."""
-        command = ["scontrol", "show", "job", number]
-        said = subprocess.run(command, env=self.cluster, capture_output=True, text=True, check=True).stdout
-        return dict(re.findall(r"(\S+?)=(\S+)", said))
-
-    def until(self, happened, seconds=240):
-        end = time.monotonic() + seconds
-        while not (found := happened()):
-            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
-            time.sleep(0.2)
-        return found
-
-    def ends(self, seconds=400):
-        """What it said; it must end well."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
-        said = self.log.read_text()
-        assert self.process.poll() == 0, said
-        return said
 
 
 NET = """

@@ -8,7 +8,7 @@ import torch
 
 from seam.training.adam import Adam
 
-SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 
 
 def layers(seed=0):
