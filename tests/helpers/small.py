@@ -1,9 +1,10 @@
-"""A network of one's own, as a user would give it in the config: `architecture: tests/small.py:build`."""
+"""A network as a user would give it in the config: `architecture: small.py:build`."""
 
 from torch import nn
 
 
 def build(classes):
+    """Return an untrained network for images of any size."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),

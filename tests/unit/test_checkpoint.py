@@ -1,4 +1,4 @@
-"""Jobs that are killed and started again end as if nothing had happened: byte for byte, timing aside."""
+"""A job that is killed and started again ends with the same bytes, clock times aside."""
 
 import json
 import os
@@ -16,21 +16,24 @@ from contents import content
 from seam.data.batches import batches
 from seam.data.storage import Split
 from seam.errors import UserError
-from seam.reuse.indirect import search_masks, train_head
+from seam.reuse.students import train_head
+from seam.reuse.threshold_search import search_masks
+from seam.training import checkpoint as checkpoints
+from seam.training import run as training_run
 from seam.training.checkpoint import Checkpoint
-from seam.training.run import STOPPED, Run
+from seam.training.run import EXIT_STOPPED, TrainingRun
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SCRIPTS = TESTS.parent / "workflow" / "scripts"
 
 
-def interrupted(tmp_path, function, arguments, number, seconds=0.1, module="seam.transfer"):
-    """Run a job whose process gets the signal at random moments until it is through; its exit statuses."""
-    work = {"signal": number, "seconds": seconds, "seed": 0, "module": module, "function": function}
+def interrupted(tmp_path, function, arguments, number, seconds=0.1):
+    """Run a job whose process gets the signal at random moments until the job ends; return all exit statuses."""
+    work = {"signal": number, "seconds": seconds, "seed": 0, "module": MODULES[function], "function": function}
     path = tmp_path / f"work{number}.json"
     path.write_text(json.dumps(work | {"arguments": arguments}))
-    paths = os.pathsep.join([str(TESTS.parent / "workflow/scripts"), str(TESTS)])
-    command = [sys.executable, TESTS / "interrupted.py", path]
+    paths = os.pathsep.join([str(SCRIPTS), str(TESTS / "helpers")])
+    command = [sys.executable, TESTS / "helpers/interrupted.py", path]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
@@ -39,7 +42,7 @@ def interrupted(tmp_path, function, arguments, number, seconds=0.1, module="seam
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, model_folder, dataset_folder):
-    """Arguments of each procedure by its name, but for the folder and the checkpoint; made with a head and masks."""
+    """The arguments of each procedure, without folder and checkpoint, and a head and masks to begin with."""
     root = tmp_path_factory.mktemp("search")
     shared = {
         "model_folder": str(model_folder),
@@ -72,11 +75,17 @@ def work(tmp_path_factory, model_folder, dataset_folder):
     }
 
 
-MODULES = {"reengineer": "seam.reengineer", "train_source": "train_source"}
+MODULES = {
+    "train_source": "seam.reuse.source_training",
+    "reengineer": "seam.reuse.direct",
+    "train_head": "seam.reuse.students",
+    "search_masks": "seam.reuse.threshold_search",
+    "train_student": "seam.reuse.students",
+}
 
 
 def prepared(name, work, folder):
-    """The arguments of a procedure that works in `folder`."""
+    """Return the arguments of a procedure that works in `folder`."""
     folder.mkdir()
     arguments = work[name] | {"checkpoint": str(folder.parent / f"{folder.name}.pt")}
     if name == "search_masks":
@@ -86,15 +95,15 @@ def prepared(name, work, folder):
     return arguments | {"folder": str(folder)}
 
 
-@pytest.mark.parametrize("name", ["train_source", "reengineer", "train_head", "search_masks", "train_student"])
+@pytest.mark.parametrize("name", MODULES)
 def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(name, work, tmp_path):
-    whole, module = prepared(name, work, tmp_path / "whole"), MODULES.get(name, "seam.transfer")
-    assert interrupted(tmp_path, name, whole, 0, module=module) == [0]
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, STOPPED)):
+    uninterrupted = prepared(name, work, tmp_path / "uninterrupted")
+    assert interrupted(tmp_path, name, uninterrupted, 0) == [0]
+    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_STOPPED)):
         arguments = prepared(name, work, tmp_path / f"killed{number}")
-        statuses = interrupted(tmp_path, name, arguments, int(number), module=module)
+        statuses = interrupted(tmp_path, name, arguments, int(number))
         assert len(statuses) > 2 and status in statuses, statuses
-        assert content(arguments.get("folder", tmp_path / f"killed{number}")) == content(tmp_path / "whole")
+        assert content(arguments.get("folder", tmp_path / f"killed{number}")) == content(tmp_path / "uninterrupted")
         assert not Path(arguments["checkpoint"]).exists()  # a job that is done removes it
         assert not list(tmp_path.glob(".*.part"))
 
@@ -110,8 +119,8 @@ def images(augmentation=("crop", "flip")):
     return batches(split, np.arange(40), split.labels, 8, generator=generator, shuffle=True, **options)
 
 
-def trained(checkpoint, stop_at=None, scale=1.0, about=None):
-    """The weights of a small model after three epochs; `stop_at` a step, the process "dies" there."""
+def trained(path, stop_at=None, scale=1.0, provenance=None):
+    """Return (weights, history, steps) of a small model after three epochs; it "dies" at the step `stop_at`."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(192, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
@@ -128,17 +137,17 @@ def trained(checkpoint, stop_at=None, scale=1.0, about=None):
         optimizer.step()
         return logits, loss
 
-    kept = checkpoint and Checkpoint(checkpoint, about or {"lr": 0.01})
-    with Run(images(), {"model": model, "optimizer": optimizer}, kept) as run:
+    checkpoint = path and Checkpoint(path, provenance or {"lr": 0.01}, __file__)
+    with TrainingRun(images(), {"model": model, "optimizer": optimizer}, checkpoint) as run:
         while run.epoch <= 3:
-            _, right, loss = run.one_epoch(step)
+            _, right, loss = run.train_epoch(step)
             run.end_epoch({"right": right, "loss": loss})
     return model[2].weight, run.history, len(steps)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 10, 14])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at):
-    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+def test_a_run_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", -1)
     expected, history, _ = trained(None)
     with pytest.raises(InterruptedError):
         trained(tmp_path / "run.pt", stop_at)
@@ -149,21 +158,21 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at)
 
 def test_checkpoints_of_short_epochs_take_a_hundredth_of_the_time(tmp_path, monkeypatch):
     written, now = [], [0.0]
-    monkeypatch.setattr("seam.checkpoint.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now[0])
 
     def write(*_):
         written.append(now[0])
         now[0] += 0.02  # seconds
 
     monkeypatch.setattr(Checkpoint, "write", write)
-    with Run([], {}, Checkpoint(tmp_path / "run.pt", {})) as run:
+    with TrainingRun([], {}, Checkpoint(tmp_path / "run.pt", {}, __file__)) as run:
         for _ in range(100):
             now[0] += 0.1
             run.end_epoch({})
     between = np.diff(written)
     assert len(written) > 2 and between.min() >= 2 and between.max() < 2.3  # seconds: the first, then each 100 x 0.02 s
     now[0] = written[-1] + 2.5
-    assert run.is_worth_saving() and not run.is_worth_saving(runs=10)  # ten take ten times as long
+    assert run.is_save_worthwhile() and not run.is_save_worthwhile(runs=10)  # ten take ten times as long
 
 
 def test_without_its_random_state_a_run_would_end_otherwise(tmp_path, monkeypatch):
@@ -189,22 +198,10 @@ def test_a_checkpoint_of_another_job_is_set_aside_with_a_sentence(tmp_path, capl
         trained(path, 7)
     before = path.read_bytes()
     if change is None:
-        monkeypatch.setattr("seam.checkpoint.code", lambda: "another version")
-    assert trained(path, about=change)[2] == 15  # from the beginning
+        monkeypatch.setattr(checkpoints, "code_digest", lambda module: "another version")
+    assert trained(path, provenance=change)[2] == 15  # from the beginning
     assert "is not continued" in caplog.text and reason in caplog.text
     assert (tmp_path / "run.pt.aside").read_bytes() == before
-
-
-def test_a_search_goes_on_in_a_job_that_searches_for_others_and_back():
-    """The digest of the code does not hang on what such a job loads besides."""
-    digests = set()
-    for more in ("", "seam.together", "seam.together, seam.vectorised"):
-        script = f"import seam.reengineer, seam.checkpoint{', ' if more else ''}{more}; print(seam.checkpoint.code())"
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-        command = [sys.executable, "-c", script]
-        made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        digests.add(made.stdout)
-    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense"])
@@ -224,14 +221,14 @@ class Bomb:
 
 def test_no_code_in_a_checkpoint_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"about": {}, "state": Bomb()}, "run.pt")
-    assert Checkpoint("run.pt", {}).read() is None
+    torch.save({"provenance": {}, "state": Bomb()}, "run.pt")
+    assert Checkpoint("run.pt", {}, __file__).read() is None
     assert not Path("bomb").exists()
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
-    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", -1)
     with pytest.raises(InterruptedError):
         trained(path, 7)
     before = path.read_bytes()

@@ -61,5 +61,5 @@ def code_digest(file: str | Path, root: Path = ROOT) -> str:
     """Return the SHA-256 of the source of a module and of all files below `root` that it depends on."""
     digest = hashlib.sha256()
     for path in [Path(file), *dependencies(Path(file), root)]:
-        digest.update(path.read_bytes())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
