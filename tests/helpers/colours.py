@@ -51,3 +51,4 @@ def binary_searches(root, targets, model_folder, dataset_folder, settings):
 
 
 ARCHITECTURE = f"{__file__.rsplit('/', 1)[0]}/small.py:build"
+PLAIN_ARCHITECTURE = f"{ARCHITECTURE}_plain"  # without dropout

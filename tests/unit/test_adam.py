@@ -57,7 +57,10 @@ def test_the_rates_follow_the_factor():
 
 def test_parameters_can_be_updated_one_by_one_within_a_step():
     one, other = layers(), layers()
-    rate = lambda step: 0.9**step
+
+    def rate(step):
+        return 0.9**step
+
     mine, reference = (Adam([(n[0].parameters(), 0.05), (n[2].parameters(), 0.1)], rate) for n in (one, other))
 
     class Early:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from colours import binary_searches, trained_model
+from colours import binary_searches
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -23,33 +23,14 @@ from seam.training.run import EXIT_STOPPED, TrainingRun, batch_sums
 
 NAMES = ("red", "green", "blue")
 SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
-PLAIN = """
-from torch import nn
-
-def build(classes):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(16, classes),
-    )
-"""
-
-
-@pytest.fixture(scope="module")
-def plain_folder(dataset_folder, tmp_path_factory):
-    """A source model without dropout."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    folder.mkdir()
-    (folder / "plain.py").write_text(PLAIN)
-    return trained_model(folder, f"{folder}/plain.py:build", dataset_folder)
 
 
 @pytest.fixture
-def arguments(tmp_path, plain_folder, dataset_folder):
+def arguments(tmp_path, plain_model_folder, dataset_folder):
     """{target: arguments of `reengineer`} of some settings."""
 
     def make(**settings):
-        return binary_searches(tmp_path, NAMES, plain_folder, dataset_folder, SETTINGS | settings)
+        return binary_searches(tmp_path, NAMES, plain_model_folder, dataset_folder, SETTINGS | settings)
 
     return make
 
