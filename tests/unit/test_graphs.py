@@ -205,13 +205,8 @@ def test_a_stack_of_searches_is_a_graph_too(monkeypatch):
     graph = PretendedGraphs(monkeypatch)
     stack, by_graph = trained()
     assert graph.replays == 5
-    assert stack.training.steps["masks"].batch[0].stride() == (
-        8 * 8 * 9,
-        3,
-        1,
-        8 * 9,
-        9,
-    )  # channels stay last in memory
+    images, _ = stack.training.steps["masks"].batch
+    assert images.stride() == (8 * 8 * 9, 3, 1, 8 * 9, 9)  # channels stay last in memory
     for name, value in expected.masks.values.items():
         assert torch.equal(stack.masks.values[name], value)
     assert all(

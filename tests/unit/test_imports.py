@@ -42,7 +42,7 @@ def test_the_init_files_of_all_packages_above_a_module_are_followed(package):
 
 @pytest.mark.parametrize(
     "statement",
-    ["import own.module", "from own import module", "from own.module import name", "import own.module as m"],
+    ["import own.module", "import own.module as other", "from own import module", "from own.module import name"],
 )
 def test_all_forms_of_import_name_the_module(package, statement):
     root = package({"own/__init__.py": "", "own/module.py": "", "script.py": statement})

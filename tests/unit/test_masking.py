@@ -181,9 +181,7 @@ class Unused(nn.Module):
         return self.last(self.twice(self.twice(x).relu()).relu())
 
 
-@pytest.mark.parametrize(
-    "update_bytes", [0, 300, 1 << 20]
-)  # bytes of gradients: each alone, some together, all together
+@pytest.mark.parametrize("update_bytes", [0, 300, 1 << 20])  # bytes: gradients one by one, some, all
 @pytest.mark.parametrize("folded", [False, True])
 def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded, update_bytes):
     def made():

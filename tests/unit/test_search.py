@@ -165,9 +165,8 @@ def test_the_selection_weighs_missing_accuracy_against_weights():
     assert rank(0.90, 0.3) > rank(0.99, 0.4)  # more than is wanted counts for nothing
     assert rank(0.95, 0.3004) > rank(0.94, 0.3001)  # equal in steps of 0.001: accuracy decides
     assert not rank(0.95, 0.3) > rank(0.95, 0.3)  # the earlier of equals stays
-    assert partial(rank_epoch, wanted=0.9, worth=1000)(0.9, 1.0) > partial(rank_epoch, wanted=0.9, worth=1000)(
-        0.89, 0.1
-    )
+    rank = partial(rank_epoch, wanted=0.9, worth=1000)
+    assert rank(0.9, 1.0) > rank(0.89, 0.1)
 
 
 def test_one_image_does_not_decide_between_all_weights_and_a_few():
