@@ -134,7 +134,9 @@ class Bench:
     that of what is searched is.
     """
 
-    def __init__(self, architecture, device, memory_format=torch.channels_last, folded=False):
+    def __init__(
+        self, architecture, device, memory_format=torch.channels_last, folded=False, batch=BATCH, size=SIZE
+    ):  # fmt: skip
         torch.manual_seed(0)
         self.architecture, self.device = architecture, device
         network = build_model(architecture, CLASSES).eval().to(device, memory_format=memory_format)
@@ -142,8 +144,8 @@ class Bench:
         self.twin = with_head((fold(twin) if folded else twin).requires_grad_(False), CLASSES, 2).to(device)
         self.model = with_head(fold(network).requires_grad_(False), CLASSES, 2).to(device)
         self.model.head.load_state_dict(self.twin.head.state_dict())
-        self.images = torch.randn(BATCH, 3, SIZE, SIZE).to(device, memory_format=memory_format)
-        self.labels = torch.randint(2, (BATCH,)).to(device)
+        self.images = torch.randn(batch, 3, size, size).to(device, memory_format=memory_format)
+        self.labels = torch.randint(2, (batch,)).to(device)
         for parameter in maskable(self.twin.source).values():
             parameter.requires_grad_(True)
         self.masks = Masks(network)
@@ -215,22 +217,28 @@ def step(options):
     for architecture in options.architectures:
         for number in thread_numbers(options.device):
             with threads(number):
-                bench = Bench(architecture, options.device)
-                folded = Bench(architecture, options.device, folded=True)
-                functions = {"step": bench.step, "bare": bench.bare, "bare, folded": folded.bare}
-                if options.device.type == "cuda":
-                    functions |= {"step, no graph": bench.step_eager, "bare, no graph": bench.bare_eager}
-                times = in_turn(functions, options.device, options.repeats)
-            of, goal = on(architecture, number, options.device), STEP_GOALS.get(architecture)
-            yield row("step", "a step / the bare pass", of, ratios(times, "step", "bare"), goal, **medians(times))
-            what = "a step / the bare pass with batch norm folded, as in the step"
-            yield row("step", what, of, ratios(times, "step", "bare, folded"), goal, **medians(times))
-            if options.device.type == "cuda":
-                eager = ratios(times, "step, no graph", "bare, no graph")
-                yield row("step", "a step / the bare pass, neither as a graph", of, eager, **medians(times))
-                gain = ratios(times, "step", "step, no graph")
-                yield row("step", "a step / the same without a graph", of, gain, 1.0, **medians(times))
-                yield row("step", "synchronisations in a step", of, [synchronisations(bench.step_eager)], 0)
+                yield from step_rows(architecture, options.device, options.repeats, number)
+
+
+def step_rows(architecture, device, repeats, number=1, batch=BATCH, size=SIZE):
+    """Rows that compare a step on `batch` images of `size` px with the bare pass, by `number` threads of torch."""
+    bench = Bench(architecture, device, batch=batch, size=size)
+    folded = Bench(architecture, device, folded=True, batch=batch, size=size)
+    functions = {"step": bench.step, "bare": bench.bare, "bare, folded": folded.bare}
+    if device.type == "cuda":
+        functions |= {"step, no graph": bench.step_eager, "bare, no graph": bench.bare_eager}
+    times = in_turn(functions, device, repeats)
+    of, goal = on(architecture, number, device), STEP_GOALS.get(architecture)
+    yield row("step", "a step / the bare pass", of, ratios(times, "step", "bare"), goal, **medians(times))
+    what = "a step / the bare pass with batch norm folded, as in the step"
+    yield row("step", what, of, ratios(times, "step", "bare, folded"), goal, **medians(times))
+    if device.type == "cuda":
+        eager = ratios(times, "step, no graph", "bare, no graph")
+        yield row("step", "a step / the bare pass, neither as a graph", of, eager, **medians(times))
+        gain = ratios(times, "step", "step, no graph")
+        yield row("step", "a step / the same without a graph", of, gain, 1.0, **medians(times))
+        yield row("step", "synchronisations in a step", of, [synchronisations(bench.step_eager)], 0)
+        yield row("step", "synchronisations in a step as a graph", of, [synchronisations(bench.step)], 0)
 
 
 def synchronisations(function):
