@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from seam.data.batches import batches
 from seam.data.storage import Split
 from seam.device import forward
-from seam.masks.layers import maskable
+from seam.masks.layers import maskable, unused_parameters
 from seam.masks.masks import Masks
 from seam.models.architectures import build_model
 from seam.models.folding import fold
@@ -59,7 +59,7 @@ class Bench:
         self.labels = torch.randint(2, (batch,)).to(device)
         for parameter in maskable(self.twin.source).values():
             parameter.requires_grad_(True)
-        self.masks = Masks(network)
+        self.masks = Masks(network, unused_parameters(network, self.images[:2]))
         self.masks.train()
         groups = (self.masks.values.values(), 1e-4), (self.model.head.parameters(), 0.1)
         self.optimizer = Adam(groups)
