@@ -13,7 +13,7 @@ from seam.masks.bits import pack_bits
 from seam.models.surgery import copy_state
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
-from seam.training.run import Run
+from seam.training.run import TrainingRun
 
 TRAIN, HOLDOUT = 8000, 2000  # images of an epoch: a binary problem of CIFAR-10, a fifth of it held out
 
@@ -44,14 +44,14 @@ def epoch(options: Options) -> Iterator[Row]:
             train, select = bench.training_loader(images[0]), bench.loader(images[1])
             head_only = Adam([(bench.model.head.parameters(), 0.1)])
             parts = {"masks": bench.masks, "head": bench.model.head, "head_only": head_only, "both": bench.optimizer}
-            with Run(train, parts, Checkpoint(Path(folder) / "checkpoint.pt", {}, __file__)) as run:
+            with TrainingRun(train, parts, Checkpoint(Path(folder) / "checkpoint.pt", {}, __file__)) as run:
 
                 def training(bench=bench, run=run):
                     run.batch = 0  # the warm-up calls it several times before an epoch's end
-                    run.one_epoch(bench.step_on)
+                    run.train_epoch(bench.step_on)
 
                 def evaluation(bench=bench, run=run, select=select):
-                    predict(bench.model, run.watched(select))
+                    predict(bench.model, run.interruptible(select))
 
                 def checkpoint(bench=bench, run=run):
                     bench.masks.retention(run.epoch)

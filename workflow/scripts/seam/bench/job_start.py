@@ -48,8 +48,8 @@ class SecondStep(Exception):
 
 
 def stop_at_second_step(clock: Clock, run_class: Any) -> None:
-    """Let the first step of a `seam.training.run.Run` count for a part, and the second one raise SecondStep."""
-    one_epoch = run_class.one_epoch
+    """Let the first step of a `seam.training.run.TrainingRun` count for a part, and the second one raise SecondStep."""
+    train_epoch = run_class.train_epoch
 
     def watched_epoch(self, step):
         def watched_step(images, labels):
@@ -61,9 +61,9 @@ def stop_at_second_step(clock: Clock, run_class: Any) -> None:
             clock.lap("first step")
             return logits, loss
 
-        return one_epoch(self, watched_step)
+        return train_epoch(self, watched_step)
 
-    run_class.one_epoch = watched_epoch
+    run_class.train_epoch = watched_epoch
 
 
 def main(began: float, arguments: dict[str, Any]) -> dict[str, float]:
@@ -85,7 +85,7 @@ def main(began: float, arguments: dict[str, Any]) -> dict[str, float]:
     clock.timed(direct, "open_dataset", "data and source model")
     clock.timed(direct, "open_source", "data and source model")
     clock.timed(direct, "predict", "the source model's accuracy")
-    stop_at_second_step(clock, run.Run)
+    stop_at_second_step(clock, run.TrainingRun)
     try:
         direct.reengineer(**arguments)
     except SecondStep:

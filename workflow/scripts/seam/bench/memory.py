@@ -23,7 +23,7 @@ from seam.memory import use_threads
 from seam.models.architectures import build_model
 from seam.models.folding import fold
 from seam.models.surgery import with_head
-from seam.search.search import search
+from seam.search.plain import search
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
 

@@ -21,16 +21,16 @@ from seam.masks.masks import Masks
 from seam.models.architectures import build_model
 from seam.models.folding import fold
 from seam.models.surgery import set_training_mode, with_head
-from seam.search.search import mask_step
+from seam.search.training import mask_step
 from seam.training.adam import Adam
-from seam.training.graphs import WARM, beside, captured, graphed, stream
+from seam.training.graphs import WARM_UP_STEPS, capture, capture_stream, on_stream, with_cuda_graph
 
 BATCH, SIZE, CLASSES = 64, 32, 10
 NORMALIZATION = (0.5,) * 3, (0.25,) * 3
 
 
 class Bench:
-    """A source model with a head, its masks and their optimizer, as `seam.search.search.search` has them.
+    """A source model with a head, its masks and their optimizer, as `seam.search.plain.search` has them.
 
     step: a step of masks and head on a batch that lies on the device. bare: forward and backward pass of an equal
     network with the same frozen layers, without masks; with `folded` its batch norm is part of its convolutions, as
@@ -64,7 +64,7 @@ class Bench:
         groups = (self.masks.values.values(), 1e-4), (self.model.head.parameters(), 0.1)
         self.optimizer = Adam(groups)
         self.eager = mask_step(self.model, self.model.head, self.masks, self.optimizer, alpha=1.0)
-        self.step_on = graphed(self.eager, [self.masks, self.model.head, self.optimizer], device)
+        self.step_on = with_cuda_graph(self.eager, [self.masks, self.model.head, self.optimizer], device)
         set_training_mode(self.model)
         set_training_mode(self.twin)
         self.bare = as_graph(self.bare_eager) if device.type == "cuda" else self.bare_eager
@@ -99,10 +99,10 @@ class Bench:
 
 def as_graph(function: Callable[[], Any]) -> Callable[[], Any]:
     """Return the function as a CUDA graph."""
-    with beside(stream()):
-        for _ in range(WARM):
+    with on_stream(capture_stream()):
+        for _ in range(WARM_UP_STEPS):
             function()
-    return captured(function)[1]
+    return capture(function)[1]
 
 
 @contextlib.contextmanager

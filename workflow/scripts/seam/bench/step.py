@@ -13,7 +13,7 @@ import torch
 from seam.bench.network import BATCH, SIZE, Bench
 from seam.bench.timing import Options, Row, in_turn, medians, ratios, row, subject_name, thread_counts, threads
 from seam.models.surgery import set_training_mode
-from seam.search.stacked import Stack, stack_batches
+from seam.search.stack import Stack, stack_batches
 from seam.settings import SearchSettings
 
 STEP_GOALS = {"resnet20": 1.08, "vgg16_bn": 1.12}
@@ -72,7 +72,7 @@ def stack(options: Options) -> Iterator[Row]:
         searches.masks.train()
         images, labels = stack_batches([(bench.images, bench.labels)] * count)
 
-        def stacked(step=searches.steps["masks"], images=images, labels=labels):
+        def stacked(step=searches.training.steps["masks"], images=images, labels=labels):
             step(images, labels)
 
         def each(bench=bench):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from seam.training.graphs import WARM
+from seam.training.graphs import WARM_UP_STEPS
 
 LIMIT = 60.0  # seconds of a comparison, after each function was timed three times
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def in_turn(functions: dict[str, Callable[[], Any]], device: torch.device, repea
     """
     calls = dict.fromkeys(functions, 1)
     for name, function in functions.items():
-        seconds(function, device, WARM + 1 if device.type == "cuda" else 1)
+        seconds(function, device, WARM_UP_STEPS + 1 if device.type == "cuda" else 1)
         if device.type == "cuda":
             calls[name] = max(1, round(0.02 / seconds(function, device, 3)))
     times: Times = {name: [] for name in functions}

@@ -14,7 +14,7 @@ from seam.errors import UserError, one_line
 from seam.log import log
 from seam.memory import use_threads
 from seam.planning.work import Step
-from seam.training.graphs import WARM
+from seam.training.graphs import WARM_UP_STEPS
 
 ENOUGH = 2.0  # seconds for which a step is repeated
 FEW = 8  # images of a batch on a CPU, where images are large
@@ -40,7 +40,7 @@ def seconds(step: Step, device: torch.device) -> float:
     try:
         bench = Bench(step.architecture, device, batch=batch, size=step.size)
         times: list[float] = []
-        while len(times) < 2 + WARM or sum(times) < ENOUGH:
+        while len(times) < 2 + WARM_UP_STEPS or sum(times) < ENOUGH:
             begin = _now(device)
             if step.kind == "train":
                 bench.step()
@@ -55,7 +55,7 @@ def seconds(step: Step, device: torch.device) -> float:
             f"{step.architecture} does not run on {step.size} px images in batches of {batch} ({one_line(error)}): "
             "correct it, its data set's size or the batch size."
         ) from error
-    return statistics.median(times[WARM:]) / batch
+    return statistics.median(times[WARM_UP_STEPS:]) / batch
 
 
 def _now(device: torch.device) -> float:
