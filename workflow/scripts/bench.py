@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy
 from seam.data.batches import batches
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Split, open_dataset
-from seam.device import forward, select_device
+from seam.device import select_device
 from seam.errors import UserError
 from seam.evaluation import predict
 from seam.files import write_json, write_text
@@ -42,6 +42,7 @@ from seam.models.architectures import build_model
 from seam.models.folding import fold
 from seam.models.surgery import copy_state, set_training_mode, with_head
 from seam.models.weights import Source, save_source
+from seam.precision import forward
 from seam.search.search import mask_step, search
 from seam.search.stacked import Stack, stack_batches
 from seam.settings import SearchSettings

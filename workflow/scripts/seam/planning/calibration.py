@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from seam.data import batches
-from seam.data.decoding import stored
+from seam.data.decoding import stored_size
 from seam.data.storage import Split
-from seam.device import exact, select_device
+from seam.device import select_device
 from seam.errors import UserError, one_line
 from seam.evaluation import predict
 from seam.log import log
 from seam.models.architectures import build_model
 from seam.models.surgery import with_head
+from seam.precision import exact
 from seam.robustness.attack import perturb
 from seam.search.search import search
 from seam.settings import AttackSettings, SearchSettings, TrainingSettings
@@ -131,7 +132,7 @@ def _wait(device):
 
 def _images(step, size, device):
     """Two batches of `size` random images, prepared as a job's."""
-    side, random = stored(step.size), np.random.default_rng(0)
+    side, random = stored_size(step.size), np.random.default_rng(0)
     pixels = random.integers(0, 256, (2 * size, side, side, 3), np.uint8)
     split = Split(np.zeros(2 * size, np.int64), (step.size, step.size), pixels)
     return batches.batches(

@@ -112,7 +112,7 @@ class World:
 
     def size(self, dataset):
         entry = self.datasets[dataset]
-        return entry.get("size") or KINDS[entry["kind"]].SIZE
+        return entry.get("size") or KINDS[entry["kind"]].size
 
     def step(self, kind, model, dataset, batch_size, threads=1):
         entry, size = self.datasets[dataset], self.size(dataset)
