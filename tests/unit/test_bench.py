@@ -10,7 +10,7 @@ import pytest
 import torch
 from colours import ARCHITECTURE
 
-from seam.cost.macs import count
+from seam.cost.macs import count_macs
 from seam.masks.layers import maskable
 from seam.models.architectures import ARCHITECTURES, build_model
 from seam.training.checkpoint import Checkpoint
@@ -201,7 +201,7 @@ def test_multiply_adds_are_those_of_three_passes():
     made = bench.Bench("resnet20", CPU)
     layers = bench.products(made)
     assert sum(len(layer["names"]) for layer in layers) == 22  # convolutions and the last layer
-    dense = count(build_model("resnet20", 10), (3, 32, 32))["dense"]
+    dense = count_macs(build_model("resnet20", 10), (3, 32, 32))["dense"]
     first = 16 * 27 * 32 * 32  # the images need no gradient
     once = dense["convolution"] + dense["linear"]
     assert sum(layer["multiply_adds"] for layer in layers) == bench.BATCH * (3 * once - first)

@@ -51,7 +51,7 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
             raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
         if folder.exists() and not os.access(folder, os.W_OK):
             raise WorkflowError(
-                f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."
+                f"Cannot write in {folder}: fix its permissions, or name another folder with --directory."
             )
     if any(MISSING):
         raise WorkflowError(" ".join(filter(None, MISSING)))
