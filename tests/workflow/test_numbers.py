@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from workflows import ROOT, change, small_config, snakemake
 
 from seam.data.problems import binary_problem, multiclass_problem
-from seam.data.storage import Split, open_dataset, write_dataset
+from seam.data.preparation import write_dataset
+from seam.data.storage import Split, open_dataset
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing
 from seam.masks.masks import Masks

@@ -17,9 +17,9 @@ sys.path.insert(0, str(WORKFLOW / "scripts"))
 from seam.config import plan, schema
 from seam.config.checks import LARGE
 from seam.config.wording import hint
-from seam.cost import latency
-from seam.device import gpus
+from seam.cost.engines import find_python, why_no_engine
 from seam.errors import UserError
+from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 
@@ -31,7 +31,7 @@ try:
     STUDENTS = plan.students(config)
     LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
-    MISSING = [latency.unavailable(engine, CONDA) for engine in ENGINES]
+    MISSING = [why_no_engine(engine, CONDA) for engine in ENGINES]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -51,7 +51,7 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
             raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
         if folder.exists() and not os.access(folder, os.W_OK):
             raise WorkflowError(
-                f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."
+                f"Cannot write in {folder}: fix its permissions, or name another folder with --directory."
             )
     if any(MISSING):
         raise WorkflowError(" ".join(filter(None, MISSING)))
@@ -59,8 +59,8 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
         logger.warning(line)
     # On this machine (--jobs is a cluster's) a GPU has one job at a time, unless --resources gpu=N says otherwise.
     here = workflow.resource_settings.nodes is None
-    if here and "gpu" not in workflow.resource_settings.resources and gpus():
-        workflow.global_resources["gpu"] = gpus()
+    if here and "gpu" not in workflow.resource_settings.resources and count_gpus():
+        workflow.global_resources["gpu"] = count_gpus()
 
 # One job at a time measures latency, on this machine or in one queue entry of a cluster; there, one has the GPU.
 workflow.resource_scopes.setdefault("timing", "local")

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from seam.device import exact
 from seam.errors import UserError
 from seam.log import log
+from seam.precision import exact
 
 
 @exact()

@@ -7,8 +7,8 @@ knows the public source model, and nothing of the students, can make such images
 import numpy as np
 import torch
 
-from seam.device import exact
 from seam.log import log
+from seam.precision import exact
 
 LEVELS = 127  # of an int8 on each side of zero
 CLIPPED = 0.1  # share of the images' values beyond the clip from which on the log warns

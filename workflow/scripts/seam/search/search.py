@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from seam import evaluation
-from seam.device import forward
 from seam.evaluation import predict
 from seam.log import log
 from seam.masks.bits import pack_bits, unpack_bits
@@ -16,6 +15,7 @@ from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.models.surgery import copy_state, set_training_mode
+from seam.precision import forward
 from seam.training.adam import Adam
 from seam.training.graphs import graphed
 from seam.training.run import Run

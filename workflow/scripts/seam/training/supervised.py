@@ -6,10 +6,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from seam import evaluation
-from seam.device import forward
 from seam.evaluation import predict
 from seam.log import log
 from seam.models.surgery import copy_state, set_training_mode
+from seam.precision import forward
 from seam.training.run import Run
 
 
