@@ -6,21 +6,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import document_config
 import pytest
 import yaml
 
-from seam.config import plan
+from seam.config import entries, plan
 from seam.config.checks import torchvision_weights
+from seam.config.document import document
 from seam.config.entries import folder_name
 from seam.config.plan import (
     dataset_entry,
     left_out,
     model_files,
     model_settings,
+    source_weights,
+    stacks,
     target_problems,
     validate,
-    weights_entry,
 )
 from seam.config.schema import require_unique_keys
 from seam.data.kinds.registry import class_names, why_unavailable
@@ -122,7 +123,7 @@ search/lr_msk = 0.1
 indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
-    cores is not a known key: known are seed, device, precision, engines, array_gb, together, datasets, models,
+    cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
     training, search, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
@@ -257,8 +258,8 @@ datasets/scenes = {kind: mit67, download: true}
     datasets.scenes.download: mit67 has no published checksum, ...
 array_gb = -1
     array_gb is -1, but must be at least 0.
-together = 0
-    together is 0, but must be at least 1.
+stack = 0
+    stack is 0, but must be at least 1.
 
 # models
 models/mine/last_layer = 6
@@ -822,12 +823,11 @@ def test_weights_of_imagenet_do_not_depend_on_where_its_images_lie(small, tmp_pa
             (tmp_path / "ilsvrc" / split / wnid).mkdir(parents=True)
     small["models"]["own"] = {**small["models"]["mine"], "dataset": "imagenet"}
     without, there = validated(small), validated(changed(small, "datasets/imagenet/root", "ilsvrc"))
-    assert weights_entry(without, "resnet50") == weights_entry(there, "resnet50")
+    assert source_weights(without, "resnet50") == source_weights(there, "resnet50")
     assert model_settings(without, "resnet50") == model_settings(there, "resnet50")
-    assert len(class_names(weights_entry(there, "resnet50"))) == 1000
-    # A file of one's own has the classes of one's own folder.
-    assert class_names(weights_entry(there, "own")) == ["n01440764", "n01443537"]
-    assert weights_entry(there, "mine") == dataset_entry(there, "pets")
+    assert [len(names) for names in source_weights(there, "resnet50")["class_lists"]] == [1000]
+    # A weights file of one's own has the classes of one's own folder.
+    assert source_weights(there, "own")["class_lists"] == [["n01440764", "n01443537"]] * 2
 
 
 @pytest.fixture
@@ -890,7 +890,10 @@ def test_config_yaml_is_the_published_evaluation(full):
 
 def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data_are_there(full, monkeypatch):
     available = why_unavailable
-    monkeypatch.setattr(data, "available", lambda entry: available(entry) if entry["kind"] == "imagenet" else None)
+    for module in (entries, plan):
+        monkeypatch.setattr(
+            module, "why_unavailable", lambda entry: available(entry) if entry["kind"] == "imagenet" else None
+        )
     config = validated(full)
     assert len(left_out(config)) == 1  # for direct reuse: the weights need no image of ImageNet
     students = plan.students(config)
@@ -963,7 +966,7 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
 
 
 def test_documentation_agrees_with_the_schema():
-    page = document_config.document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    page = document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == page, "run: python workflow/scripts/document_config.py docs/configuration.md"
 
@@ -1009,7 +1012,7 @@ def test_schema_is_a_valid_schema_and_its_defaults_are_valid(small):
 
 def test_reading_the_configuration_imports_neither_torch_nor_snakemake():
     code = (
-        "import sys; from seam import config; config.torchvision_weights(); "
+        "import sys; from seam.config import checks, plan; checks.torchvision_weights(); "
         "print(sorted({'torch', 'torchvision', 'snakemake', 'numpy', 'scipy', 'sklearn', 'PIL'} & set(sys.modules)))"
     )
     scripts = ROOT / "workflow" / "scripts"

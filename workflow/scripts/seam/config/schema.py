@@ -6,12 +6,18 @@ import functools
 import math
 import operator
 import os
+from pathlib import Path
 
 import yaml
 from jsonschema import Draft202012Validator, validators
 
 from seam.config.wording import alternatives, closest, did_you_mean, dotted, shown
 from seam.errors import UserError
+
+
+def read_schema(path):
+    """Return the JSON schema in this YAML file."""
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
 def require_unique_keys(path):

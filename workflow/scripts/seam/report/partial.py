@@ -18,7 +18,7 @@ from seam.report import direct as direct_tables
 from seam.report import direct_figures, indirect_figures
 from seam.report import indirect as indirect_tables
 from seam.report.style import note, save
-from seam.report.summary import summary as summary_of
+from seam.report.summary import summarise
 from seam.report.tables import PROBLEMS, Record, engine_name, published_students, read_table, student_name
 
 MOST = 3  # reasons on the terminal
@@ -219,7 +219,7 @@ def collect(run):
         for name, table in tables.items():
             write_csv(temporary / f"tables/{name}.csv", table)
         tables = {name: read_table(temporary / f"tables/{name}.csv") for name in tables}
-        summary = summary_of(*tables.values(), published)
+        summary = summarise(*tables.values(), published)
         courses = histories(run, gaps, missing)
         for name, (figure, area) in drawn(run, tables, courses, published, lacking, untimed).items():
             save(figure, [temporary / f"figures/{name}.{kind}" for kind in ("png", "pdf")], area)

@@ -115,7 +115,7 @@ def indirect_rows(table, published):
     ]
 
 
-def summary(binary, multiclass, indirect, published):
+def summarise(binary, multiclass, indirect, published):
     """One row per quantity and group of problems (or student, in indirect reuse), from the three tables.
 
     `problems` are those with a value of the quantity, and the mean is over them (empty where there is
@@ -253,14 +253,14 @@ def render_indirect(table):
 
 
 def render(table):
-    """The summary as text for a person, at most 79 characters wide. `table` is what `summary` gives."""
+    """The summary as text for a person, at most 79 characters wide. `table` is what `summarise` gives."""
     indirect = table["group"] == "indirect"
     return "\n\n".join([*render_direct(table[~indirect]), *render_indirect(table[indirect])])
 
 
 def write_summary(path, binary, multiclass, indirect, published):
     """Write the summary of the tables at these paths to `path`, and its text to the log."""
-    found = summary(*map(read_table, (binary, multiclass, indirect, published)))
+    found = summarise(*map(read_table, (binary, multiclass, indirect, published)))
     write_csv(path, found)
     log.info("\n%s", render(found))
 
