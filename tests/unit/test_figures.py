@@ -21,9 +21,7 @@ class Results:
 
     def __init__(self, folder, problems, engines=ENGINES, **options):
         made = synthetic.make(folder, problems, engines, **options)
-        tables = direct.tables(
-            made["metrics.json"], made["macs.json"], made["latency"], made["models"], ENGINES
-        )
+        tables = direct.tables(made["metrics.json"], made["macs.json"], made["latency"], made["models"], ENGINES)
         self.binary, self.multiclass = tables["binary"], tables["multiclass"]
         self.histories = {path.rsplit("/", 1)[0]: read_table(path) for path in made["history.csv"]}
 
@@ -120,7 +118,7 @@ def test_accuracy_of_the_published_evaluation_is_legible(full):
     ],
 )
 def test_panels_of_like_size_stand_side_by_side(sizes, lines):
-    assert direct_figures.pairs(sizes) == lines
+    assert direct_figures.lines_of_panels(sizes) == lines
 
 
 def test_long_names_are_shortened(demo):

@@ -116,7 +116,7 @@ def test_thresholds_of_the_full_config(full):
     known = published_students(full.published)
     places = [
         (model, dataset, quantity)
-        for model, datasets in indirect_figures.pairs(full.table).items()
+        for model, datasets in indirect_figures.datasets_by_model(full.table).items()
         for quantity in QUANTITIES
         for dataset in datasets
     ]
@@ -235,7 +235,7 @@ def shown(axes):
 def test_defects_shows_the_table(results, request):
     results = request.getfixturevalue(results)
     figure = results.defects()
-    pairs = [(m, d) for m, datasets in indirect_figures.pairs(results.table).items() for d in datasets]
+    pairs = [(m, d) for m, datasets in indirect_figures.datasets_by_model(results.table).items() for d in datasets]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["\n".join(pair) for pair in pairs]
     known, labels = published_students(results.published), []
     for axes, (model, dataset) in zip(figure.axes, pairs, strict=True):

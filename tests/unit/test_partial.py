@@ -7,10 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from seam.report.partial import Gaps, said, with_gaps
+from seam.report.partial import UnfinishedJobs, failure_reason, with_missing_rows
 
 ROOT = Path(__file__).parents[2]
-
 
 
 @pytest.mark.parametrize(
@@ -27,8 +26,8 @@ def test_the_reason_is_found_in_the_log(tmp_path, log, reason):
     path = tmp_path / "x.log"
     if log:
         path.write_text(log)
-    assert said(path).startswith(reason.format(path))
-    assert said(None)
+    assert failure_reason(path).startswith(reason.format(path))
+    assert failure_reason(None)
 
 
 def test_what_waits_for_a_job_that_failed_says_for_which(tmp_path, monkeypatch):
@@ -36,7 +35,7 @@ def test_what_waits_for_a_job_that_failed_says_for_which(tmp_path, monkeypatch):
     (tmp_path / "x.log").write_text("seam.errors.UserError: The loss became nan in epoch 2: lower training.lr.\n")
     (tmp_path / "there").touch()
     (tmp_path / "stale").touch()
-    gaps = Gaps(
+    jobs = UnfinishedJobs(
         [
             {"rule": "train", "input": [], "output": ["weights"], "log": "x.log", "failed": True},
             {"rule": "search", "input": ["there", "weights"], "output": ["masks"], "log": "y.log", "failed": False},
@@ -44,13 +43,13 @@ def test_what_waits_for_a_job_that_failed_says_for_which(tmp_path, monkeypatch):
             {"rule": "time", "input": ["there"], "output": ["stale"], "log": "z.log", "failed": False},
         ]
     )
-    assert not gaps.has("there") and gaps.has("nowhere") and gaps.has("macs")
-    assert gaps.has("stale")  # of an earlier run, and out of date
-    assert gaps.reason("weights") == "The loss became nan in epoch 2: lower training.lr."
+    assert not jobs.lack("there") and jobs.lack("nowhere") and jobs.lack("macs")
+    assert jobs.lack("stale")  # of an earlier run, and out of date
+    assert jobs.reason("weights") == "The loss became nan in epoch 2: lower training.lr."
     waits = "not run: it needs weights (The loss became nan in epoch 2: lower training.lr)"
-    assert gaps.reason("masks") == gaps.reason("macs") == waits
-    assert gaps.reason("stale") == "not run: the run ended before"
-    assert gaps.reason("nowhere") == "nowhere is missing"
+    assert jobs.reason("masks") == jobs.reason("macs") == waits
+    assert jobs.reason("stale") == "not run: the run ended before"
+    assert jobs.reason("nowhere") == "nowhere is missing"
 
 
 def test_missing_rows_stand_in_their_place_and_the_others_are_as_they_were(tmp_path):
@@ -58,8 +57,8 @@ def test_missing_rows_stand_in_their_place_and_the_others_are_as_they_were(tmp_p
         {"target": ["a", "c"], "seed": [2**62 + 1, 7], "share": [0.1 + 0.2, 1.0], "folder": ["a", "c"]}
     )
     entries = [{"target": name, "folder": name, "other": 1} for name in "abc"]
-    whole = with_gaps(table, entries, {"b": "No.", "c": "no latency"})
-    whole.to_csv(tmp_path / "t.csv", index=False)
+    complete = with_missing_rows(table, entries, {"b": "No.", "c": "no latency"})
+    complete.to_csv(tmp_path / "t.csv", index=False)
     assert (tmp_path / "t.csv").read_text().splitlines() == [
         "target,seed,share,folder,missing",
         f"a,{2**62 + 1},{0.1 + 0.2!r},a,",

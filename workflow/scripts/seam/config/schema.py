@@ -33,7 +33,9 @@ def require_unique_keys(path: str | Path) -> None:
     """Raise UserError if the YAML file has a key twice: YAML itself silently keeps the last of the two."""
     with contextlib.suppress(yaml.YAMLError), open(path, encoding="utf-8") as file:  # Snakemake reads JSON, too
         for key, first, second in _repeated_keys(yaml.compose(file, Loader=yaml.SafeLoader), []):
-            raise UserError(f"{path} has {key} twice (lines {first} and {second}), and only the last counts: join them.")
+            raise UserError(
+                f"{path} has {key} twice (lines {first} and {second}), and only the last counts: join them."
+            )
 
 
 def _repeated_keys(node: yaml.Node | None, path: list[str | int]) -> Iterator[tuple[str, int, int]]:
