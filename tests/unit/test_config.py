@@ -24,7 +24,7 @@ from seam.config.plan import (
     validate,
 )
 from seam.config.schema import require_unique_keys
-from seam.data.kinds.registry import class_names, why_unavailable
+from seam.data.kinds.registry import why_unavailable
 from seam.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

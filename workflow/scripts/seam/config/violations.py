@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError, validators
@@ -32,7 +30,8 @@ def check_schema(config: dict[str, Any], schema: dict[str, Any]) -> None:
 
 def _sentence(error: ValidationError, schema: dict[str, Any], config: dict[str, Any]) -> str:
     """Return a violation as one sentence: the key, its value, what is allowed."""
-    path, value, rule = list(error.absolute_path), error.instance, error.validator
+    path, rule = list(error.absolute_path), error.validator
+    value: Any = error.instance
     rules: Any = error.schema
     key = dotted(path) or "The config"
     if rule == "additionalProperties":
@@ -42,7 +41,7 @@ def _sentence(error: ValidationError, schema: dict[str, Any], config: dict[str, 
         missing = next(name for name in rules["required"] if name not in value)
         return f"{dotted([*path, missing])} is missing: docs/configuration.md says what it may be."
     if rule == "not":  # a key that the schema refuses for this kind of data set
-        kind = functools.reduce(operator.getitem, path[:-1], config)["kind"]
+        kind = config["datasets"][path[1]]["kind"]
         return f"{key} is not for data of kind {kind}: leave it out."
     if rule == "pattern" and "propertyNames" in error.absolute_schema_path:
         return (

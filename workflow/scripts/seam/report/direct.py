@@ -10,7 +10,7 @@ import pandas as pd
 
 from seam.errors import UserError
 from seam.log import log
-from seam.report.tables import Record, engine_name, missing_file, records, with_others, write_table
+from seam.report.tables import Record, Table, engine_name, missing_file, records, with_others, write_table
 
 Paths = Iterable[str | Path]
 
@@ -68,7 +68,7 @@ def row(
     return cells
 
 
-def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str]) -> dict[str, pd.DataFrame]:
+def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str]) -> dict[str, Table]:
     """Return {"binary": table, "multiclass": table} from the paths of the problems' and the models' JSON files.
 
     Rows are in the order of `metrics`. An engine without a file for a problem leaves its cells empty.

@@ -1,9 +1,5 @@
 """Draw the figures of direct reuse: accuracy, retention, cost, and the course of a search."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportGeneralTypeIssues=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 import math
@@ -18,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from seam.report.style import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, short, spread, style
-from seam.report.tables import PROBLEMS, all_problems, engine_name, engines, read_table, time_saved
+from seam.report.tables import PROBLEMS, Column, Table, all_problems, engine_name, engines, read_table, time_saved
 
 COLUMN_LENGTH = 50  # targets in one column of a panel
 LINE_HEIGHT = 0.155  # inches from one target to the next
@@ -27,7 +23,7 @@ DASHED = {"linewidth": 0.9, "linestyle": (0, (4, 3))}
 NO_PROBLEMS = "There are no target problems in this config."
 
 
-def groups(binary: pd.DataFrame, multiclass: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+def groups(binary: Table, multiclass: Table) -> list[tuple[str, str, Table]]:
     """Return [(model, kind of problem, rows)] of both tables, in their order."""
     return [
         (model, kind, rows)
@@ -39,7 +35,7 @@ def groups(binary: pd.DataFrame, multiclass: pd.DataFrame) -> list[tuple[str, st
 # Accuracy before and after, one line per target
 
 
-def panel_columns(table: pd.DataFrame, most: int) -> list[pd.DataFrame]:
+def panel_columns(table: Table, most: int) -> list[Table]:
     """Return the rows of a panel in columns of equal length, at most `most` of them."""
     pieces = min(most, math.ceil(len(table) / COLUMN_LENGTH))
     length = math.ceil(len(table) / pieces)
@@ -57,7 +53,7 @@ def lines_of_panels(sizes: Mapping[str, int]) -> list[list[str]]:
     return lines
 
 
-def draw_dumbbells(axes: Axes, rows: pd.DataFrame, height: int, limits: tuple[float, float], restricted: bool) -> None:
+def draw_dumbbells(axes: Axes, rows: Table, height: int, limits: tuple[float, float], restricted: bool) -> None:
     """Draw one line per target, the first at the top: a ring before and a dot after re-engineering, in per cent.
 
     height: of the panel, in lines. limits: the ends of its axis of accuracies. restricted: whether to mark the
@@ -81,7 +77,7 @@ def draw_dumbbells(axes: Axes, rows: pd.DataFrame, height: int, limits: tuple[fl
 
 
 @style()
-def accuracy(table: pd.DataFrame, problem: str) -> Figure:
+def accuracy(table: Table, problem: str) -> Figure:
     """Draw the accuracy on each target before and after, one panel per model, sorted by the source model's accuracy."""
     kind = PROBLEMS[problem]
     title = f"Accuracy before and after re-engineering, {kind} problems"
@@ -140,7 +136,7 @@ def accuracy(table: pd.DataFrame, problem: str) -> Figure:
 
 
 @style()
-def retention_accuracy(binary: pd.DataFrame, multiclass: pd.DataFrame, published: float) -> Figure:
+def retention_accuracy(binary: Table, multiclass: Table, published: float) -> Figure:
     """Draw the share of kept weights against the re-engineered model's accuracy, one point per problem.
 
     published: the paper's mean share of kept weights, in per cent.
@@ -187,7 +183,7 @@ def retention_accuracy(binary: pd.DataFrame, multiclass: pd.DataFrame, published
 # What is saved
 
 
-def savings(table: pd.DataFrame) -> list[tuple[str, pd.Series, str, str]]:
+def savings(table: Table) -> list[tuple[str, Column, str, str]]:
     """Return [(title, saved per cent by problem, published quantity, engine)] of the panels of the cost figure."""
     panels = [
         ("Weights", 100 * (1 - table["retention"]), "weights_kept", ""),
@@ -200,7 +196,7 @@ def savings(table: pd.DataFrame) -> list[tuple[str, pd.Series, str, str]]:
 
 
 @style()
-def cost(binary: pd.DataFrame, multiclass: pd.DataFrame, published: Mapping[tuple[str, str], float]) -> Figure:
+def cost(binary: Table, multiclass: Table, published: Mapping[tuple[str, str], float]) -> Figure:
     """Draw what re-engineering saves, per model: bars are means, dots are problems.
 
     published: {(quantity, engine): published mean in per cent}.
@@ -253,12 +249,12 @@ def cost(binary: pd.DataFrame, multiclass: pd.DataFrame, published: Mapping[tupl
 # The course of a search
 
 
-def first_targets(binary: pd.DataFrame, multiclass: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+def first_targets(binary: Table, multiclass: Table) -> list[tuple[str, Column]]:
     """Return [(kind of problem, row)] of the first target of each model and kind of problem."""
     return [(kind, rows.iloc[0]) for _, kind, rows in groups(binary, multiclass)]
 
 
-def draw_search(axes: Axes, steps: pd.DataFrame, row: pd.Series) -> None:
+def draw_search(axes: Axes, steps: Table, row: Column) -> None:
     """Draw one search: accuracy and retention in per cent against the epoch."""
     epochs = steps["epoch"]
     for epoch in epochs[steps["phase"] == "head"]:
@@ -280,7 +276,7 @@ def draw_search(axes: Axes, steps: pd.DataFrame, row: pd.Series) -> None:
 
 
 @style()
-def history(binary: pd.DataFrame, multiclass: pd.DataFrame, histories: Mapping[str, pd.DataFrame]) -> Figure:
+def history(binary: Table, multiclass: Table, histories: Mapping[str, Table]) -> Figure:
     """Draw the search of the first target of each model and kind of problem.
 
     histories: {folder of the problem: its history}.
@@ -321,7 +317,7 @@ def history(binary: pd.DataFrame, multiclass: pd.DataFrame, histories: Mapping[s
 # All of them
 
 
-def published_savings(published: pd.DataFrame) -> dict[tuple[str, str], float]:
+def published_savings(published: Table) -> dict[tuple[str, str], float]:
     """Return {(quantity, engine): per cent saved} for the quantities that the paper gives over its whole evaluation."""
     overall = published[(published["reuse"] == "direct") & (published["architecture"] == "")]
     overall = overall[overall["unit"] == "%"]
@@ -330,9 +326,7 @@ def published_savings(published: pd.DataFrame) -> dict[tuple[str, str], float]:
     return values
 
 
-def figures(
-    binary: pd.DataFrame, multiclass: pd.DataFrame, histories: Mapping[str, pd.DataFrame], published: pd.DataFrame
-) -> dict[str, Figure]:
+def figures(binary: Table, multiclass: Table, histories: Mapping[str, Table], published: Table) -> dict[str, Figure]:
     """Return {name: figure} of all figures of direct reuse.
 
     histories: {folder of the problem: its history}, at least of the first target of each model and kind of problem.

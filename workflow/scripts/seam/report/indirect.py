@@ -1,8 +1,5 @@
 """The tables of indirect reuse: what is known of each student, and the threshold study."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +11,9 @@ import pandas as pd
 from seam.log import log
 from seam.report.tables import (
     STUDENTS,
+    Column,
     Record,
+    Table,
     missing_file,
     published_students,
     read_table,
@@ -95,7 +94,7 @@ def row(training: Record, metrics: Record, published: Mapping[tuple, float]) -> 
     return cells
 
 
-def reduction(table: pd.DataFrame) -> pd.Series:
+def reduction(table: Table) -> Column:
     """Return by which share each student's DIR is lower than that of the standard student of its model and data set."""
     names = ["model", "dataset"]
     standard = table[table["student"] == "standard"].set_index(names)["defect_inheritance_rate"].astype(float)
@@ -103,7 +102,7 @@ def reduction(table: pd.DataFrame) -> pd.Series:
     return 1 - rates["defect_inheritance_rate"].astype(float) / rates["standard"]
 
 
-def gaps(table: pd.DataFrame) -> Iterator[str]:
+def gaps(table: Table) -> Iterator[str]:
     """Yield a sentence for each value that is undefined because another one is missing."""
     for (model, dataset), rows in table.groupby(["model", "dataset"], sort=False):
         if "standard" not in set(rows["student"]):
@@ -113,7 +112,7 @@ def gaps(table: pd.DataFrame) -> Iterator[str]:
             yield f"{model} on {dataset}: no defect inheritance rate of {name}, which gets no test image right"
 
 
-def students(training: Iterable[str | Path], metrics: Iterable[str | Path], published: pd.DataFrame) -> pd.DataFrame:
+def students(training: Iterable[str | Path], metrics: Iterable[str | Path], published: Table) -> Table:
     """Return the table of students, from the paths of their JSON files and the table of published values.
 
     Rows are in the order of `training`. Raises UserError if a file lacks a value, or if a student has only one of its
@@ -134,7 +133,7 @@ def students(training: Iterable[str | Path], metrics: Iterable[str | Path], publ
     return table
 
 
-def thresholds(table: pd.DataFrame) -> pd.DataFrame:
+def thresholds(table: Table) -> Table:
     """Return the threshold study: the students with masks, sorted by model, data set, student and threshold."""
     masked = table[table["threshold"].notna()]
     return masked.sort_values(["model", "dataset", "student", "threshold"], kind="stable")[STUDY]

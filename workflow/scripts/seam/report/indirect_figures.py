@@ -4,10 +4,6 @@ DIR is the defect inheritance rate. Here, a student's key is (student, threshold
 {key: value in per cent}.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportGeneralTypeIssues=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 import itertools
@@ -22,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from seam.report.style import COLOURS, GREY, INK, blank, empty, short, spread, style
-from seam.report.tables import STUDENTS, published_students, read_table, student_name, threshold_key
+from seam.report.tables import STUDENTS, Column, Table, published_students, read_table, student_name, threshold_key
 
 LOOKS = {  # the colours are those of the bars, too
     "standard": {"color": INK, "linestyle": (0, (5, 2.5))},
@@ -39,7 +35,7 @@ QUANTITIES = {"accuracy": "accuracy (%)", "defect_inheritance_rate": "DIR (%)"}
 LINE_HEIGHT = 0.21  # inches from one bar to the next
 
 
-def datasets_by_model(table: pd.DataFrame) -> dict[str, list[str]]:
+def datasets_by_model(table: Table) -> dict[str, list[str]]:
     """Return {model: its data sets}, in the table's order."""
     return {model: list(rows["dataset"].unique()) for model, rows in table.groupby("model", sort=False)}
 
@@ -49,12 +45,12 @@ def chunks(items: Sequence[str], size: int) -> list[Sequence[str]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def rows_of(table: pd.DataFrame, model: str, dataset: str) -> pd.DataFrame:
+def rows_of(table: Table, model: str, dataset: str) -> Table:
     """Return the students of a source model on a data set."""
     return table[(table["model"] == model) & (table["dataset"] == dataset)]
 
 
-def published_values(published: pd.DataFrame, quantity: str, rows: pd.DataFrame) -> dict[Key, float]:
+def published_values(published: Table, quantity: str, rows: Table) -> dict[Key, float]:
     """Return the published values of a quantity for the architecture and data set of these rows."""
     place = quantity, rows["architecture"].iloc[0], rows["dataset"].iloc[0]
     values = published_students(published)
@@ -92,7 +88,7 @@ def layout(datasets: Mapping[str, Sequence[str]]) -> list[list[Panel]]:
     ]
 
 
-def draw_curves(axes: Axes, rows: pd.DataFrame, quantity: str, published: Mapping[Key, float]) -> None:
+def draw_curves(axes: Axes, rows: Table, quantity: str, published: Mapping[Key, float]) -> None:
     """Draw one data set's accuracy or DIR: a line per student with masks, a level per other student.
 
     Published values are faint.
@@ -112,7 +108,7 @@ def draw_curves(axes: Axes, rows: pd.DataFrame, quantity: str, published: Mappin
             axes.axhline(published[student, None], **faint, label=f"published {student}")
 
 
-def gaps(table: pd.DataFrame, datasets: Mapping[str, Sequence[str]], students: Sequence[str]) -> list[str]:
+def gaps(table: Table, datasets: Mapping[str, Sequence[str]], students: Sequence[str]) -> list[str]:
     """Return a sentence for each data set that lacks one of the `students`, or a DIR of one.
 
     datasets: {model: its data sets}.
@@ -130,7 +126,7 @@ def gaps(table: pd.DataFrame, datasets: Mapping[str, Sequence[str]], students: S
     return sentences
 
 
-def share_axes(panels: Sequence[tuple[str, str, Axes, pd.Series]], thresholds: Iterable[float]) -> None:
+def share_axes(panels: Sequence[tuple[str, str, Axes, Column]], thresholds: Iterable[float]) -> None:
     """Give all data sets of a model the same axes of accuracy and of DIR, and all panels the same thresholds.
 
     panels: [(model, quantity, its axes, all values drawn)].
@@ -148,7 +144,7 @@ def share_axes(panels: Sequence[tuple[str, str, Axes, pd.Series]], thresholds: I
 
 
 @style()
-def thresholds(study: pd.DataFrame, table: pd.DataFrame, published: pd.DataFrame) -> Figure:
+def thresholds(study: Table, table: Table, published: Table) -> Figure:
     """Draw accuracy and DIR against the threshold, the share of weights to remove, for each model and data set.
 
     study: the table of the threshold study. table: that of all students. published: the published values.
@@ -194,9 +190,7 @@ def thresholds(study: pd.DataFrame, table: pd.DataFrame, published: pd.DataFrame
 # DIR per student
 
 
-def draw_bars(
-    axes: Axes, rows: pd.DataFrame, keys: Sequence[Key], published: Mapping[Key, float], highest: float
-) -> None:
+def draw_bars(axes: Axes, rows: Table, keys: Sequence[Key], published: Mapping[Key, float], highest: float) -> None:
     """Draw the DIR of one data set's students as bars, the first at the top, with the counts behind it on the right.
 
     keys: the student of each line. published: their published DIR. highest: the end of the axis, in per cent.
@@ -228,14 +222,14 @@ def draw_bars(
     axes.tick_params(axis="y", length=0)
 
 
-def student_keys(rows: pd.DataFrame) -> list[Key]:
+def student_keys(rows: Table) -> list[Key]:
     """Return the keys of all students of a model, in the order in which they are shown."""
     keys = {(row.student, threshold_key(row.threshold)) for row in rows.itertuples()}
     return sorted(keys, key=lambda key: (list(STUDENTS).index(key[0]), key[1] or 0))
 
 
 @style()
-def defects(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
+def defects(table: Table, published: Table) -> Figure:
     """Draw the DIR of each student, one panel per model and data set, with the published values as ticks."""
     title = "Defect inheritance rate (DIR) of each student"
     if not len(table):
@@ -271,7 +265,7 @@ def defects(table: pd.DataFrame, published: pd.DataFrame) -> Figure:
     return figure
 
 
-def figures(indirect: pd.DataFrame, study: pd.DataFrame, published: pd.DataFrame) -> dict[str, Figure]:
+def figures(indirect: Table, study: Table, published: Table) -> dict[str, Figure]:
     """Return {name: figure} of all figures of indirect reuse."""
     return {"thresholds": thresholds(study, indirect, published), "defects": defects(indirect, published)}
 

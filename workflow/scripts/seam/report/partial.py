@@ -9,9 +9,6 @@
 An entry is one of `problems` or `students`. `jobs` are those that the run did not finish.
 """
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 import os
@@ -30,7 +27,16 @@ from seam.files import write_csv
 from seam.report import direct, direct_figures, indirect, indirect_figures
 from seam.report.style import add_note, save
 from seam.report.summary import summarise
-from seam.report.tables import PROBLEMS, Record, engine_name, published_students, read_table, student_name
+from seam.report.tables import (
+    PROBLEMS,
+    Column,
+    Record,
+    Table,
+    engine_name,
+    published_students,
+    read_table,
+    student_name,
+)
 
 Entry = dict[str, Any]
 Run = dict[str, Any]
@@ -109,7 +115,7 @@ def missing_entries(
     return reasons
 
 
-def with_missing_rows(table: pd.DataFrame, entries: list[Entry], reasons: Reasons) -> pd.DataFrame:
+def with_missing_rows(table: Table, entries: list[Entry], reasons: Reasons) -> Table:
     """Return the table with a row for each of the entries, in their order, and the reasons in the column `missing`.
 
     reasons: of entries without a row, or without a part of their row. Values are objects, so that counts stay whole.
@@ -120,7 +126,7 @@ def with_missing_rows(table: pd.DataFrame, entries: list[Entry], reasons: Reason
     complete = pd.concat([table.astype(object), rows]).reindex(columns=table.columns)
     order = {entry["folder"]: place for place, entry in enumerate(entries)}
     complete = complete.sort_values("folder", key=lambda folders: folders.map(order), kind="stable")
-    return complete.assign(missing=complete["folder"].map(reasons))
+    return complete.assign(missing=complete["folder"].map(reasons.get))
 
 
 def entry_name(entry: Entry) -> str:
@@ -130,7 +136,7 @@ def entry_name(entry: Entry) -> str:
     return f"{entry['model']} on {entry['dataset']}: {student_name(entry['student'], entry['threshold'])}"
 
 
-def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, pd.DataFrame], Reasons, Reasons]:
+def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table], Reasons, Reasons]:
     """Return (tables of the finished problems, reasons of the missing ones, reasons of those without a latency)."""
 
     def files_of(entry: Entry) -> list[str]:
@@ -140,7 +146,7 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, pd.Data
     def latencies(entry: Entry) -> dict[str, str]:
         return {name: f"{entry['folder']}/latency_{name}.json" for name in run["engines"]}
 
-    def tables(entries: list[Entry]) -> dict[str, pd.DataFrame]:
+    def tables(entries: list[Entry]) -> dict[str, Table]:
         metrics, macs, models = ([files_of(entry)[place] for entry in entries] for place in range(3))
         times = [file for entry in entries for file in latencies(entry).values() if not jobs.lack(file)]
         return direct.tables(metrics, macs, times, models, run["engines"])
@@ -155,7 +161,7 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, pd.Data
     return tables(finished), missing, untimed
 
 
-def finished_students(run: Run, jobs: UnfinishedJobs, published: pd.DataFrame) -> tuple[pd.DataFrame, Reasons]:
+def finished_students(run: Run, jobs: UnfinishedJobs, published: Table) -> tuple[Table, Reasons]:
     """Return (the table of the finished students, reasons of the missing ones)."""
     known = published_students(published)
 
@@ -172,10 +178,10 @@ def finished_students(run: Run, jobs: UnfinishedJobs, published: pd.DataFrame) -
     return indirect.students(training, metrics, published), missing
 
 
-def with_missing_counts(summary: pd.DataFrame, run: Run, missing: Reasons) -> pd.DataFrame:
+def with_missing_counts(summary: Table, run: Run, missing: Reasons) -> Table:
     """Return the summary with a column `missing`: how many of the problems or students behind a row are missing."""
 
-    def count(row: pd.Series) -> str | None:
+    def count(row: Column) -> str | None:
         if row["group"] == "indirect":
             entries, noun = [entry for entry in run["students"] if entry["student"] == row["student"]], "students"
         else:
@@ -189,9 +195,9 @@ def with_missing_counts(summary: pd.DataFrame, run: Run, missing: Reasons) -> pd
 
 def draw(
     run: Run,
-    tables: Mapping[str, pd.DataFrame],
-    histories: Mapping[str, pd.DataFrame],
-    published: pd.DataFrame,
+    tables: Mapping[str, Table],
+    histories: Mapping[str, Table],
+    published: Table,
     missing: Reasons,
     untimed: Reasons,
 ) -> Iterator[tuple[str, Figure, Bbox | None]]:
@@ -230,7 +236,7 @@ def collect(run: Run) -> list[str]:
         return []
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
 
-    def write(name: str, table: pd.DataFrame) -> None:
+    def write(name: str, table: Table) -> None:
         write_csv(temporary / f"tables/{name}.csv", table)
 
     try:
@@ -240,7 +246,7 @@ def collect(run: Run) -> list[str]:
         for name, table in tables.items():
             write(name, table)
         tables = {name: read_table(temporary / f"tables/{name}.csv") for name in tables}
-        summary = summarise(*tables.values(), published)
+        summary = summarise(tables["direct_binary"], tables["direct_multiclass"], tables["indirect"], published)
         files = {entry["folder"]: f"{entry['folder']}/history.csv" for entry in run["problems"]}
         histories = {
             name: read_table(file) for name, file in files.items() if name not in missing and not jobs.lack(file)
@@ -269,7 +275,8 @@ def terminal_lines(run: Run, missing: Reasons, untimed: Reasons) -> Iterator[str
             finished = sum(entry["folder"] not in missing for entry in entries)
             counts.append(f"{finished} of {len(entries)} {noun}")
     folder, reasons = run["folder"], missing | untimed
-    yield f"Tables and figures of the finished results ({', '.join(counts)}) are in {folder}/tables and {folder}/figures."
+    where = f"{folder}/tables and {folder}/figures"
+    yield f"Tables and figures of the finished results ({', '.join(counts)}) are in {where}."
     entries = [entry for entry in run["problems"] + run["students"] if entry["folder"] in reasons]
     yield from (f"Missing: {entry_name(entry)}: {reasons[entry['folder']]}" for entry in entries[:MOST_LINES])
     if len(entries) > MOST_LINES:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
@@ -20,7 +19,6 @@ INK, GREY, FAINT = "#222222", "#767676", "#d9d9d9"
 BLUE, RED = "#0072B2", "#D55E00"  # better and worse; all colours are from Okabe and Ito's palette
 COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
-PADDING = {"w_pad": 0.08, "h_pad": 0.08, "wspace": 0.03, "hspace": 0.04}  # of panels: inches, shares of their size
 LONGEST_NAME = 26  # characters
 
 
@@ -63,7 +61,8 @@ def style() -> Any:  # a context manager that is a decorator, too
 
 def blank(width: float, height: float, title: str) -> Figure:
     """Return a figure of this size in inches with its title and no axes."""
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(**PADDING))
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(width, height), layout=layout)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -89,7 +88,7 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def spread(values: pd.DataFrame | pd.Series) -> tuple[float, float]:
+def spread(values: Any) -> tuple[float, float]:
     """Return the limits of an axis that shows all these values."""
     low, high = values.min().min(), values.max().max()
     room = max(0.05 * (high - low), 0.15)

@@ -1,9 +1,5 @@
 """Means over all target problems beside the published values: a table, and a text for the terminal."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportGeneralTypeIssues=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 import textwrap
@@ -19,6 +15,8 @@ from seam.log import log
 from seam.report.tables import (
     PROBLEMS,
     STUDENTS,
+    Column,
+    Table,
     all_problems,
     engine_name,
     engines,
@@ -41,7 +39,7 @@ PUBLISHED_WEIGHTS = ["hub", "IMAGENET1K_V1"]  # of the source models that the pa
 # The table
 
 
-def quantities(table: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.Series]]:
+def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
     """Yield (quantity, engine, unit, value of each problem) of everything that is summarised."""
     yield "weights_kept", "", "%", 100 * table["retention"]
     for engine in engines(table):
@@ -52,7 +50,7 @@ def quantities(table: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.Series]]
     yield "accuracy_gain_restricted", "", "points", restricted
 
 
-def as_published(table: pd.DataFrame, evaluation: pd.DataFrame, names: list[str]) -> pd.Series:
+def as_published(table: Table, evaluation: Table, names: list[str]) -> Column:
     """Return for each row whether it is one of the published evaluation.
 
     It is one if its source model has published weights, and if its values in the columns `names` are those of a row of
@@ -63,7 +61,7 @@ def as_published(table: pd.DataFrame, evaluation: pd.DataFrame, names: list[str]
     return pd.Series(same, index=table.index, dtype=bool) & table["weights_origin"].isin(PUBLISHED_WEIGHTS)
 
 
-def published_value(published: pd.DataFrame, quantity: str, engine: str, group: str) -> float:
+def published_value(published: Table, quantity: str, engine: str, group: str) -> float:
     """Return the paper's value of a quantity over its whole evaluation; NaN if it gives none."""
     if group != "all":
         return NONE
@@ -72,7 +70,7 @@ def published_value(published: pd.DataFrame, quantity: str, engine: str, group: 
     return values.iloc[0] if len(values) else NONE
 
 
-def direct_rows(binary: pd.DataFrame, multiclass: pd.DataFrame, published: pd.DataFrame) -> list[list[Any]]:
+def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list[Any]]:
     """Return a row per quantity (and engine) and group of problems: all, binary, multiclass."""
     table = all_problems(binary, multiclass)
     evaluation = published[(published["reuse"] == "direct") & (published["quantity"] == "problems")]
@@ -89,7 +87,7 @@ def direct_rows(binary: pd.DataFrame, multiclass: pd.DataFrame, published: pd.Da
     return rows
 
 
-def compared(table: pd.DataFrame) -> pd.DataFrame:
+def compared(table: Table) -> Table:
     """Return the students to compare: those with masks at one threshold of their model and data set, and all others.
 
     The threshold is that of SeaM's which is nearest to 0.6, the lower of two; without SeaM, that of any student.
@@ -103,7 +101,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(chosen) if chosen else table
 
 
-def indirect_rows(table: pd.DataFrame, published: pd.DataFrame) -> list[list[Any]]:
+def indirect_rows(table: Table, published: Table) -> list[list[Any]]:
     """Return a row for SeaM's reduction of inherited defects, then a row per student for its accuracy and its DIR.
 
     A published value of a student is the mean over the same problems, and empty unless each of them has one.
@@ -131,9 +129,7 @@ def indirect_rows(table: pd.DataFrame, published: pd.DataFrame) -> list[list[Any
     ]
 
 
-def summarise(
-    binary: pd.DataFrame, multiclass: pd.DataFrame, indirect: pd.DataFrame, published: pd.DataFrame
-) -> pd.DataFrame:
+def summarise(binary: Table, multiclass: Table, indirect: Table, published: Table) -> Table:
     """Return one row per quantity and group of problems (in indirect reuse: per student), from the three tables.
 
     `problems` counts those with a value of the quantity. The mean is over them, and empty if there are none.
@@ -191,11 +187,11 @@ def direct_notes(problems: int, as_published: int) -> Iterator[str]:
 
 def block(lines: Mapping[str, Sequence[str]], heads: Sequence[str]) -> str:
     """Return {name of a line: its numbers as text} under the names of the columns, as text."""
-    frame = pd.DataFrame(lines.values(), index=list(lines), columns=heads)
+    frame = pd.DataFrame(lines.values(), index=list(lines), columns=list(heads))
     return "\n".join(line.rstrip() for line in frame.to_string(col_space=8).splitlines())
 
 
-def render_direct(table: pd.DataFrame) -> list[str]:
+def render_direct(table: Table) -> list[str]:
     """Return the paragraphs on direct reuse, from its rows of the summary."""
     first = table[table["quantity"] == "weights_kept"].set_index("group")  # every problem has this quantity
     problems = first.loc["all", "problems"]
@@ -253,7 +249,7 @@ def indirect_notes(reduction: Any, rates: Sequence[Any], problems: Sequence[int]
             )
 
 
-def render_indirect(table: pd.DataFrame) -> list[str]:
+def render_indirect(table: Table) -> list[str]:
     """Return the paragraphs on indirect reuse, from its rows of the summary."""
     rows = list(table.itertuples())
     reduction, accuracies, rates = (
@@ -277,7 +273,7 @@ def render_indirect(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def render(table: pd.DataFrame) -> str:
+def render(table: Table) -> str:
     """Return the summary, a table that `summarise` made, as text of lines of at most 79 characters."""
     indirect = table["group"] == "indirect"
     return "\n\n".join([*render_direct(table[~indirect]), *render_indirect(table[indirect])])

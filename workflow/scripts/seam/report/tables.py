@@ -1,8 +1,5 @@
 """Tables of results: how they are written and read, and the names that people use for what is in them."""
 
-# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false
-# (pandas says of many expressions that they may be arrays, which have none of a column's methods.)
-
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -14,6 +11,11 @@ import pandas as pd
 from seam.errors import UserError
 from seam.files import read_json, write_csv
 from seam.log import log
+
+# A pandas frame and a series. Type checkers take them as Any, because pandas' own types say of most expressions on
+# frames that they may be something else.
+Table = Any
+Column = Any
 
 # Columns of names, in any table here: text even if it looks like a number (a class may be called 3 or NA).
 TEXT = [
@@ -73,17 +75,17 @@ def engine_name(engine: str) -> str:
     return ENGINES.get(engine, engine)
 
 
-def engines(table: pd.DataFrame) -> list[str]:
+def engines(table: Table) -> list[str]:
     """Return the engines that a table of problems has columns for, in the table's order."""
     return [name.removeprefix("speedup_") for name in table.columns if name.startswith("speedup_")]
 
 
-def time_saved(table: pd.DataFrame, engine: str) -> pd.Series:
+def time_saved(table: Table, engine: str) -> Column:
     """Return by how many per cent each re-engineered model is faster than its source model."""
     return 100 * (1 - table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"])
 
 
-def all_problems(binary: pd.DataFrame, multiclass: pd.DataFrame) -> pd.DataFrame:
+def all_problems(binary: Table, multiclass: Table) -> Table:
     """Return both tables of problems as one, with the kind of problem in the column `problem`."""
     tables = [table.assign(problem=kind) for kind, table in (("binary", binary), ("multiclass", multiclass))]
     # A table without rows has no types to give to the numbers of the other one.
@@ -101,7 +103,7 @@ def student_name(student: str, threshold: float | None = None) -> str:
     return name if threshold is None else f"{name}, t = {threshold:g}"
 
 
-def published_students(published: pd.DataFrame) -> dict[tuple[str, str, str, str, float | None], float]:
+def published_students(published: Table) -> dict[tuple[str, str, str, str, float | None], float]:
     """Return {(quantity, architecture, data set, student, threshold or None): published value in per cent}."""
     rows = published[(published["reuse"] == "indirect") & (published["student"] != "")]
     return {
@@ -110,7 +112,7 @@ def published_students(published: pd.DataFrame) -> dict[tuple[str, str, str, str
     }
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path) -> Table:
     """Return the table in a CSV file.
 
     Floats are bit for bit those that were written. An empty cell is NaN, in a column of text "".
@@ -130,7 +132,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def write_table(path: str | Path, table: pd.DataFrame, content: str) -> None:
+def write_table(path: str | Path, table: Table, content: str) -> None:
     """Write a table as a CSV file, and how many rows of `content` it has to the log."""
     write_csv(path, table)
     log.info("%s: %s: %d", path, content, len(table))
