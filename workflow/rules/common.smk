@@ -15,7 +15,6 @@ CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam.config import plan, schema
-from seam.config.checks import LARGE
 from seam.config.wording import hint
 from seam.cost.engines import find_python, why_no_engine
 from seam.errors import UserError
@@ -288,7 +287,7 @@ def memory(small, large=None, dataset=None):
     """The function that gives mem_mb: `large` where images are so large that a batch of them takes gigabytes."""
 
     def mem_mb(wildcards, attempt):
-        is_large = large and images_of(wildcards, dataset).get("size", 0) >= LARGE
+        is_large = large and images_of(wildcards, dataset).get("size", 0) >= plan.LARGE_IMAGE
         return attempt * (large if is_large else small)
 
     return mem_mb
