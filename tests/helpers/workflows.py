@@ -9,13 +9,13 @@ from pathlib import Path
 import yaml
 from colours import ARCHITECTURE
 
-from seam.cost.latency import unavailable
+from seam.cost.engines import why_no_engine
 
 ROOT = Path(__file__).parents[2]
 
 
-# Where DeepSparse cannot be had the workflow says so and stops: the tests of other things go on without it.
-ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not unavailable(engine)]
+# Where DeepSparse cannot run, the workflow says so and stops: the tests of other things do without it.
+ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not why_no_engine(engine)]
 
 
 def snakemake(folder, *arguments, config=None, check=True, workflow=ROOT):

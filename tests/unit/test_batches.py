@@ -6,7 +6,7 @@ from PIL import Image
 import seam
 from seam.data import batches as module
 from seam.data.batches import batches, crop, resized_crop
-from seam.data.decoding import read_image, stored
+from seam.data.decoding import read_image, stored_size
 from seam.data.storage import Split
 from seam.errors import UserError
 
@@ -64,7 +64,7 @@ def test_batches_made_several_at_once_are_those_made_one_by_one(split, augmentat
         generator = torch.Generator().manual_seed(0)
         options = {"normalization": (MEAN, STD), "augmentation": augmentation, "generator": generator, "shuffle": True}
         loader = batches(split, ALL[:count], split.labels[:count], 8, **options)
-        loader.at_once = several * 12 * 8 * SIZE * SIZE  # as on a GPU
+        loader.group_bytes = several * 12 * 8 * SIZE * SIZE  # as on a GPU
         return list(loader.starting_at(first))
 
     expected = made(1)
@@ -192,7 +192,7 @@ def test_a_resized_crop_to_another_size_is_as_pillow_resizes():
 def test_images_too_many_for_the_device_give_the_same_batches(split, monkeypatch):
     options = {"shuffle": True, "augmentation": ("crop", "flip")}
     expected = epoch(split, ALL[::-1], **options)
-    monkeypatch.setattr(module, "RESIDENT", 0)
+    monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
     found = epoch(split, ALL[::-1], **options)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
@@ -250,9 +250,9 @@ def test_an_image_alone_is_prepared_as_those_of_a_data_set(size, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (150, 180, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "photo.png")
     found = seam.image(tmp_path / "photo.png", size, (MEAN, STD))
-    margin = (stored(size) - size) // 2
+    margin = (stored_size(size) - size) // 2
     assert margin == (9 if size == 128 else 0)
-    square = read_image(tmp_path / "photo.png", stored(size))[margin : margin + size, margin : margin + size]
+    square = read_image(tmp_path / "photo.png", stored_size(size))[margin : margin + size, margin : margin + size]
     torch.testing.assert_close(found, normalized(square[None]))
 
 

@@ -13,7 +13,7 @@ import pytest
 from server import serve
 
 from seam.data.kinds import cifar, cifar10, cifar100
-from seam.data.kinds.registry import class_groups, class_names, prepare_dataset
+from seam.data.kinds.registry import KINDS, class_groups, class_names, prepare_dataset
 from seam.data.storage import open_dataset
 from seam.errors import UserError
 from seam.files import sha256
@@ -23,9 +23,9 @@ from seam.files import sha256
 
 def test_what_the_config_needs_is_known_without_heavy_packages():
     code = (
-        "import sys; from seam import data; data.groups({'kind': 'cifar100'});"
-        "kinds = [{'kind': kind} for kind in data.KINDS if kind != 'imagefolder'];"
-        "[(data.available(entry), data.classes(entry)) for entry in kinds];"
+        "import sys; from seam.data.kinds import registry; registry.class_groups({'kind': 'cifar100'});"
+        "entries = [{'kind': kind} for kind in registry.KINDS if kind != 'imagefolder'];"
+        "[(registry.why_unavailable(entry), registry.class_names(entry)) for entry in entries];"
         "print(*sys.modules.keys() & {'numpy', 'torch', 'PIL', 'sklearn', 'requests', 'scipy'})"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -171,7 +171,7 @@ def test_what_is_not_prepared_or_damaged_is_one_sentence(tmp_path):
 
 def test_a_failed_second_try_leaves_no_manifest_of_the_first(tmp_path, monkeypatch):
     prepare_dataset({"kind": "digits"}, tmp_path)
-    monkeypatch.setattr("seam.data.storage.statistics", lambda split: 1 / 0)
+    monkeypatch.setattr("seam.data.preparation.channel_statistics", lambda split: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
     assert not (tmp_path / "dataset.json").exists()
@@ -182,17 +182,17 @@ def test_a_failed_second_try_leaves_no_manifest_of_the_first(tmp_path, monkeypat
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """Make archives in the published layout the published ones: a function (module, members) that serves them."""
+    """Make archives in the published layout the published ones: a function (kind, members) that serves them."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("seam.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("seam.download.time.sleep", lambda seconds: None)
     with serve({}) as site:
 
-        def publish(module, members, damage=lambda content: content):
-            name = module.ARCHIVE.name
+        def publish(kind, members, damage=lambda content: content):
+            name = kind.archive
             path = cifar_archives.archive(tmp_path / "published" / name, members)
             path.write_bytes(damage(path.read_bytes()))
             site.files[name] = path.read_bytes()
-            monkeypatch.setattr(module, "ARCHIVE", replace(module.ARCHIVE, home=site.url, sha256=sha256(path)))
+            monkeypatch.setitem(KINDS, kind.name, replace(kind, home=site.url, sha256=sha256(path)))
             return site
 
         yield publish
@@ -207,11 +207,11 @@ def pictures(rows):
 
 
 def test_cifar10(published, tmp_path):
-    members, content = cifar_archives.cifar10_members(cifar10.CLASSES)
-    site = published(cifar10, members)
+    members, content = cifar_archives.cifar10_members(cifar10.KIND.classes)
+    site = published(cifar10.KIND, members)
     prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     found = open_dataset(tmp_path / "out")
-    assert found.augmentation == ("crop", "flip") and found.classes == cifar10.CLASSES
+    assert found.augmentation == ("crop", "flip") and found.classes == cifar10.KIND.classes
     for split, (rows, labels) in zip((found.train, found.test), content.values(), strict=True):
         assert split.labels.tolist() == labels
         np.testing.assert_array_equal(split.images, pictures(rows))
@@ -222,18 +222,18 @@ def test_cifar10(published, tmp_path):
 
 
 def test_cifar100(published, tmp_path):
-    members, content = cifar_archives.cifar100_members(cifar100.CLASSES, cifar100.GROUPS)
-    published(cifar100, members)
+    members, content = cifar_archives.cifar100_members(cifar100.KIND.classes, cifar100.GROUPS)
+    published(cifar100.KIND, members)
     prepare_dataset({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
     found = open_dataset(tmp_path / "out")
-    assert found.classes == cifar100.CLASSES
+    assert found.classes == cifar100.KIND.classes
     assert found.train.labels.tolist() == content["train"][1]
     np.testing.assert_array_equal(found.test.images, pictures(content["test"][0]))
 
 
 def test_a_subset_of_cifar100(published, tmp_path):
-    members, content = cifar_archives.cifar100_members(cifar100.CLASSES, cifar100.GROUPS)
-    published(cifar100, members)
+    members, content = cifar_archives.cifar100_members(cifar100.KIND.classes, cifar100.GROUPS)
+    published(cifar100.KIND, members)
     wanted = [*cifar100.GROUPS["trees"], "worm"]
     prepare_dataset({"kind": "cifar100", "classes": wanted}, tmp_path / "out", tmp_path / "cache")
     found = open_dataset(tmp_path / "out")
@@ -244,14 +244,14 @@ def test_a_subset_of_cifar100(published, tmp_path):
 
 
 def test_offline_with_the_archive_in_the_root(published, tmp_path):
-    site = published(cifar10, cifar_archives.cifar10_members(cifar10.CLASSES)[0])
+    site = published(cifar10.KIND, cifar_archives.cifar10_members(cifar10.KIND.classes)[0])
     entry = {"kind": "cifar10", "root": str(tmp_path / "published")}
     assert prepare_dataset(entry, tmp_path / "out", tmp_path / "cache")["counts"]["test"]["cat"] == 2
     assert site.requests == [] and not (tmp_path / "cache").exists()
 
 
 def test_a_cut_download_goes_on(published, tmp_path):
-    site = published(cifar10, cifar_archives.cifar10_members(cifar10.CLASSES)[0])
+    site = published(cifar10.KIND, cifar_archives.cifar10_members(cifar10.KIND.classes)[0])
     site.cuts = [10_000]
     prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert [asked for _, asked in site.requests] == [None, "bytes=10000-"]
@@ -273,9 +273,9 @@ class Harmful:
 
 
 def test_a_harmful_pickle_is_not_run_even_with_the_right_checksum(published, tmp_path):
-    members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
+    members, _ = cifar_archives.cifar10_members(cifar10.KIND.classes)
     members["cifar-10-batches-py/data_batch_3"] = pickle.dumps(Harmful(tmp_path / "harm"), protocol=2)
-    published(cifar10, members)
+    published(cifar10.KIND, members)
     with pytest.raises(UserError, match="cannot be read .it asks for __builtin__.exec"):
         prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out" / "dataset.json").exists()
@@ -283,8 +283,8 @@ def test_a_harmful_pickle_is_not_run_even_with_the_right_checksum(published, tmp
 
 @pytest.mark.parametrize("rooted", [False, True])
 def test_an_archive_with_another_checksum_is_not_even_opened(published, tmp_path, monkeypatch, rooted):
-    published(cifar10, cifar_archives.cifar10_members(cifar10.CLASSES)[0])
-    monkeypatch.setattr(cifar10, "ARCHIVE", replace(cifar10.ARCHIVE, sha256="0" * 64))
+    published(cifar10.KIND, cifar_archives.cifar10_members(cifar10.KIND.classes)[0])
+    monkeypatch.setitem(KINDS, "cifar10", replace(KINDS["cifar10"], sha256="0" * 64))
     monkeypatch.setattr(cifar.tarfile, "open", lambda *arguments: pytest.fail("opened"))
     entry = {"kind": "cifar10"} | ({"root": str(tmp_path / "published")} if rooted else {})
     with pytest.raises(UserError, match="is not the published file"):
@@ -292,45 +292,45 @@ def test_an_archive_with_another_checksum_is_not_even_opened(published, tmp_path
 
 
 def test_nothing_is_unpacked_so_no_name_leads_outside(published, tmp_path):
-    members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
+    members, _ = cifar_archives.cifar10_members(cifar10.KIND.classes)
     members |= {"../outside": b"harm", str(tmp_path / "absolute"): b"harm"}
-    published(cifar10, members)
+    published(cifar10.KIND, members)
     prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
     assert not list(tmp_path.rglob("outside")) and not (tmp_path / "absolute").exists()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"arrays", "dataset.json"}
 
 
 def test_a_link_in_the_archive_is_not_followed(published, tmp_path):
-    members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
+    members, _ = cifar_archives.cifar10_members(cifar10.KIND.classes)
     link = tarfile.TarInfo("cifar-10-batches-py/test_batch")
     link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "elsewhere")
-    published(cifar10, members | {link.name: link})
+    published(cifar10.KIND, members | {link.name: link})
     with pytest.raises(UserError, match="has no file cifar-10-batches-py/test_batch"):
         prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("left", [0.001, 0.5, 0.95])
 def test_a_truncated_archive_is_one_sentence(published, tmp_path, left):
-    members, _ = cifar_archives.cifar10_members(cifar10.CLASSES)
-    published(cifar10, members, damage=lambda content: content[: int(left * len(content))])
+    members, _ = cifar_archives.cifar10_members(cifar10.KIND.classes)
+    published(cifar10.KIND, members, damage=lambda content: content[: int(left * len(content))])
     with pytest.raises(UserError, match="cifar-10-python.tar.gz (cannot be read|has no file)"):
         prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_other_class_names_are_refused(published, tmp_path):
-    published(cifar10, cifar_archives.cifar10_members([*cifar10.CLASSES[:9], "lorry"])[0])
+    published(cifar10.KIND, cifar_archives.cifar10_members([*cifar10.KIND.classes[:9], "lorry"])[0])
     with pytest.raises(UserError, match="other class names than were published"):
         prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_other_superclasses_are_refused(published, tmp_path):
     swapped = cifar100.GROUPS | {"fish": cifar100.GROUPS["trees"], "trees": cifar100.GROUPS["fish"]}
-    published(cifar100, cifar_archives.cifar100_members(cifar100.CLASSES, swapped)[0])
+    published(cifar100.KIND, cifar_archives.cifar100_members(cifar100.KIND.classes, swapped)[0])
     with pytest.raises(UserError, match="puts .* into (fish|trees), unlike the published one"):
         prepare_dataset({"kind": "cifar100"}, tmp_path / "out", tmp_path / "cache")
 
 
 def test_no_server_and_no_archive_says_where_to_put_it(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "ARCHIVE", replace(cifar10.ARCHIVE, home="http://127.0.0.1:9/"))
+    monkeypatch.setitem(KINDS, "cifar10", replace(cifar10.KIND, home="http://127.0.0.1:9/"))
     with pytest.raises(UserError, match="put the file at .*cifar10/cifar-10-python.tar.gz yourself"):
         prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")

@@ -15,7 +15,7 @@ CHECKSUM = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("seam.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("seam.download.time.sleep", lambda seconds: None)
     with serve({"file.bin": CONTENT}) as site:
         yield site
 
@@ -107,7 +107,7 @@ def unreachable():
 
 
 def test_no_server(monkeypatch, tmp_path):
-    monkeypatch.setattr("seam.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("seam.download.time.sleep", lambda seconds: None)
     with pytest.raises(UserError, match="cannot be reached.*put the file at .*file.bin yourself"):
         fetch(unreachable(), tmp_path / "file.bin", CHECKSUM)
 

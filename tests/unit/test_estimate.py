@@ -174,12 +174,12 @@ def test_what_has_run_tells_the_time_of_the_rest(inventory, tmp_path):
     jobs = [*done, search_job(3, folder=tmp_path), search_job(4, folder=tmp_path, epochs=600), other]
     past = history(jobs, inventory)
     assert {step.architecture for step in missing(jobs, inventory, past)} == {"vgg16_bn"}
-    found = timed(jobs, inventory, past, dict.fromkeys(missing([other], inventory, past), 0.001))
-    assert [job["seconds"] for job in found[:3]] == [0, 0, 0]
-    assert found[3]["seconds"] == pytest.approx(130) and found[3]["known"] == "what has run"
-    assert found[4]["seconds"] == pytest.approx(260, rel=0.01)  # twice the epochs
-    assert found[5]["seconds"] == pytest.approx(OTHER + 0.001 * sum(work(other, inventory).values()))
-    assert found[5]["known"] == "measured steps"
+    estimated = timed(jobs, inventory, past, dict.fromkeys(missing([other], inventory, past), 0.001))
+    assert [job["seconds"] for job in estimated[:3]] == [0, 0, 0]
+    assert estimated[3]["seconds"] == pytest.approx(130) and estimated[3]["known"] == "what has run"
+    assert estimated[4]["seconds"] == pytest.approx(260, rel=0.01)  # twice the epochs
+    assert estimated[5]["seconds"] == pytest.approx(OTHER + 0.001 * sum(work(other, inventory).values()))
+    assert estimated[5]["known"] == "measured steps"
 
 
 def test_a_stack_tells_the_time_of_a_search(inventory, tmp_path):
@@ -214,8 +214,8 @@ def test_short_jobs_take_what_those_of_other_models_took(inventory, tmp_path):
     # A short job that is to run again counts, too.
     there = [make_job(number, "count_macs", todo=number == 1, folder=tmp_path) for number in range(2)]
     other = make_job(2, "count_macs", folder=tmp_path, wildcards={"model": "other"})
-    found = timed([*there, other], inventory, history([*there, other], inventory), {})
-    assert found[2]["seconds"] == 5 and found[2]["known"] == "what has run"
+    estimated = timed([*there, other], inventory, history([*there, other], inventory), {})
+    assert estimated[2]["seconds"] == 5 and estimated[2]["known"] == "what has run"
     assumed = timed([other], inventory, {}, {})[0]
     assert assumed["seconds"] == OTHER and assumed["known"] == "an assumption"
 

@@ -57,8 +57,8 @@ def test_the_file_has_the_names_and_the_opset_that_engines_ask_for(tmp_path):
 
 
 def test_the_file_says_what_its_outputs_are_and_what_its_images_take(tmp_path):
-    about = onnx_metadata(["ä cat", "rest"], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)))
-    export(Viewed(), tmp_path / "model.onnx", (3, 8, 8), about=about)
+    metadata = onnx_metadata(["ä cat", "rest"], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)))
+    export(Viewed(), tmp_path / "model.onnx", (3, 8, 8), metadata=metadata)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
     assert said == {"classes": ["ä cat", "rest"], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}

@@ -19,7 +19,8 @@ from server import serve
 from torch import nn
 
 from seam.cost.export import export
-from seam.data.storage import Split, decode_array, save_array
+from seam.data.preparation import decode_array, save_array
+from seam.data.storage import Split
 from seam.download import fetch, unpack
 from seam.errors import UserError
 from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_csv, write_json, write_text
@@ -51,7 +52,7 @@ def test_a_file_is_absent_or_as_before_when_the_block_fails(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write .*file/table.csv .*: free some space or mend its permissions"):
+    with pytest.raises(UserError, match="Cannot write .*file/table.csv .*: free some space or fix its permissions"):
         write_text(tmp_path / "file" / "table.csv", "text")
 
 
@@ -202,8 +203,8 @@ WRITERS = {
     "figure.png": lambda path, _: picture(path),
     "figure.pdf": lambda path, _: picture(path),
     "model.onnx": lambda path, _: export(network(), path, (3, 32, 32), 2),
-    "run.pt": lambda path, _: Checkpoint(path, {}).write({"weight": torch.zeros(100_000)}),
-    "runs.pt": lambda path, _: Checkpoint(path, {}).write({str(i): torch.zeros(1000) for i in range(100)}),
+    "run.pt": lambda path, _: Checkpoint(path, {}, __file__).write({"weight": torch.zeros(100_000)}),
+    "runs.pt": lambda path, _: Checkpoint(path, {}, __file__).write({str(i): torch.zeros(1000) for i in range(100)}),
 }
 
 
@@ -298,7 +299,7 @@ def test_a_file_that_is_announced_too_large_is_refused_before_it_is_written(tmp_
     member.size = 1 << 40
     (tmp_path / "archive.tar").write_bytes(member.tobuf() + bytes(10_240))
     (tmp_path / "into").mkdir()
-    monkeypatch.setattr("seam.files.shutil.copyfileobj", lambda *_: pytest.fail("it began to write"))
+    monkeypatch.setattr("seam.download.shutil.copyfileobj", lambda *_: pytest.fail("it began to write"))
     with pytest.raises(UserError, match="would become more than 4 times its size"):
         unpack(tmp_path / "archive.tar", tmp_path / "into", ["Images"])
     assert list((tmp_path / "into").iterdir()) == []
@@ -332,7 +333,7 @@ def test_nothing_in_the_workflow_runs_code_from_a_file():
         (file, name): {word.arg: ast.unparse(word.value) for word in call.keywords} for file, name, call in found
     }
     torch_loads = {file: words for (file, name), words in options.items() if name == "torch.load"}
-    assert torch_loads.keys() == {"seam/checkpoint.py", "seam/models/__init__.py"}
+    assert torch_loads.keys() == {"seam/training/checkpoint.py", "seam/models/published.py"}
     assert all(words["weights_only"] == "True" for words in torch_loads.values())
     assert not [words for words in options.values() if "allow_pickle" in words]
     unsafe = (
@@ -346,7 +347,7 @@ def test_nothing_in_the_workflow_runs_code_from_a_file():
         "exec",
     )
     assert not [(file, name) for file, name, _ in found if name in unsafe]
-    assert [file for file, name, _ in found if name.endswith("Unpickler")] == ["seam/data/cifar.py"]
+    assert [file for file, name, _ in found if name.endswith("Unpickler")] == ["seam/data/kinds/cifar.py"]
     assert [file for file, name, _ in found if name.endswith(("extractall", "extract", "unpack_archive"))] == []
 
 
@@ -354,4 +355,4 @@ def test_tensors_are_kept_as_safetensors_but_for_checkpoints():
     saved = {
         (file, name) for file, name, _ in calls() if name in ("torch.save", "pickle.dump", "np.savez", "save_file")
     }
-    assert saved == {("seam/checkpoint.py", "torch.save"), ("seam/files.py", "save_file")}
+    assert saved == {("seam/training/checkpoint.py", "torch.save"), ("seam/files.py", "save_file")}

@@ -91,8 +91,8 @@ def test_masks_get_the_same_gradients_on_the_folded_model(make, left):
     network = lively(make())
     folded = fold(copy.deepcopy(network))
     assert norms(folded) == left
-    images = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    labels = torch.arange(6) % 4
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.arange(2)
     assert torch.allclose(folded(images), network(images), rtol=1e-12, atol=1e-12)
     loss, gradients = loss_and_gradients(network, images, labels)
     folded_loss, folded_gradients = loss_and_gradients(folded, images, labels)

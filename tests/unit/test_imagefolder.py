@@ -10,10 +10,11 @@ from PIL import Image
 from server import serve
 
 from seam.data.batches import batches
-from seam.data.decoding import read_image, stored
+from seam.data.decoding import read_image, stored_size
 from seam.data.kinds import imagenet
 from seam.data.kinds.registry import class_groups, class_names, prepare_dataset, why_unavailable
-from seam.data.storage import open_dataset, statistics
+from seam.data.preparation import channel_statistics
+from seam.data.storage import open_dataset
 from seam.errors import UserError
 
 
@@ -52,9 +53,9 @@ def test_images_and_labels(root, tmp_path):
 
 def test_many_files_keep_their_order(tmp_path):
     files = {f"{split}/{name}/{number:04}.png": np.full((8, 8, 3), number % 256, np.uint8)
-             for split, count in (("train", 450), ("test", 2)) for name in "ab" for number in range(count)}  # fmt: skip
+             for split, count in (("train", 250), ("test", 2)) for name in "ab" for number in range(count)}  # fmt: skip
     found = prepare(save(tmp_path / "many", files), tmp_path, size=8)
-    assert found.train.images[:, 0, 0, 0].tolist() == [number % 256 for number in range(450)] * 2
+    assert found.train.images[:, 0, 0, 0].tolist() == [number % 256 for number in range(250)] * 2
 
 
 def test_a_subset_takes_only_its_folders(root, tmp_path):
@@ -74,7 +75,7 @@ def test_folders_below_a_class_count_and_other_files_do_not(root, tmp_path, capl
         found = prepare(root, tmp_path)
     assert found.classes == ["cat", "dog"] and found.train.labels.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_array_equal(found.train.images[2], noise(seed=9))
-    assert "train/cat: 3 files that are no images are left out" in caplog.text
+    assert "train/cat: 3 files that are not images are skipped" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_a_large_size_is_cut_as_imagenet_is(tmp_path, size):
 
     Image.fromarray(noise(size)).save(tmp_path / "image.png")
     expected = v2.Compose([v2.Resize(256), v2.CenterCrop(224)])(Image.open(tmp_path / "image.png"))
-    assert stored(224) == 256
+    assert stored_size(224) == 256
     centre = read_image(tmp_path / "image.png", 256)[16:240, 16:240]
     np.testing.assert_array_equal(centre, np.asarray(expected))
 
@@ -192,7 +193,7 @@ def test_large_images_beyond_the_budget_stay_files(tmp_path):
     options = {"normalization": (found.mean, found.std), "workers": 0}
     images, labels = next(iter(batches(found.test, [3, 0], [7, 8], 2, **options)))
     assert images.shape == (2, 3, 128, 128) and labels.tolist() == [7, 8]
-    centre = read_image(root / names[7], stored(128))[9:137, 9:137]
+    centre = read_image(root / names[7], stored_size(128))[9:137, 9:137]
     expected = (centre / 255 - found.mean) / found.std
     torch.testing.assert_close(images[0], torch.from_numpy(expected.astype(np.float32)).permute(2, 0, 1))
     images, _ = next(iter(batches(found.train, range(4), range(4), 4, augmentation=found.augmentation, **options)))
@@ -238,7 +239,7 @@ def test_the_mean_of_large_images_is_of_some_of_them_from_either_storage(large, 
     some = [read_image(large / f"train/{label}/{number}.jpg", 146) for label, number in
             (("cat", 0), ("cat", 2), ("dog", 1))]  # fmt: skip
     for split in found.values():
-        mean, std = statistics(split, most=3)
+        mean, std = channel_statistics(split, sample=3)
         np.testing.assert_allclose(mean, np.mean(some, (0, 1, 2)) / 255)
         np.testing.assert_allclose(std, np.std(some, (0, 1, 2)) / 255)
 
@@ -263,7 +264,7 @@ def test_what_is_more_than_the_budget_or_the_disk_stays_files(large, tmp_path, m
             ({"storage": "files"}, 1e12, "files"),
             ({}, 1.01e9 * needed, "files"),
         ):
-            monkeypatch.setattr("seam.data.storage.free_bytes", lambda folder, free=free: free)
+            monkeypatch.setattr("seam.data.preparation.free_bytes", lambda folder, free=free: free)
             prepare(large, tmp_path, size=224, **options)
             assert content(tmp_path)["storage"] == storage
     assert "are more than array_gb allows" in caplog.text and "are too much for the disk" in caplog.text
@@ -273,7 +274,7 @@ def test_a_disk_that_is_full_is_one_sentence(large, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("seam.data.storage.os.posix_fallocate", full)
+    monkeypatch.setattr("seam.files.os.posix_fallocate", full)
     with pytest.raises(UserError, match="^Cannot write .*train_images.npy .No space left on device.: free some space"):
         prepare(large, tmp_path, size=224)
     assert not list((tmp_path / "out").rglob("*images*"))

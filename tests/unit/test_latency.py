@@ -8,17 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from seam.cost.latency import (
-    ENGINES,
-    _quiet,
-    cpu,
-    instruction_set,
-    interpreter,
-    physical_cores,
-    time_models,
-    unavailable,
-)
+from seam.cost import engines, latency, processor
+from seam.cost.engines import find_python, why_no_engine
+from seam.cost.latency import ENGINES, time_models
+from seam.cost.processor import describe_cpu, physical_cores, widest_instructions
 from seam.errors import UserError
+from seam.imports import dependencies
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -118,7 +113,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
 
 
 def test_what_native_code_prints_goes_to_the_log(capfd, caplog):
-    with caplog.at_level("INFO"), _quiet():
+    with caplog.at_level("INFO"), latency._output_to_log():
         os.write(1, b"a banner\n")
         os.write(2, b"a warning\n")
     print("afterwards")
@@ -129,11 +124,13 @@ def test_what_native_code_prints_goes_to_the_log(capfd, caplog):
 # ------------------------------------------------------------------------------------------ the other environment
 
 
-@pytest.mark.parametrize(
-    "file", ["time_deepsparse.py", "seam/__init__.py", "seam/latency.py", "seam/files.py", "seam/progress.py"]
-)
-def test_what_runs_beside_deepsparse_is_written_for_its_python(file):
-    ast.parse((SCRIPTS / file).read_text(), feature_version=(3, 9))
+def test_what_runs_in_deepsparses_environment_is_written_for_its_python():
+    script = SCRIPTS / "time_deepsparse.py"
+    files = [script, *dependencies(script)]
+    assert {path.name for path in files} >= {"latency.py", "processor.py", "files.py", "log.py", "errors.py"}
+    for path in files:
+        ast.parse(path.read_text(), feature_version=(3, 9))
+        assert "from __future__ import annotations" in path.read_text() or path.name == "__init__.py"
 
 
 def test_the_module_needs_the_standard_library_alone_until_it_measures():
@@ -260,40 +257,40 @@ def machine(tmp_path, monkeypatch):
 
     def make(flags="sse4_1 avx avx2", python=(3, 11), others=(), system="Linux"):
         (tmp_path / "cpuinfo").write_text(CPUINFO.format(name="fast", flags=flags))
-        monkeypatch.setattr(latency, "CPUINFO", tmp_path / "cpuinfo")
-        monkeypatch.setattr(latency.platform, "system", lambda: system)
-        monkeypatch.setattr(latency.platform, "machine", lambda: "x86_64")
-        monkeypatch.setattr(latency.sys, "version_info", (*python, 0))
+        monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(engines.platform, "system", lambda: system)
+        monkeypatch.setattr(engines.platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(engines.sys, "version_info", (*python, 0))
         for name, script in others:
             executable(tmp_path / name, f"#!/bin/sh\n{script}\n")
         folders = dict.fromkeys(str((tmp_path / name).parent) for name, _ in others)
         monkeypatch.setenv("PATH", os.pathsep.join(folders))
-        interpreter.cache_clear()
+        find_python.cache_clear()
 
     yield make
-    interpreter.cache_clear()
+    find_python.cache_clear()
 
 
 def test_this_python_is_taken_where_it_fits(machine):
     machine(python=(3, 11), others=[("bin/python3.10", "exit 0")])
-    assert interpreter("deepsparse") == os.path.realpath(sys.executable)
-    assert unavailable("deepsparse") is None
+    assert find_python("deepsparse") == os.path.realpath(sys.executable)
+    assert why_no_engine("deepsparse") is None
 
 
 def test_a_shim_that_does_not_run_is_passed_over(machine, tmp_path):
     shim = "echo 'pyenv: python3.11: command not found' >&2; exit 127"
     machine(python=(3, 13), others=[("shims/python3.11", shim), ("shims/python3.9", shim), ("bin/python3.9", "exit 0")])
-    assert interpreter("deepsparse") == str(tmp_path / "bin" / "python3.9")
-    assert unavailable("deepsparse") is None
+    assert find_python("deepsparse") == str(tmp_path / "bin" / "python3.9")
+    assert why_no_engine("deepsparse") is None
 
 
 def test_a_python_that_cannot_make_environments_is_passed_over(machine, monkeypatch, tmp_path):
     machine(python=(3, 11), others=[("bin/python3.10", "exit 0")])
-    monkeypatch.setattr(latency.importlib.util, "find_spec", lambda name: None)
-    assert interpreter("deepsparse") == str(tmp_path / "bin" / "python3.10")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert find_python("deepsparse") == str(tmp_path / "bin" / "python3.10")
 
 
-WAY_OUT = "; to go on without it, set engines: [onnxruntime] in the config."
+WAY_OUT = "; to continue without it, set engines: [onnxruntime] in the config."
 
 
 @pytest.mark.parametrize(
@@ -308,31 +305,31 @@ WAY_OUT = "; to go on without it, set engines: [onnxruntime] in the config."
         ),
     ],
 )
-def test_one_sentence_says_why_deepsparse_cannot_be_had(machine, given, reason):
+def test_one_sentence_says_why_deepsparse_cannot_run(machine, given, reason):
     machine(**given)
-    assert unavailable("deepsparse") == f"DeepSparse cannot be had here: {reason}{WAY_OUT}"
-    assert unavailable("onnxruntime") is None
+    assert why_no_engine("deepsparse") == f"DeepSparse cannot run here: {reason}{WAY_OUT}"
+    assert why_no_engine("onnxruntime") is None
 
 
 def test_conda_brings_its_own_python_but_no_processor(machine):
     machine(python=(3, 13))
-    assert unavailable("deepsparse", conda=True) is None
+    assert why_no_engine("deepsparse", conda=True) is None
     machine(flags="", python=(3, 13))
-    assert "AVX2" in unavailable("deepsparse", conda=True)
+    assert "AVX2" in why_no_engine("deepsparse", conda=True)
 
 
 def test_the_processor_is_described(machine):
     machine(flags="sse4_1 avx avx2 avx512f")
-    name, flags = cpu()
+    name, flags = describe_cpu()
     assert name == "A fast CPU"
-    assert instruction_set(flags) == "avx512"
-    assert instruction_set({"avx", "avx2"}) == "avx2"
-    assert instruction_set({"asimd", "fp"}) == "neon"
-    assert instruction_set(set()) == "x86_64"
+    assert widest_instructions(flags) == "avx512"
+    assert widest_instructions({"avx", "avx2"}) == "avx2"
+    assert widest_instructions({"asimd", "fp"}) == "neon"
+    assert widest_instructions(set()) == "x86_64"
 
 
 def test_a_machine_without_proc_has_a_processor_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(latency, "CPUINFO", tmp_path / "absent")
-    name, flags = cpu()
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "absent")
+    name, flags = describe_cpu()
     assert name and not flags
     assert 1 <= physical_cores() <= os.cpu_count()

@@ -4,11 +4,10 @@ import logging
 import pytest
 import torch
 import torchvision
-from count_macs import count_macs
 from networks import Residual, prune, vgg
 from torch import nn
 
-from seam.cost.macs import count
+from seam.cost.macs import count_macs, write_macs
 
 
 class Tokens(nn.Module):
@@ -64,12 +63,12 @@ def test_dense_is_fvcores_and_sparse_is_the_count_by_hand(name):
     for parameter in module.parameters():
         nn.init.ones_(parameter)  # random weights may be zero
     reference = FlopCountAnalysis(module, torch.zeros(1, *shape)).unsupported_ops_warnings(False).total()
-    untouched = count(module, shape)
+    untouched = count_macs(module, shape)
     assert untouched["dense"]["total"] == reference
     assert untouched["sparse"] == untouched["dense"]
     assert by_hand(module, shape).items() <= untouched["dense"].items()
 
-    pruned = count(prune(module, 0.7), shape)
+    pruned = count_macs(prune(module, 0.7), shape)
     assert pruned["dense"] == untouched["dense"]
     assert by_hand(module, shape).items() <= pruned["sparse"].items()
     assert pruned["sparse"]["other"] == untouched["dense"]["other"]
@@ -79,7 +78,7 @@ def test_dense_is_fvcores_and_sparse_is_the_count_by_hand(name):
 
 
 def test_a_network_without_weights_left_keeps_what_is_not_weights():
-    macs = count(prune(vgg(), 1.1), (3, 32, 32))["sparse"]
+    macs = count_macs(prune(vgg(), 1.1), (3, 32, 32))["sparse"]
     assert (macs["convolution"], macs["linear"]) == (0, 0)
     assert macs["total"] == macs["other"] > 0
 
@@ -92,7 +91,7 @@ def test_masked_layers_count_by_their_effective_weight():
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8 * 16, 4))
     for index in (0, 2):
         nn.utils.parametrize.register_parametrization(module[index], "weight", Mask())
-    macs = count(module, (3, 4, 4))
+    macs = count_macs(module, (3, 4, 4))
     assert macs["dense"] == {"convolution": 24 * 16, "linear": 512, "other": 0, "total": 896}
     assert macs["sparse"] == {"convolution": 6 * 16, "linear": 128, "other": 0, "total": 224}
 
@@ -102,24 +101,24 @@ def test_the_module_is_left_as_it_is():
     module[1].eval()  # frozen batch norm in a network that trains
     before = {name: value.clone() for name, value in module.state_dict().items()}
     modes = [layer.training for layer in module.modules()]
-    count(module, (3, 32, 32))
+    count_macs(module, (3, 32, 32))
     assert [layer.training for layer in module.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_what_fvcore_cannot_count_is_said_once(caplog):
     with caplog.at_level(logging.INFO):
-        count(Residual(), (3, 16, 16))
+        count_macs(Residual(), (3, 16, 16))
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
     assert "aten::add (1 times)" in messages[0]
 
 
-def test_script_writes_the_counts_of_both_models(tmp_path):
+def test_the_counts_of_both_models_are_written(tmp_path):
     source, reengineered = vgg()[:13], prune(vgg(), 0.9)
-    count_macs(tmp_path / "macs.json", source, reengineered, (3, 32, 32))
+    write_macs(tmp_path / "macs.json", source, reengineered, (3, 32, 32))
     macs = json.loads((tmp_path / "macs.json").read_text())
-    assert macs["source"] == count(source, (3, 32, 32))["dense"]
+    assert macs["source"] == count_macs(source, (3, 32, 32))["dense"]
     assert macs["reengineered_dense"]["total"] == macs["source"]["total"] + 20  # the head
-    assert macs["reengineered"] == count(reengineered, (3, 32, 32))["sparse"]
+    assert macs["reengineered"] == count_macs(reengineered, (3, 32, 32))["sparse"]
     assert macs["reengineered"]["convolution"] < 0.15 * macs["source"]["convolution"]

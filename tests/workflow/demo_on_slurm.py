@@ -11,7 +11,7 @@ import slurm
 from slurm_jobs import GPU, LOCAL, Going
 from workflows import ROOT, jobs
 
-from seam.cost.latency import physical_cores
+from seam.cost.processor import physical_cores
 
 CORES = len(os.sched_getaffinity(0))  # the node's: no more runs at a time than without Slurm
 GROUPS = {

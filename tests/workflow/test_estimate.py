@@ -54,9 +54,9 @@ def test_the_target_prints_all_stages_and_makes_nothing(folder):
     _, printed = snakemake(place, "--quiet", "all", "--nocolor", "estimate", config=config)
     expected = jobs(snakemake(place, "--dry-run", config=config)[1])
     expected.pop("all")
-    found = stages(printed)
-    assert found.pop("all") == (sum(expected.values()),) * 2
-    assert found == {rule: (number, number) for rule, number in expected.items()}
+    printed_stages = stages(printed)
+    assert printed_stages.pop("all") == (sum(expected.values()),) * 2
+    assert printed_stages == {rule: (number, number) for rule, number in expected.items()}
     assert re.search(r"At least \d+ min with 2 cores", printed) and "measured steps" in printed
     assert {path.name for path in (place / "results").iterdir()} == {"logs"}
     assert printed.partition("stage ")[2][:500] in (place / "results/logs/estimate.log").read_text()

@@ -27,7 +27,8 @@ from workflows import ROOT, small_config, snakemake
 
 from seam.config.plan import dataset_entry, students, target_problems, validate
 from seam.data.kinds.registry import prepare_dataset
-from seam.data.storage import open_dataset, save_array
+from seam.data.preparation import save_array
+from seam.data.storage import open_dataset
 from seam.download import fetch
 from seam.errors import UserError
 from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_json
@@ -317,7 +318,7 @@ DATA = {
         lambda root: forbidden(root / "train/cat"), "train/cat cannot be read (Permission denied)", "permissions",
     ),
     "an unreadable split": (
-        lambda root: forbidden(root / "test"), "test cannot be read (Permission denied)", "mend its permissions",
+        lambda root: forbidden(root / "test"), "test cannot be read (Permission denied)", "fix its permissions",
     ),
     "an unreadable root": (lambda root: forbidden(root), "pets", "permissions"),
     "a class in train alone": (
@@ -514,7 +515,7 @@ WEIGHTS = {
     "TorchScript": ("pt", script, "could run code", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
-        "The weights file", "mend its permissions",
+        "The weights file", "fix its permissions",
     ),
     "no file": ("pt", lambda path: None, "does not exist", ""),
 }  # fmt: skip
@@ -562,21 +563,21 @@ def test_a_folder_that_must_not_be_written(earlier, tmp_path, said):
             sentence = said(lambda: write_json(folder / "dataset.json", {}))
     finally:
         folder.chmod(0o755)
-    assert f"Cannot write {folder}/dataset.json (Permission denied)" in sentence and "mend its permissions" in sentence
+    assert f"Cannot write {folder}/dataset.json (Permission denied)" in sentence and "fix its permissions" in sentence
 
 
 def test_a_data_set_where_nothing_must_be_written(pets, tmp_path, said):
     (tmp_path / "new").mkdir(0o555)
     with bound_by_permissions():
         sentence = said(lambda: prepare(pets, tmp_path / "new"))
-    assert "Cannot write" in sentence and "(Permission denied)" in sentence and "mend its permissions" in sentence
+    assert "Cannot write" in sentence and "(Permission denied)" in sentence and "fix its permissions" in sentence
 
 
 def test_a_result_that_must_not_be_read(earlier):
     for name, read in (("datasets/colours/dataset.json", read_json), ("models/mine/source.safetensors", load_tensors)):
         path = earlier / name
         before = path.read_bytes()
-        with pytest.raises(UserError, match="Cannot read .*Permission denied.*: mend its permissions"):
+        with pytest.raises(UserError, match="Cannot read .*Permission denied.*: fix its permissions"):
             forbidden(path)
             try:
                 with bound_by_permissions():
@@ -607,7 +608,7 @@ def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, capfd):
         raise AssertionError("the job must not begin")
     error = capfd.readouterr().err.strip()
     assert end.value.code == 1
-    assert error == f"Error: Cannot write the log {tmp_path}/logs/job.log (Permission denied): mend its permissions."
+    assert error == f"Error: Cannot write the log {tmp_path}/logs/job.log (Permission denied): fix its permissions."
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is not everywhere")
@@ -768,5 +769,5 @@ def test_a_working_folder_that_must_not_be_written(tmp_path, colours):
     )  # fmt: skip
     said = result.stdout + result.stderr
     assert result.returncode != 0 and "Traceback" not in said
-    assert f"Cannot write in {folder}: mend its permissions" in said
+    assert f"Cannot write in {folder}: fix its permissions" in said
     assert list(folder.iterdir()) == []

@@ -1,22 +1,20 @@
 """Numbers that go wrong: each stops its own job with one sentence, and the others' results are made all the same."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from collect_partial import Gaps, said, with_gaps
 from colours import ARCHITECTURE, paint
 from evaluate_source import evaluate_source
 from PIL import Image
 from torch.nn.functional import cross_entropy
-from workflows import ROOT, change, small_config, snakemake
+from workflows import change, small_config, snakemake
 
 from seam.data.problems import binary_problem, multiclass_problem
-from seam.data.storage import Split, open_dataset, write_dataset
+from seam.data.preparation import write_dataset
+from seam.data.storage import Split, open_dataset
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing
 from seam.masks.masks import Masks
@@ -233,71 +231,6 @@ def test_weights_that_are_not_numbers_are_a_sentence(model_folder, dataset_folde
         evaluate(tmp_path / "nan", dataset_folder, tmp_path)
 
 
-# ---------------------------------------------------------------------- why something is missing
-
-
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("Traceback\nseam.files.UserError: No weight was left.\n", "No weight was left."),
-        ("Traceback\ntorch.OutOfMemoryError: too much\n", "torch.OutOfMemoryError: too much (all of it is in {})"),
-        ("2026-01-01 00:00:00 INFO stopped by SIGTERM in epoch 3, batch 4: run again to go on\n", "stopped by SIGTERM"),
-        ("2026-01-01 00:00:00 INFO epoch 1/30 loss 0.1\n", "its job ended without a word (its log is {})"),
-        (None, "its job failed without a log"),
-    ],
-)
-def test_the_reason_is_found_in_the_log(tmp_path, log, reason):
-    path = tmp_path / "x.log"
-    if log:
-        path.write_text(log)
-    assert said(path).startswith(reason.format(path))
-    assert said(None)
-
-
-def test_what_waits_for_a_job_that_failed_says_for_which(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.log").write_text("seam.files.UserError: The loss became nan in epoch 2: lower training.lr.\n")
-    (tmp_path / "there").touch()
-    (tmp_path / "stale").touch()
-    gaps = Gaps(
-        [
-            {"rule": "train", "input": [], "output": ["weights"], "log": "x.log", "failed": True},
-            {"rule": "search", "input": ["there", "weights"], "output": ["masks"], "log": "y.log", "failed": False},
-            {"rule": "count", "input": ["masks"], "output": ["macs"], "log": "z.log", "failed": False},
-            {"rule": "time", "input": ["there"], "output": ["stale"], "log": "z.log", "failed": False},
-        ]
-    )
-    assert not gaps.has("there") and gaps.has("nowhere") and gaps.has("macs")
-    assert gaps.has("stale")  # of an earlier run, and out of date
-    assert gaps.reason("weights") == "The loss became nan in epoch 2: lower training.lr."
-    waits = "not run: it needs weights (The loss became nan in epoch 2: lower training.lr)"
-    assert gaps.reason("masks") == gaps.reason("macs") == waits
-    assert gaps.reason("stale") == "not run: the run ended before"
-    assert gaps.reason("nowhere") == "nowhere is missing"
-
-
-def test_missing_rows_stand_in_their_place_and_the_others_are_as_they_were(tmp_path):
-    table = pd.DataFrame(
-        {"target": ["a", "c"], "seed": [2**62 + 1, 7], "share": [0.1 + 0.2, 1.0], "folder": ["a", "c"]}
-    )
-    entries = [{"target": name, "folder": name, "other": 1} for name in "abc"]
-    whole = with_gaps(table, entries, {"b": "No.", "c": "no latency"})
-    whole.to_csv(tmp_path / "t.csv", index=False)
-    assert (tmp_path / "t.csv").read_text().splitlines() == [
-        "target,seed,share,folder,missing",
-        f"a,{2**62 + 1},{0.1 + 0.2!r},a,",
-        "b,,,b,No.",
-        "c,7,1.0,c,no latency",
-    ]
-
-
-def test_an_unexpected_end_of_collecting_is_no_traceback(tmp_path):
-    for text in ("{}", "no json", '{"jobs": [], "published": "nowhere.csv", "folder": "x"}'):
-        command = [sys.executable, ROOT / "workflow/scripts/collect_partial.py", "logs/x.log"]
-        result = subprocess.run(command, input=text, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert result.returncode == 1 and "Traceback" not in result.stderr and "Error: " in result.stderr
-
-
 # ---------------------------------------------------------------------- the workflow
 
 
@@ -326,7 +259,7 @@ def test_after_a_failed_run_tables_and_figures_are_made_of_what_is_there(tmp_pat
     assert status != 0 and "Traceback (most recent call last)" not in terminal
     left = "No weight was left in epoch 2: lower alpha or lr_mask."
     assert f"Error: {left}" in terminal and "At least one job did not complete successfully" in terminal
-    assert "Tables and figures of what is there (1 of 2 target problems, 1 of 2 students) are in" in terminal
+    assert "Tables and figures of the finished results (1 of 2 target problems, 1 of 2 students) are in" in terminal
     assert f"Missing: small, binary: red: {left}" in terminal
     assert not (results / "tables").exists() and not (results / "figures").exists()
 

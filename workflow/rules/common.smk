@@ -15,11 +15,10 @@ CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam.config import plan, schema
-from seam.config.checks import LARGE
 from seam.config.wording import hint
-from seam.cost import latency
-from seam.device import gpus
+from seam.cost.engines import find_python, why_no_engine
 from seam.errors import UserError
+from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 
@@ -31,7 +30,7 @@ try:
     STUDENTS = plan.students(config)
     LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
-    MISSING = [latency.unavailable(engine, CONDA) for engine in ENGINES]
+    MISSING = [why_no_engine(engine, CONDA) for engine in ENGINES]
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -51,7 +50,7 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
             raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
         if folder.exists() and not os.access(folder, os.W_OK):
             raise WorkflowError(
-                f"Cannot write in {folder}: mend its permissions, or name another folder with --directory."
+                f"Cannot write in {folder}: fix its permissions, or name another folder with --directory."
             )
     if any(MISSING):
         raise WorkflowError(" ".join(filter(None, MISSING)))
@@ -59,8 +58,8 @@ if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
         logger.warning(line)
     # On this machine (--jobs is a cluster's) a GPU has one job at a time, unless --resources gpu=N says otherwise.
     here = workflow.resource_settings.nodes is None
-    if here and "gpu" not in workflow.resource_settings.resources and gpus():
-        workflow.global_resources["gpu"] = gpus()
+    if here and "gpu" not in workflow.resource_settings.resources and count_gpus():
+        workflow.global_resources["gpu"] = count_gpus()
 
 # One job at a time measures latency, on this machine or in one queue entry of a cluster; there, one has the GPU.
 workflow.resource_scopes.setdefault("timing", "local")
@@ -288,7 +287,7 @@ def memory(small, large=None, dataset=None):
     """The function that gives mem_mb: `large` where images are so large that a batch of them takes gigabytes."""
 
     def mem_mb(wildcards, attempt):
-        is_large = large and images_of(wildcards, dataset).get("size", 0) >= LARGE
+        is_large = large and images_of(wildcards, dataset).get("size", 0) >= plan.LARGE_IMAGE
         return attempt * (large if is_large else small)
 
     return mem_mb

@@ -3,7 +3,7 @@
 # DeepSparse does not go into the main environment. Its own is made by make_env, or by conda where conda makes all.
 DEEPSPARSE = [] if CONDA else ["envs/.built/deepsparse"]
 DEEPSPARSE_PYTHON = "python" if CONDA else "envs/.built/deepsparse/bin/python"
-PYTHON = latency.interpreter("deepsparse")
+PYTHON = find_python("deepsparse")
 
 
 localrules:
@@ -101,7 +101,7 @@ rule make_env:
         "({params.python:q} -m venv {output.env} &&"
         " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
         " -r {input.requirements:q}) > {log} 2>&1 ||"
-        " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}); to go on without it,"
+        " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}); to continue without it,"
         " set engines: [onnxruntime] in the config.' >&2; exit 1)"
 
 

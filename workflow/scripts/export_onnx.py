@@ -16,5 +16,5 @@ if "snakemake" in globals():
             model,
             snakemake.output.model,
             (3, *read_json(snakemake.input.manifest)["size"]),
-            about=onnx_metadata(model.classes, model.normalization),
+            metadata=onnx_metadata(model.classes, model.normalization),
         )

@@ -16,5 +16,5 @@ if "snakemake" in globals():
             source.module,
             snakemake.output.model,
             (3, *read_json(snakemake.input.manifest)["size"]),
-            about=onnx_metadata(source.classes, source.normalization),
+            metadata=onnx_metadata(source.classes, source.normalization),
         )

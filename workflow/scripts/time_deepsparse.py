@@ -1,4 +1,6 @@
-"""Time a source model and a re-engineered one in DeepSparse. Its own environment's Python runs this."""
+"""Time a source model and a re-engineered one in DeepSparse. The Python of DeepSparse's environment runs this."""
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -8,18 +10,18 @@ from seam.files import write_json
 from seam.log import job_log
 
 
-def main(arguments=None):
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, metavar="A.onnx", help="the source model")
     parser.add_argument("--reengineered", required=True, metavar="B.onnx", help="the re-engineered model")
-    parser.add_argument("--output", required=True, metavar="C.json", help="where the times are written")
+    parser.add_argument("--output", required=True, metavar="C.json", help="the file for the times")
     parser.add_argument("--log", default=os.devnull, metavar="D.log", help="the log (default: none)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the engine (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images a pass (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=20, help="passes before the clock runs (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images in each pass (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=20, help="passes that are not timed (default: %(default)s)")
     parser.add_argument("--iterations", type=int, default=100, help="timed passes (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=2, help="repetitions of the whole (default: %(default)s)")
-    options = vars(parser.parse_args(arguments))
+    parser.add_argument("--runs", type=int, default=2, help="repetitions of everything (default: %(default)s)")
+    options = vars(parser.parse_args())
     output, log = options.pop("output"), options.pop("log")
     models = {name: options.pop(name) for name in ("source", "reengineered")}
     with job_log(log):

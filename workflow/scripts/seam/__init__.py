@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["image", "load", "load_student"]
 
-# Loaded at their first use. Every module of the package imports this file: an import statement here would make all
-# of them, and all jobs of the workflow, depend on what it names.
+# Loaded at their first use. Importing any module of the package runs this file: an import statement here would make
+# every module, and so every job of the workflow, depend on what it names.
 _PUBLIC = {
     "image": ("seam.data.batches", "load_image"),
     "load": ("seam.reuse.load", "load_reengineered"),
@@ -30,6 +30,10 @@ _PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
-        raise AttributeError(f"module seam has no attribute {name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PUBLIC[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _PUBLIC.keys())

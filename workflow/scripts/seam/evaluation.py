@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from seam.device import exact
 from seam.errors import UserError
 from seam.log import log
+from seam.precision import exact
 
 if TYPE_CHECKING:
     from seam.data.problems import TargetProblem

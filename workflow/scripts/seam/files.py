@@ -1,30 +1,39 @@
 """Atomic writes, and the file formats of the workflow: JSON, CSV and safetensors."""
 
+from __future__ import annotations
+
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError, cannot_read, cannot_write
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, which replaces `path` when the block ends without an error.
 
-    >>> with whole("table.csv") as temporary:           # doctest: +SKIP
+    >>> with atomic_write("table.csv") as temporary:           # doctest: +SKIP
     ...     frame.to_csv(temporary)
 
-    Raises UserError where the folder cannot be written or the disk is full; `path` is then as before.
+    Raises UserError if the folder cannot be written or the disk is full. After any error `path` is as before.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # by processes that were killed
-            left.unlink(missing_ok=True)
+        for remnant in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of killed processes
+            remnant.unlink(missing_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -38,17 +47,19 @@ def atomic_write(path):
             temporary.unlink()
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path, data):
-    """Floats survive the round trip exactly; NaN and infinity are refused (ValueError)."""
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Write `data` as JSON, atomically. Floats survive the round trip exactly; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file. Raises UserError if it is missing, unreadable or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -59,43 +70,46 @@ def read_json(path):
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
 
 
-def write_csv(path, frame):
-    """A pandas frame as CSV without its index; floats in their shortest exact form."""
+def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
+    """Write a pandas frame as CSV without its index, atomically. Floats have their shortest exact form."""
     with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False)
 
 
-def save_tensors(path, tensors, metadata=None):
-    """A dictionary of tensors as safetensors; `metadata` (a dictionary) is kept as JSON in its header."""
+def save_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically. The header keeps `metadata` as JSON."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # One entry, since safetensors writes several in any order: equal content must give equal files.
+    # A single entry, because safetensors writes several in any order: equal content must give equal files.
     header = {"seam": json.dumps(metadata or {}, sort_keys=True)}
     storages, separate = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if place in storages else tensor  # of a parameter that layers share
-        storages.add(place)
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared storage
+        storages.add(storage)
     with atomic_write(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # as any new file; safetensors' own is for its owner alone
+        mode = temporary.stat().st_mode  # the usual mode of a new file: safetensors gives its owner alone access
         try:
             save_file(separate, temporary, header)
-        except SafetensorError as error:  # a full disk, too
+        except SafetensorError as error:  # also on a full disk
             raise cannot_write(path, error) from error
         temporary.chmod(mode)
 
 
-def load_tensors(path):
-    """(tensors, metadata) of a file by `save_tensors`. Raises UserError where it is missing or damaged."""
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return (tensors, metadata) of a file that `save_tensors` wrote. Raises UserError if it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with open(path, "rb"), safe_open(path, framework="pt") as file:  # which calls missing what it may not read
-            header = json.loads((file.metadata() or {}).get("seam", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (it is no dictionary)
+        # Opened by Python first, because safetensors reports a file without read permission as missing.
+        with open(path, "rb"), safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("seam", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dictionary)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the workflow again to make it.") from error
     except OSError as error:
@@ -104,6 +118,21 @@ def load_tensors(path):
         raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and run again.") from error
 
 
-def sha256(path):
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reserve(path: str | os.PathLike[str]) -> None:
+    """Allocate the disk blocks of a sparse file that will be memory-mapped.
+
+    Raises OSError if the disk is too small. Without this, writing to the map would end the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with open(path, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:  # some network drives cannot allocate: the file is then written as it is
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise

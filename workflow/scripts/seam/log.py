@@ -1,8 +1,12 @@
 """Job logs: all messages go to the log file; the terminal shows a failure as one sentence."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from seam.errors import UserError
@@ -11,19 +15,19 @@ log = logging.getLogger("seam")
 
 
 @contextlib.contextmanager
-def job_log(path):
-    """Send the log, warnings and any error of the block to the file `path`.
+def job_log(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Send log messages, warnings and any error of the block to the file `path`.
 
-    An error ends the process with status 1: a UserError as its sentence on the terminal, anything
-    else as its last line with the place of the log; the traceback is in the log.
+    An error ends the process with status 1. The terminal shows a UserError as its sentence, and any other error as
+    its last line with the path of the log. The log has the traceback.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        print(f"\nError: Cannot write the log {path} ({error.strerror}): mend its permissions.\n", file=sys.stderr)
+        print(f"\nError: Cannot write the log {path} ({error.strerror}): fix its permissions.\n", file=sys.stderr)
         sys.exit(1)
-    handler.handleError = lambda record: None  # a full disk: the sentence about what the job writes says it
+    handler.handleError = lambda record: None  # on a full disk the error about the job's output says enough
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -41,7 +45,7 @@ def job_log(path):
             print(f"\nError: {error}\n", file=sys.stderr)
         else:
             kind = type(error).__name__
-            print(f"\nError: {kind}: {error} (this is not expected; all of it is in {path})\n", file=sys.stderr)
+            print(f"\nError: {kind}: {error} (this is not expected; the traceback is in {path})\n", file=sys.stderr)
         sys.exit(1)
     finally:
         root.removeHandler(handler)

@@ -1,18 +1,21 @@
 """How glibc keeps or returns the memory of a training step."""
 
+from __future__ import annotations
+
 import contextlib
 import ctypes
+from collections.abc import Iterator
 
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
-KEPT = 17 << 19  # bytes, 8.5 MiB: blocks below that are kept
-_keeps = False  # whether `keep_memory` was called
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
+LARGE_BLOCK = 17 << 19  # bytes, 8.5 MiB: glibc keeps smaller blocks and returns larger ones to the system
+_keeps_memory = False  # whether `keep_memory` was called
 
 
-def use_threads(threads):
-    """Let torch compute with so many threads, for the rest of the process, and keep what steps free (`keep_memory`).
+def use_threads(threads: int) -> None:
+    """Let torch compute with this number of threads for the rest of the process, and call `keep_memory`.
 
-    A job's number of threads is its own, not that of the cores it is given: torch's sums, and with them the results,
-    depend on it.
+    The number of threads belongs to a job, not to the cores that it is given: it decides the order of torch's sums,
+    and so the results.
     """
     import torch
 
@@ -20,31 +23,34 @@ def use_threads(threads):
     keep_memory()
 
 
-def keep_memory():
-    """Let glibc keep what a step frees for the next one, instead of some 10,000 page faults in each (7 % of it).
+def keep_memory() -> None:
+    """Let glibc keep the memory that a step frees, so that the next step reuses it.
 
-    Large blocks go back to the system all the same. Kept, they would leave so many gaps that VGG16's search took 1.5 to
-    1.65 of the memory that it needs, not 1.4 to 1.45; its steps would take 0.95 of the time.
+    It saves some 10,000 page faults (7 % of the time) in each step. Large blocks are still returned to the system:
+    keeping them, too, would fragment memory. VGG16's search would then take 1.5 to 1.65 times the memory that it
+    needs, not 1.4 to 1.45, and its steps 0.95 of the time.
     """
-    global _keeps
-    _keeps = True
-    _mallopt(MMAP_THRESHOLD, KEPT)
+    global _keeps_memory
+    _keeps_memory = True
+    _mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
     _mallopt(TRIM_THRESHOLD, 1 << 30)
 
 
 @contextlib.contextmanager
-def own_mappings():
-    """For tensors that outlast the steps: they get mappings of their own, so that among what `keep_memory` keeps they
-    leave no gaps which are too small for the next tensor (VGG16's search takes 489 instead of 531 MiB)."""
-    if _keeps:
+def own_mappings() -> Iterator[None]:
+    """Allocate the block's tensors in memory mappings of their own. Use it for tensors that outlive many steps.
+
+    They then leave no gaps in the memory that `keep_memory` keeps (VGG16's search takes 489 instead of 531 MiB).
+    """
+    if _keeps_memory:
         _mallopt(MMAP_THRESHOLD, 1 << 17)
     try:
         yield
     finally:
-        if _keeps:
-            _mallopt(MMAP_THRESHOLD, KEPT)
+        if _keeps_memory:
+            _mallopt(MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _mallopt(parameter, value):
+def _mallopt(parameter: int, value: int) -> None:
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(parameter, value)

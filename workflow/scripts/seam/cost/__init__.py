@@ -1,1 +1,1 @@
-"""What a model costs: multiply-accumulates and latency; and its export to ONNX."""
+"""The cost of a model: multiply-accumulates, latency, and the ONNX files that engines run."""

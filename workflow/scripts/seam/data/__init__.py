@@ -1,1 +1,1 @@
-"""Data sets: stored arrays, batches for training, and target problems on them."""
+"""Data sets: opened arrays, mini-batches for training, target problems on them, and their preparation."""

@@ -1,52 +1,59 @@
-"""Batches of images, augmented as a whole on the device they are needed on.
+"""Mini-batches of images, augmented a whole mini-batch at a time on the device that needs them.
 
 >>> for images, labels in batches(data.train, indices, labels, 64, normalization=(mean, std)):   # doctest: +SKIP
 ...     loss = cross_entropy(model(images), labels)
 """
 
+from __future__ import annotations
+
 import itertools
 import math
+import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from seam.data.decoding import cores, read_image, stored
+from seam.data.decoding import count_cores, read_image, stored_size
 from seam.data.storage import Split
 from seam.errors import UserError
 
-RESIDENT = 4 << 30  # bytes of images that are kept on the device; what is more is read batch by batch
-AT_ONCE = 4 << 20  # bytes of batches that a GPU makes at once, where each launch of a kernel costs
-UNSHUFFLED = 256  # images of a batch that is not for training, at least, on a GPU: it would be idle with fewer
+RESIDENT_BYTES = 4 << 30  # images up to this size stay on the device; more are read batch by batch
+GROUP_BYTES = 4 << 20  # a GPU makes batches of this size in one go, because each kernel launch costs time
+MIN_UNSHUFFLED = 256  # least batch size on a GPU without training, which would be idle with smaller batches
 
 
 def batches(
-    split,
-    indices,
-    labels,
-    batch_size,
+    split: Split,
+    indices: Sequence[int] | np.ndarray | range,
+    labels: Sequence[int] | np.ndarray | range,
+    batch_size: int,
     *,
-    normalization,
-    device="cpu",
-    augmentation=(),
-    generator=None,
-    shuffle=False,
-    workers=None,
-):
-    """Batches of the images `indices` of a split, each epoch anew: an iterable with a length.
+    normalization: Sequence[Sequence[float]],
+    device: str | torch.device = "cpu",
+    augmentation: Iterable[str] = (),
+    generator: torch.Generator | None = None,
+    shuffle: bool = False,
+    workers: int | None = None,
+) -> Batches:
+    """Return the mini-batches of the images `indices` of a split: an iterable with a length, new in each epoch.
 
     indices: integers [N] into the split; labels: their labels in the problem at hand [N];
-    batch_size: in the order of the indices, without `shuffle`, it is 256 at least on a GPU;
-    normalization: (mean, std), each of 3 values for images in 0..1;
+    batch_size: without `shuffle`, it is at least 256 on a GPU;
+    normalization: (mean, std), each of 3 values, for images in 0..1;
     augmentation: any of "crop" (zero padding of an eighth of the size, then a random crop), "flip",
     "resized-crop" (a random part of 8 to 100 % of the stored image, resized);
-    generator: the torch.Generator of every random choice (order, crop, flip): the same seed gives the same batches;
+    generator: the source of every random choice (order, crop, flip): the same seed gives the same batches;
     workers: processes that decode images which are stored as files.
 
-    Gives (images, labels): float32 [B, 3, H, W] in channels_last memory format and int64 [B]. The last
-    batch may be smaller; a single image that would be left of a shuffled epoch, of which batch norm cannot be trained,
-    joins the batch before it. Images in an array and images in files give the same batches, bit for bit.
+    Each batch is (images, labels): float32 [B, 3, H, W] in channels_last memory format, and int64 [B]. The last batch
+    may be smaller. In a shuffled epoch, a last batch of one image joins the batch before it, because batch norm cannot
+    be trained on one image. Images in an array and images in files give the same batches, bit for bit.
+
+    Raises UserError if an augmentation is unknown.
     """
     if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
@@ -54,139 +61,168 @@ def batches(
     return ArrayBatches(*common) if split.images is not None else FileBatches(*common, workers)
 
 
-def load_image(path, size, normalization):
-    """Return an image file as a model takes it: float32 [1, 3, size, size], prepared as the workflow's test images.
+def load_image(path: str | os.PathLike[str], size: int, normalization: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Return an image file as a model takes it: float32 [1, 3, size, size], prepared like the workflow's test images.
 
     size: of the model's data set, in pixels; normalization: the model's (mean, standard deviation) per channel. Raises
-    UserError where the file is no image.
+    UserError if the file is not an image.
     """
-    one = Split([0], (size, size), files=[str(path)])
-    return next(iter(batches(one, [0], [0], 1, normalization=normalization, workers=0)))[0]
+    split = Split(np.zeros(1, np.int64), (size, size), files=[str(path)])
+    return next(iter(batches(split, [0], [0], 1, normalization=normalization, workers=0)))[0]
 
 
-class _Batches:
-    def __init__(self, split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle):
+class Batches:
+    """The mini-batches of one epoch after the other. A subclass gives the images."""
+
+    def __init__(
+        self,
+        split: Split,
+        indices: Any,
+        labels: Any,
+        batch_size: int,
+        normalization: Sequence[Sequence[float]],
+        device: str | torch.device,
+        augmentation: Iterable[str],
+        generator: torch.Generator | None,
+        shuffle: bool,
+    ) -> None:
         self.split, self.indices = split, np.asarray(indices, np.int64)
         self.device = torch.device(device)
-        self.batch_size = max(batch_size, UNSHUFFLED) if self.device.type == "cuda" and not shuffle else batch_size
+        enlarge = self.device.type == "cuda" and not shuffle
+        self.batch_size = max(batch_size, MIN_UNSHUFFLED) if enlarge else batch_size
         self.augmentation, self.generator, self.shuffle = frozenset(augmentation), generator, shuffle
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in normalization)
         self.scale = (1 / (255 * std)).float().to(self.device)
         self.shift = (-mean / std).float().to(self.device)
         self.labels = torch.as_tensor(np.asarray(labels, np.int64)).to(self.device)
-        self.first, self.at_once = 0, 0
+        self.first = 0  # the number of the batch that the next epoch begins with
+        self.group_bytes = 0  # batches up to this size are made in one go
         if len(self.labels) != len(self.indices):
             raise ValueError(f"{len(self.indices)} images, but {len(self.labels)} labels")
 
-    def starting_at(self, batch):
-        """Let the next epoch, and only that, begin with its batch number `batch`; gives itself.
+    def starting_at(self, batch: int) -> Batches:
+        """Let the next epoch, and only that one, begin with its batch number `batch`. Returns self.
 
-        The epoch's random numbers are drawn as always, so that what is left of it is equal bit for bit to the
-        end of a whole epoch from the same state of the generator.
+        All random numbers of the epoch are drawn as usual. So the remaining batches equal, bit for bit, the end of a
+        complete epoch that starts with the same state of the generator.
         """
         self.first = batch
         return self
 
-    def __len__(self):
-        return len(self._parts())
+    def __len__(self) -> int:
+        return len(self._slices())
 
-    def _parts(self):
-        """The slices of an epoch's order that are its batches."""
+    def _slices(self) -> list[slice]:
+        """Return the slices of an epoch's order that are its batches."""
         count = len(self.indices)
         starts = list(range(0, count, self.batch_size))
         if self.shuffle and len(starts) > 1 and starts[-1] == count - 1 and self.batch_size > 1:
             starts.pop()
         return [slice(start, end) for start, end in itertools.pairwise([*starts, count])]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         first, self.first = self.first, 0
         order = self._order()
-        choices = self._choices(len(order))  # of the whole epoch at once: no step waits for the host
+        choices = self._choices(len(order))  # for the whole epoch: no step waits for the CPU
         rows = order.to(self.device)
-        several = list(self._several(self._parts()[first:]))
-        wholes = [slice(parts[0].start, parts[-1].stop) for parts in several]
-        for parts, whole, images in zip(several, wholes, self._images(order, rows, wholes), strict=True):
-            images = self._normalized(self._augmented(images, *(choice[whole] for choice in choices)))
-            labels = self.labels.index_select(0, rows[whole])
-            for part in parts:
-                part = slice(part.start - whole.start, part.stop - whole.start)
+        groups = list(self._groups(self._slices()[first:]))
+        spans = [slice(group[0].start, group[-1].stop) for group in groups]
+        for group, span, images in zip(groups, spans, self._images(order, rows, spans), strict=True):
+            images = self._normalized(self._augmented(images, *(choice[span] for choice in choices)))
+            labels = self.labels.index_select(0, rows[span])
+            for part in group:
+                part = slice(part.start - span.start, part.stop - span.start)
                 yield images[part], labels[part]
 
-    def _several(self, parts):
-        """Of the batches those that are made together."""
-        one = 12 * self.batch_size * math.prod(self.split.size)
-        count = max(1, self.at_once // one)
-        for first in range(0, len(parts), count):
-            yield parts[first : first + count]
+    def _groups(self, slices: list[slice]) -> Iterator[list[slice]]:
+        """Yield the batches in groups that are made in one go."""
+        batch_bytes = 12 * self.batch_size * math.prod(self.split.size)
+        count = max(1, self.group_bytes // batch_bytes)
+        for first in range(0, len(slices), count):
+            yield slices[first : first + count]
 
-    def _order(self):
-        """The positions 0..N-1 in this epoch's order, on the CPU."""
+    def _images(self, order: torch.Tensor, rows: torch.Tensor, spans: list[slice]) -> Iterator[torch.Tensor]:
+        """Yield the stored images of each span of the order, uint8 [B, stored, stored, 3] on the device.
+
+        rows: the order on the device.
+        """
+        raise NotImplementedError
+
+    def _order(self) -> torch.Tensor:
+        """Return the positions 0..N-1 in this epoch's order, on the CPU."""
         if not self.shuffle:
             return torch.arange(len(self.indices))
         return torch.randperm(len(self.indices), **self._source()).cpu()
 
-    def _choices(self, count):
-        """Random numbers in 0..1 for the vertical and horizontal place, the flip, the area and the aspect: 5 of [N]."""
+    def _choices(self, count: int) -> list[torch.Tensor]:
+        """Return random numbers in 0..1 for vertical and horizontal place, flip, area and aspect: 5 of [N]."""
         if not self.augmentation:
             return []
         return list(torch.rand(5, count, **self._source()).to(self.device))
 
-    def _source(self):
+    def _source(self) -> dict[str, Any]:
         return {"generator": self.generator, "device": self.generator.device} if self.generator is not None else {}
 
-    def _augmented(self, images, *choices):
-        """uint8 [B, stored, stored, 3] -> uint8 or float [B, size, size, 3] in 0..255."""
+    def _augmented(self, images: torch.Tensor, *choices: torch.Tensor) -> torch.Tensor:
+        """Return uint8 [B, stored, stored, 3] as uint8 or float [B, size, size, 3] in 0..255."""
         size = self.split.size[0]
         flip = choices[2] < 0.5 if "flip" in self.augmentation else None
         if "resized-crop" in self.augmentation:
-            return resized_crop(images, *choices, flip, size)
+            return resized_crop(images, *choices, flip=flip, size=size)
         margin = (images.shape[1] - size) // 2
         images = images[:, margin : margin + size, margin : margin + size]
         if not choices:
             return images
         return crop(images, size // 8 if "crop" in self.augmentation else 0, choices[0], choices[1], flip)
 
-    def _normalized(self, images):
-        """uint8 or float [B, H, W, 3] in 0..255 -> float32 [B, 3, H, W], channels last in memory."""
+    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """Return uint8 or float [B, H, W, 3] in 0..255 as float32 [B, 3, H, W], channels last in memory."""
         images = torch.addcmul(self.shift, images.float(), self.scale).permute(0, 3, 1, 2)
-        return images.contiguous(memory_format=torch.channels_last)  # a resized crop is not
+        return images.contiguous(memory_format=torch.channels_last)  # a resized crop is not yet
 
 
-class ArrayBatches(_Batches):
-    """Of images in an array. They lie on the device, as uint8, if there is room for them."""
+class ArrayBatches(Batches):
+    """Batches of images in an array. The images stay on the device, as uint8, if there is room for them."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        size = len(self.indices) * math.prod(self.split.images.shape[1:])
-        fits = size <= _room(self.device)
-        self.images = torch.from_numpy(self.split.images[self.indices]).to(self.device) if fits else None
-        self.at_once = AT_ONCE if self.device.type == "cuda" else 0
+        assert self.split.images is not None
+        self.array = self.split.images
+        fits = len(self.indices) * math.prod(self.array.shape[1:]) <= _room(self.device)
+        self.resident = torch.from_numpy(self.array[self.indices]).to(self.device) if fits else None
+        self.group_bytes = GROUP_BYTES if self.device.type == "cuda" else 0
 
-    def _images(self, order, rows, parts):
-        for part in parts:
-            if self.images is None:
-                yield self._read(self.indices[order[part].numpy()])
+    def _images(self, order: torch.Tensor, rows: torch.Tensor, spans: list[slice]) -> Iterator[torch.Tensor]:
+        for span in spans:
+            if self.resident is None:
+                yield self._read(self.indices[order[span].numpy()])
             else:
-                yield self.images.index_select(0, rows[part])
+                yield self.resident.index_select(0, rows[span])
 
-    def _read(self, indices):
-        images = torch.from_numpy(self.split.images[indices])
+    def _read(self, indices: np.ndarray) -> torch.Tensor:
+        images = torch.from_numpy(self.array[indices])
         if self.device.type == "cuda":
             return images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device)
 
 
-def _room(device):
-    """Bytes of images that one loader may keep on the device."""
+def _room(device: torch.device) -> int:
+    """Return how many bytes of images one ArrayBatches may keep on the device."""
     if device.type == "cuda":
-        return min(RESIDENT, torch.cuda.mem_get_info(device)[0] // 8)
-    return RESIDENT // 4  # beyond that the memory-mapped file itself serves as well
+        return min(RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 8)
+    return RESIDENT_BYTES // 4  # beyond that, the memory-mapped file is as fast
 
 
-def crop(images, padding, vertical, horizontal, flip=None):
-    """Zero padding on all sides, then a crop of the first size; mirrored where `flip`: all in one gather.
+def crop(
+    images: torch.Tensor,
+    padding: int,
+    vertical: torch.Tensor,
+    horizontal: torch.Tensor,
+    flip: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return random crops, of the same size, of zero-padded images; mirrored where `flip`. It is a single gather.
 
-    images: uint8 [B, H, W, 3]; vertical, horizontal: 0..1 [B], the place; flip: bool [B].
+    images: uint8 [B, H, W, 3]; vertical, horizontal: the place in 0..1, [B]; flip: bool [B].
     """
     count, height, width, channels = images.shape
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
@@ -201,11 +237,20 @@ def crop(images, padding, vertical, horizontal, flip=None):
     return padded.reshape(-1, channels).index_select(0, pixels.reshape(-1)).view(images.shape)
 
 
-def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None, size=None):
-    """A random part of each image, bilinear; its area 8 to 100 %, its aspect 3/4 to 4/3.
+def resized_crop(
+    images: torch.Tensor,
+    vertical: torch.Tensor,
+    horizontal: torch.Tensor,
+    _: torch.Tensor,
+    area: torch.Tensor,
+    aspect: torch.Tensor,
+    flip: torch.Tensor | None = None,
+    size: int | None = None,
+) -> torch.Tensor:
+    """Return a random part of each image, resized bilinearly; its area is 8 to 100 %, its aspect 3/4 to 4/3.
 
-    images: uint8 [B, H, H, 3]; the others: [B], in 0..1 or bool; size: of the result, H by default.
-    Gives float [B, size, size, 3] in 0..255.
+    images: uint8 [B, H, H, 3]; vertical, horizontal, area, aspect: in 0..1, [B]; flip: bool [B]; size: of the result,
+    H by default. The result is float [B, size, size, 3] in 0..255.
     """
     area = 0.08 + 0.92 * area
     aspect = torch.exp((2 * aspect - 1) * math.log(4 / 3))
@@ -221,44 +266,45 @@ def resized_crop(images, vertical, horizontal, _, area, aspect, flip=None, size=
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
-class FileBatches(_Batches):
-    """Of images in files: worker processes only decode them, to the square that an array would hold."""
+class FileBatches(Batches):
+    """Batches of images in files. Worker processes only decode them, to the square that an array would hold."""
 
-    def __init__(self, *common_and_workers):
-        *common, workers = common_and_workers
+    def __init__(self, *arguments: Any) -> None:
+        *common, workers = arguments
         super().__init__(*common)
         if workers is None:
-            workers = min(cores(), 16)
+            workers = min(count_cores(), 16)
         if sys.platform != "linux":  # a spawned process would run a script's main part again
             workers = 0
-        self.order = []  # the positions of this epoch, by batches
+        self.order: list[list[int]] = []  # the positions of this epoch, by batches
         self.loader = torch.utils.data.DataLoader(
-            _Files(self.split, self.indices),
+            _StoredFiles(self.split, self.indices),
             batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # the loader's own draw leaves the global one alone
+            generator=torch.Generator(),  # so that the loader's own draw does not change the global generator
         )
 
-    def _images(self, order, rows, parts):
-        self.order[:] = [order[part].tolist() for part in parts]
+    def _images(self, order: torch.Tensor, rows: torch.Tensor, spans: list[slice]) -> Iterator[torch.Tensor]:
+        self.order[:] = [order[span].tolist() for span in spans]
         try:
             for images in self.loader:
                 yield images.to(self.device, non_blocking=True)
-        except UserError as error:  # one of a worker comes with the worker's traceback
+        except UserError as error:  # a worker's error has the worker's traceback in its text
             raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.errors.UserError: ")) from None
 
 
-class _Files(torch.utils.data.Dataset):
-    """Position -> uint8 [stored, stored, 3]."""
+class _StoredFiles(torch.utils.data.Dataset):
+    """Maps a position to the stored image, uint8 [stored, stored, 3]."""
 
-    def __init__(self, split, indices):
-        self.files, self.side = [split.files[index] for index in indices], stored(split.size[0])
+    def __init__(self, split: Split, indices: np.ndarray) -> None:
+        assert split.files is not None
+        self.files, self.side = [split.files[index] for index in indices], stored_size(split.size[0])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> torch.Tensor:
         return torch.from_numpy(read_image(self.files[position], self.side).copy())

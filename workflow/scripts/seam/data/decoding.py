@@ -1,39 +1,36 @@
-"""Image files to arrays: whatever Pillow reads, as RGB, upright."""
+"""Image files to arrays: every format that Pillow reads, as RGB and upright."""
 
-import multiprocessing
+from __future__ import annotations
+
 import os
 import struct
-import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import repeat
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from seam.errors import UserError
 
-PART = 200  # images that one worker decodes at once
-LARGE = 128  # from this working size in pixels on more than the working size is kept: see `stored`
+LARGE = 128  # pixels: from this working size on, images are stored larger than they are used; see `stored_size`
 
 
-def stored(size):
-    """Side of the square that is kept of an image for the working size `size`, in pixels.
+def stored_size(size: int) -> int:
+    """Return the side in pixels of the square that is stored of an image, for the working size `size`.
 
-    256 for 224, as ImageNet's test images are cut: 8/7 of a large size, so that a training image can be a random
-    part and a test image the centre; a small size itself.
+    It is 8/7 of a large size (256 for 224), so that a training image can be a random part of the square and a test
+    image its centre, as for ImageNet. It is the working size itself if that is small.
     """
     return round(size * 8 / 7) if size >= LARGE else size
 
 
-def open_image(path, least=None):
-    """The image as RGB, turned as its EXIF data say. Raises UserError where it is damaged or no image.
+def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
+    """Return the image as RGB, rotated as its EXIF data say. Raises UserError if it is damaged or not an image.
 
-    least: shorter side in pixels that is enough; a JPEG that is much larger is then decoded faster, reduced.
+    min_side: the shorter side in pixels that is enough. A JPEG that is much larger is then decoded faster, reduced.
     """
     try:
         with Image.open(path) as image:
-            if least and min(image.size) >= 4 * least:
-                image.draft("RGB", (2 * least, 2 * least))
+            if min_side and min(image.size) >= 4 * min_side:
+                image.draft("RGB", (2 * min_side, 2 * min_side))
             image.load()
             if "exif" in image.info or image.format == "TIFF":
                 image = ImageOps.exif_transpose(image)
@@ -48,9 +45,9 @@ def open_image(path, least=None):
         raise UserError(f"{path} cannot be read as an image ({error}): replace it or remove it.") from error
 
 
-def read_image(path, side):
-    """The central square of the image, its shorter side resized to `side` pixels: uint8 [side, side, 3]."""
-    image = open_image(path, least=side)
+def read_image(path: str | os.PathLike[str], side: int) -> np.ndarray:
+    """Return the central square of an image, its shorter side resized to `side` pixels: uint8 [side, side, 3]."""
+    image = open_image(path, min_side=side)
     width, height = image.size
     scale = side / min(width, height)
     width, height = max(side, int(width * scale)), max(side, int(height * scale))
@@ -62,32 +59,6 @@ def read_image(path, side):
     return np.asarray(image)
 
 
-def read_images(paths, side, into, workers=None):
-    """Decode all `paths` into the array `into`, uint8 [N, side, side, 3]; `workers` processes, or one for each core."""
-    from tqdm import tqdm
-
-    starts = range(0, len(paths), PART)
-    with _pool(workers or cores()) as pool, tqdm(desc="images", total=len(paths), disable=None) as bar:
-        parts = pool.map(_read_part, (paths[start : start + PART] for start in starts), repeat(side))
-        try:
-            for start, images in zip(starts, parts, strict=True):
-                into[start : start + len(images)] = images
-                bar.update(len(images))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _read_part(paths, side):
-    return np.stack([read_image(path, side) for path in paths])
-
-
-def _pool(workers):
-    """A pool of processes, on small files twice as fast as threads; of threads where forking is not safe."""
-    if sys.platform == "linux":
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-    return ThreadPoolExecutor(workers)
-
-
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def count_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

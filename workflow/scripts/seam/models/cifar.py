@@ -5,13 +5,18 @@ ResNet20: He et al., "Deep Residual Learning" (CVPR 2016), section 4.2, with 1x1
 VGG16-BN: Simonyan & Zisserman (ICLR 2015), configuration D, batch norm, a 512-wide classifier.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
+    """Two 3x3 convolutions with batch norm, and a shortcut around them."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -22,15 +27,16 @@ class ResidualBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
-def resnet20(classes):
-    """[B, 3, 32, 32] images to [B, classes] logits; 0.27 million weights, 41 million MACs."""
-    widths, layers = (16, 32, 64), OrderedDict()
+def resnet20(classes: int) -> nn.Sequential:
+    """Return ResNet20: [B, 3, 32, 32] images to [B, classes] logits; 0.27 million weights, 41 million MACs."""
+    widths = (16, 32, 64)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv1"] = nn.Conv2d(3, 16, 3, padding=1, bias=False)
     layers["bn1"] = nn.BatchNorm2d(16)
     layers["relu"] = nn.ReLU(inplace=True)
@@ -43,12 +49,13 @@ def resnet20(classes):
     layers["avgpool"] = nn.AdaptiveAvgPool2d(1)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(inputs, classes)
-    return initialised(nn.Sequential(layers))
+    return initialise(nn.Sequential(layers))
 
 
-def vgg16_bn(classes):
-    """[B, 3, 32, 32] images to [B, classes] logits; 15.2 million weights, 314 million MACs."""
-    layers, inputs = [], 3
+def vgg16_bn(classes: int) -> nn.Sequential:
+    """Return VGG16-BN: [B, 3, 32, 32] images to [B, classes] logits; 15.2 million weights, 314 million MACs."""
+    layers: list[nn.Module] = []
+    inputs = 3
     for widths in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
         for width in widths:
             layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
@@ -63,15 +70,16 @@ def vgg16_bn(classes):
         nn.Dropout(),
         nn.Linear(512, classes),
     )
-    return initialised(
+    return initialise(
         nn.Sequential(OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=classifier))
     )
 
 
-def initialised(model):
-    """He initialisation of the convolutions (He et al., ICCV 2015); linear layers keep torch's own, which is smaller.
+def initialise(model: nn.Sequential) -> nn.Sequential:
+    """Initialise the convolutions as in He et al. (ICCV 2015), in place. Returns the model.
 
-    With He's there, too, VGG16's three linear layers start with a loss of 5 and learn nothing for epochs.
+    Linear layers keep torch's own initialisation, which is smaller. With He's, VGG16's three linear layers would start
+    with a loss of 5 and learn nothing for several epochs.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,7 +1,9 @@
-"""Frozen batch norm folded into the convolution before it: the same function, two passes over the activations less.
+"""Frozen batch norm, folded into the convolution before it: the same function, with fewer passes over activations.
 
-A search step of ResNet20 takes 0.78 of the time that it takes without, of VGG16 0.9, and half the memory.
+A search step of ResNet20 takes 0.78 of the time, one of VGG16 0.9, and both half the memory.
 """
+
+from __future__ import annotations
 
 import torch
 from torch import nn
@@ -13,16 +15,20 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
-def fold(module):
-    """Make each batch norm that alone takes the output of a convolution part of it, in place; gives the module.
+def fold(module: nn.Module) -> nn.Module:
+    """Fold each batch norm that is the only reader of a convolution into it, in place. Returns the module.
 
     In eval mode a batch norm is x -> s * x + c per channel, so that conv(x, w) followed by it is conv(x, s * w) + c.
-    Masks commute with that: the gradient of a mask, g * w, is the same number for s * w. Where the convolution has a
-    bias b, which can be masked, c stays apart as the buffer `batch_norm_shift`: the bias is s * b * [m > 0] + c.
-    What is not found by tracing the module (control flow that depends on the images, say) stays as it is.
+    Masks commute with that: the gradient of a mask, g * w, is the same number for s * w. If the convolution has a
+    bias b, which can be masked, c becomes the buffer `batch_norm_shift`: the bias is s * b * [m > 0] + c.
+
+    The convolutions are found by tracing the module. A module that cannot be traced, for example because its control
+    flow depends on the images, stays as it is.
     """
-    for convolution, norm in _pairs(module):
+    for convolution, norm in _foldable_pairs(module):
         layer, batch_norm = module.get_submodule(convolution), module.get_submodule(norm)
+        assert isinstance(layer, CONVOLUTIONS) and isinstance(batch_norm, BATCH_NORMS)
+        assert batch_norm.running_mean is not None and batch_norm.running_var is not None
         scale = (batch_norm.running_var + batch_norm.eps).rsqrt()
         if batch_norm.weight is not None:
             scale = scale * batch_norm.weight
@@ -40,29 +46,30 @@ def fold(module):
     return module
 
 
-def _pairs(module):
-    """(name of a convolution, name of the batch norm) of those that can be folded."""
+def _foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
+    """Return (name of a convolution, name of its batch norm) of the pairs that can be folded."""
     try:
         nodes = torch.fx.symbolic_trace(module).graph.nodes
-    except Exception as error:  # whatever tracing meets in a model of the user's own
+    except Exception as error:  # tracing can raise anything in a model of the user
         log.info("batch norm is not folded, since the model cannot be traced (%s)", type(error).__name__)
         return []
     modules = dict(module.named_modules())
-    read = {node.target for node in nodes if node.op == "get_attr"}  # by the model's own code, beside the layer
-    weights = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
+    read = {node.target for node in nodes if node.op == "get_attr"}  # parameters that the model's own code reads
+    parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
     calls = [modules[node.target] for node in nodes if node.op == "call_module"]
-    found = []
+    pairs = []
     for node in nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        layer, norm = modules[before.target], modules[node.target]
-        once = all(sum(call is one for call in calls) == 1 for one in (layer, norm))
-        own = all(
-            weights.count(id(parameter)) == 1 and f"{before.target}.{name}" not in read
-            for name, parameter in layer.named_parameters()
+        name = str(before.target)
+        layer, norm = modules[name], modules[node.target]
+        called_once = all(sum(call is module for call in calls) == 1 for module in (layer, norm))
+        unshared = all(
+            parameters.count(id(parameter)) == 1 and f"{name}.{key}" not in read
+            for key, parameter in layer.named_parameters()
         )
         frozen = isinstance(norm, BATCH_NORMS) and norm.track_running_stats and norm.running_mean is not None
-        if isinstance(layer, CONVOLUTIONS) and frozen and once and own:
-            found.append((before.target, node.target))
-    return found
+        if isinstance(layer, CONVOLUTIONS) and frozen and called_once and unshared:
+            pairs.append((name, node.target))
+    return pairs

@@ -1,12 +1,22 @@
-"""Published weights: where they are, and how they become a source model."""
+"""Trained weights of a config entry: where they come from, and how they become a source model."""
 
+from __future__ import annotations
+
+import os
+import pickle
 import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from seam.download import fetch
 from seam.errors import UserError
 from seam.models.architectures import AUXILIARY, build_model
-from seam.models.weights import Source, is_weights_file, load_state, read_state, save_source
+from seam.models.weights import Source, is_weights_file, load_state, save_source
+
+if TYPE_CHECKING:
+    import torch
 
 HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
 HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
@@ -21,18 +31,29 @@ HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpo
 }
 
 
-def fetch_weights(architecture, weights, kind, class_lists, path, normalization=None, cache="data/weights"):
+def fetch_weights(
+    architecture: str,
+    weights: str,
+    kind: str,
+    class_lists: Sequence[list[str]],
+    path: str | os.PathLike[str],
+    normalization: Sequence[Sequence[float]] | None = None,
+    cache: str | os.PathLike[str] = "data/weights",
+) -> None:
     """Write the trained model of a config entry to `path`, from a hub, torchvision or a local file.
 
-    `kind` is the kind of its data set; `class_lists` are the lists of class names that its outputs may
-    stand for; the first of fitting length is taken.
+    weights: `hub`, a name of torchvision's weights or a file; kind: the kind of the model's data set;
+    class_lists: lists of class names that its outputs may stand for, of which the first with the right length is used;
+    normalization: of its images, if the weights have no usual one.
+
+    Raises UserError if there are no such weights or they do not fit the architecture.
     """
     if weights == "hub":
         if (architecture, kind) not in HUB_FILES:
-            known = "; ".join(f"{a} on {k}" for a, k in HUB_FILES)
+            known = "; ".join(f"{architecture} on {kind}" for architecture, kind in HUB_FILES)
             raise UserError(f"weights: hub has no {architecture} for data of kind {kind}, only {known}.")
         name = HUB_FILES[architecture, kind]
-        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=re.search(r"-(\w{8})\.pt", name)[1])
+        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=_checksum(r"-(\w{8})\.pt", name))
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
     elif architecture.startswith("torchvision:") and not is_weights_file(weights):
         state, usual = _torchvision_state(architecture, weights, cache)
@@ -52,8 +73,10 @@ def fetch_weights(architecture, weights, kind, class_lists, path, normalization=
     raise UserError(problem)
 
 
-def _torchvision_state(architecture, weights, cache):
-    """(state dictionary, normalization) of published weights."""
+def _torchvision_state(
+    architecture: str, weights: str, cache: str | os.PathLike[str]
+) -> tuple[dict[str, torch.Tensor], Sequence[Sequence[float]]]:
+    """Return (state dictionary, normalization) of torchvision's published weights."""
     import torchvision
 
     enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
@@ -61,9 +84,62 @@ def _torchvision_state(architecture, weights, cache):
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
     name = url.rsplit("/", 1)[-1]
-    state = read_state(fetch(url, Path(cache) / name, checksum=re.search(r"-([0-9a-f]{8,})\.pth", name)[1]))
+    state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name)))
     transforms = enum[weights].transforms()
     normalization = tuple(tuple(getattr(transforms, name)) for name in ("mean", "std"))
-    # DenseNet's files have names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
+    # DenseNet's files have the names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", key): value for key, value in state.items()}
     return state, normalization
+
+
+def _checksum(pattern: str, name: str) -> str:
+    """Return the first characters of the SHA-256, which the file's name has."""
+    match = re.search(pattern, name)
+    assert match, f"{name} has no checksum in its name"
+    return match[1]
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the state dictionary in a safetensors file or a torch checkpoint.
+
+    Code in a pickle is never run (`weights_only`). Raises UserError for any other content.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError)
+    ending, start = Path(path).suffix, b""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(2)
+        if ending == ".safetensors":  # noqa: SIM108 (too long for a line)
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"The weights file {path} does not exist.") from error
+    except PermissionError as error:
+        raise UserError(f"The weights file {path} cannot be read ({error.strerror}): fix its permissions.") from error
+    except (*damaged, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        is_pickle = start == b"PK" or start.startswith(b"\x80")  # torch's archives, or a bare pickle
+        if (isinstance(error, pickle.UnpicklingError) and is_pickle) or "TorchScript" in str(error):
+            raise UserError(
+                f"{path} holds more than tensors, which is refused since unpickling could run code: "
+                "save its state_dict() instead, best as safetensors."
+            ) from error
+        raise UserError(
+            f"{path} is not a whole weights file of the kind that its name says ({ending}): copy or download it again."
+        ) from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(map(_is_tensor, state.items())):
+        raise UserError(f"{path} holds no state dictionary (names and tensors): save the model's state_dict().")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _is_tensor(item: tuple[object, object]) -> bool:
+    import torch
+
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)

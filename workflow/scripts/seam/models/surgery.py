@@ -1,6 +1,9 @@
 """Changes to a model: its last layer, its features, a new head, its training mode."""
 
+from __future__ import annotations
+
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,67 +11,80 @@ from torch import nn
 from seam.errors import UserError
 
 
-def set_training_mode(model):
-    """Train mode, so that dropout is active, but batch norm stays as the source model has it."""
+def set_training_mode(model: nn.Module) -> None:
+    """Set train mode, so that dropout is active, but keep batch norm in eval mode, as the source model has it."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
-def copy_state(module):
-    """A copy of the module's state dictionary on the CPU."""
+def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the module's state dictionary on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
-def find_last_layer(module, outputs, shape, name=None):
-    """The name of the layer that gives the `outputs` logits: the last linear layer, or convolution, with so many.
+def find_last_layer(module: nn.Module, outputs: int, shape: tuple[int, ...], name: str | None = None) -> str:
+    """Return the name of the layer that gives the logits: the last linear layer, else convolution, with `outputs`.
 
-    shape: (3, H, W) of an image; name: the layer, where the config names it. Raises UserError where there is none
-    or where the model's outputs are not those of the layer, so that it must be named.
+    shape: (3, H, W) of an image; name: the layer, if the config names it. Raises UserError if there is no such layer,
+    or if the model's outputs are not the outputs of the layer, so that the config must name it.
     """
-    layers = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
     if name is not None:
         if name not in layers:
             last = ", ".join(list(layers)[-3:])
             raise UserError(f"last_layer: the model has no linear layer or convolution {name}: its last are {last}.")
         return name
-    width = {n: m.out_features if isinstance(m, nn.Linear) else m.out_channels for n, m in layers.items()}
-    found = [n for n in layers if width[n] == outputs]
-    linear = [n for n in found if isinstance(layers[n], nn.Linear)]
-    if not found:
+    candidates = [name for name, layer in layers.items() if _width(layer) == outputs]
+    linear = [name for name in candidates if isinstance(layers[name], nn.Linear)]
+    if not candidates:
         raise UserError(f"The model has no layer with {outputs} outputs: give its entry last_layer, the layer's name.")
-    name, seen = (linear or found)[-1], []
-    if linear:  # what comes after a convolution may pool its outputs
-        hook = layers[name].register_forward_hook(lambda *found: seen.append(found[2]))
+    name = (linear or candidates)[-1]
+    if linear:  # layers after a convolution may pool its outputs
+        seen: list[torch.Tensor] = []
+
+        def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
+            seen.append(output)
+
+        hook = layers[name].register_forward_hook(keep)
         with torch.inference_mode():
-            given = module.eval()(torch.zeros(1, *shape, device=next(module.parameters()).device))
+            logits = module.eval()(torch.zeros(1, *shape, device=next(module.parameters()).device))
         hook.remove()
-        if not seen or not torch.equal(seen[-1].flatten(), given.flatten()):
+        if not seen or not torch.equal(seen[-1].flatten(), logits.flatten()):
             raise UserError(
                 f"The model's outputs are not those of its layer {name}: give its entry last_layer, the layer's name."
             )
     return name
 
 
-def replace_last_layer(module, name, outputs):
-    """The module, its layer `name` replaced by a new one with `outputs` outputs, initialised at random."""
+def _width(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def replace_last_layer(module: nn.Module, name: str, outputs: int) -> nn.Module:
+    """Replace the module's layer `name` by a new one with `outputs` outputs, randomly initialised. Returns the module.
+
+    The layer is linear or a convolution.
+    """
     old = module.get_submodule(name)
+    assert isinstance(old, (nn.Linear, nn.Conv2d))
     bias = old.bias is not None
     if isinstance(old, nn.Linear):
         new = nn.Linear(old.in_features, outputs, bias)
     else:
-        new = nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias)
+        geometry = (old.kernel_size, old.stride, old.padding, old.dilation)
+        new = nn.Conv2d(old.in_channels, outputs, *geometry, bias=bias)  # pyright: ignore[reportArgumentType]
     module.set_submodule(name, new)
     return module
 
 
-def feature_extractor(module, name):
-    """The module without its layer `name`, flattened: it maps images to that layer's inputs, features [B, F]."""
+def feature_extractor(module: nn.Module, name: str) -> nn.Module:
+    """Return the module without its layer `name`: it maps images to that layer's inputs, flattened to [B, F]."""
     module.set_submodule(name, nn.Identity())
     return nn.Sequential(module, nn.Flatten())
 
 
-def with_head(module, inputs, classes):
-    """`module` -> ReLU -> Linear(inputs, classes): the re-engineered model's shape, its head new."""
+def with_head(module: nn.Module, inputs: int, classes: int) -> nn.Sequential:
+    """Return `module` -> ReLU -> Linear(inputs, classes), the form of a re-engineered model, with a new head."""
     return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=nn.Linear(inputs, classes)))

@@ -70,7 +70,9 @@ class Inventory:
             if list(counts["train"]) == classes:  # else the data set will be prepared again
                 return counts
         if kind in PUBLISHED:
-            return {s: dict.fromkeys(classes, n) for s, n in zip(("train", "test"), PUBLISHED[kind], strict=True)}
+            return {
+                s: {name: float(n) for name in classes} for s, n in zip(("train", "test"), PUBLISHED[kind], strict=True)
+            }
         folders = {split: Path(entry["root"]) / split for split in ("train", "test")}
         return {s: {name: len(imagefolder.image_files(path / name)) for name in classes} for s, path in folders.items()}
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from seam.data.batches import batches
-from seam.data.storage import open_dataset, reserve
+from seam.data.storage import open_dataset
 from seam.device import select_device
-from seam.files import atomic_write, read_json, write_json
+from seam.files import atomic_write, read_json, reserve, write_json
 from seam.log import log
 from seam.masks.layers import maskable
 from seam.models.surgery import feature_extractor

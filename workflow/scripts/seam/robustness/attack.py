@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from seam.device import exact
 from seam.log import log
+from seam.precision import exact
 from seam.settings import AttackSettings
 
 LEVELS = 127  # of an int8 on each side of zero

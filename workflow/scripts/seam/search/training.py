@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam.device import forward
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.models.surgery import set_training_mode
+from seam.precision import forward
 from seam.settings import SearchSettings
 from seam.training.adam import Adam, RateFactor
 from seam.training.graphs import with_cuda_graph

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam import evaluation
-from seam.device import forward
 from seam.evaluation import predict
 from seam.log import log
 from seam.models.surgery import copy_state, set_training_mode
+from seam.precision import forward
 from seam.settings import FinetuningSettings, LastLayerSettings, TrainingSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.run import Batch, Batches, TrainingRun

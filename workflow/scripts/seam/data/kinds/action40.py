@@ -1,42 +1,30 @@
 """Stanford 40 Actions (Yao et al. 2011): 4,000 training and 5,532 test images of 40 actions."""
 
-from seam.data.kinds import imagefolder, published
+from __future__ import annotations
+
+from pathlib import Path
+
+from seam.data.kinds.published import Listing, PublishedKind, read_lines, read_names
 from seam.errors import UserError
 
-SIZE = 224
-SOURCE = published.Source(
-    kind="action40",
-    home="http://vision.stanford.edu/Datasets/40actions.html",
-    layout=("JPEGImages", "ImageSplits/actions.txt"),
-)
 
-
-def missing(entry):
-    return published.missing(entry, SOURCE)
-
-
-def names(entry):
-    published.check(entry, SOURCE)
-    return published.read_names("action40_classes")
-
-
-def augmentation(size):
-    return imagefolder.augmentation(size)
-
-
-def load(entry, wanted, cache):
-    """actions.txt is a table with a heading; each action has a list of its images for training and one for test."""
-    root = published.root(entry, SOURCE, cache)
-    actions, known = root / "ImageSplits" / "actions.txt", names(entry)
-    found = [line.split()[0] for line in published.read_lines(actions)]
-    if lost := set(known) - set(found):
-        raise UserError(f"{actions} does not have the action {min(lost)}: get it anew.")
-    listed = {
-        split: [
-            (file, action)
-            for action in known
-            for file in published.read_lines(root / "ImageSplits" / f"{action}_{split}.txt")
-        ]
+def _read_lists(root: Path, classes: list[str]) -> tuple[Path, Listing]:
+    """Read the lists of each action: its training and its test images. actions.txt is a table with a heading."""
+    lists = root / "ImageSplits"
+    actions = [line.split()[0] for line in read_lines(lists / "actions.txt")]
+    if missing := set(classes) - set(actions):
+        raise UserError(f"{lists / 'actions.txt'} does not have the action {min(missing)}: download it again.")
+    listing = {
+        split: [(file, action) for action in classes for file in read_lines(lists / f"{action}_{split}.txt")]
         for split in ("train", "test")
     }
-    return published.splits(entry, root / "JPEGImages", listed, known, wanted, SIZE)
+    return root / "JPEGImages", listing
+
+
+KIND = PublishedKind(
+    name="action40",
+    home="http://vision.stanford.edu/Datasets/40actions.html",
+    layout=("JPEGImages", "ImageSplits/actions.txt"),
+    classes=read_names("action40_classes"),
+    read_lists=_read_lists,
+)

@@ -1,10 +1,10 @@
 """CIFAR-100 (Krizhevsky 2009): 500 training and 100 test images of 32 px in each of 100 classes, 20 superclasses."""
 
-from seam.data.kinds import cifar
-from seam.errors import UserError
+from __future__ import annotations
 
-SIZE = cifar.SIZE
-GROUPS = {  # the published coarse labels, in their order; `load` compares them with those in the archive
+from seam.data.kinds.cifar import CifarKind
+
+_GROUPS = {  # the published coarse labels, in their order
     "aquatic_mammals": "beaver dolphin otter seal whale",
     "fish": "aquarium_fish flatfish ray shark trout",
     "flowers": "orchid poppy rose sunflower tulip",
@@ -26,11 +26,10 @@ GROUPS = {  # the published coarse labels, in their order; `load` compares them 
     "vehicles_1": "bicycle bus motorcycle pickup_truck train",
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
-GROUPS = {name: members.split() for name, members in GROUPS.items()}
-CLASSES = sorted(name for members in GROUPS.values() for name in members)  # the fine labels count in this order
-ARCHIVE = cifar.Archive(
-    kind="cifar100",
-    name="cifar-100-python.tar.gz",
+GROUPS = {name: members.split() for name, members in _GROUPS.items()}
+KIND = CifarKind(
+    name="cifar100",
+    archive="cifar-100-python.tar.gz",
     sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
     folder="cifar-100-python",
     train=("train",),
@@ -38,30 +37,6 @@ ARCHIVE = cifar.Archive(
     meta="meta",
     labels="fine_labels",
     label_names="fine_label_names",
+    classes=sorted(name for members in GROUPS.values() for name in members),  # the order of the fine labels
+    superclasses=GROUPS,
 )
-
-
-def names(entry):
-    cifar.check(entry, ARCHIVE)
-    return CLASSES
-
-
-def groups(entry, cache):
-    return GROUPS
-
-
-def augmentation(size):
-    return ["crop", "flip"]
-
-
-def load(entry, wanted, cache):
-    splits, content = cifar.load(entry, ARCHIVE, CLASSES, wanted, cache)
-    coarse_names = content[ARCHIVE.meta]["coarse_label_names"]
-    for batch in (content["train"], content["test"]):
-        for fine, coarse in set(zip(batch["fine_labels"], batch["coarse_labels"], strict=True)):
-            if CLASSES[fine] not in GROUPS.get(coarse_names[coarse], ()):
-                raise UserError(
-                    f"{ARCHIVE.name} puts {CLASSES[fine]} into {coarse_names[coarse]}, unlike the published one: "
-                    "download it anew."
-                )
-    return splits

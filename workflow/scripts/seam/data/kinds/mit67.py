@@ -1,33 +1,25 @@
 """MIT Indoor Scenes (Quattoni and Torralba 2009): the published 5,360 training and 1,340 test images of 67 scenes."""
 
-from seam.data.kinds import imagefolder, published
+from __future__ import annotations
 
-SIZE = 224
-SOURCE = published.Source(
-    kind="mit67",
+from pathlib import Path
+
+from seam.data.kinds.published import Listing, PublishedKind, read_lines, read_names
+
+
+def _read_lists(root: Path, classes: list[str]) -> tuple[Path, Listing]:
+    """Read the two lists, whose lines are `scene/file`."""
+    lists = {"train": "TrainImages.txt", "test": "TestImages.txt"}
+    listing = {
+        split: [(line, line.partition("/")[0]) for line in read_lines(root / name)] for split, name in lists.items()
+    }
+    return root / "Images", listing
+
+
+KIND = PublishedKind(
+    name="mit67",
     home="https://web.mit.edu/torralba/www/indoor.html",
     layout=("Images", "TrainImages.txt", "TestImages.txt"),
+    classes=read_names("mit67_classes"),
+    read_lists=_read_lists,
 )
-
-
-def missing(entry):
-    return published.missing(entry, SOURCE)
-
-
-def names(entry):
-    published.check(entry, SOURCE)
-    return published.read_names("mit67_classes")
-
-
-def augmentation(size):
-    return imagefolder.augmentation(size)
-
-
-def load(entry, wanted, cache):
-    """A line of a list is `scene/file`."""
-    root = published.root(entry, SOURCE, cache)
-    listed = {
-        split: [(line, line.partition("/")[0]) for line in published.read_lines(root / name)]
-        for split, name in (("train", "TrainImages.txt"), ("test", "TestImages.txt"))
-    }
-    return published.splits(entry, root / "Images", listed, names(entry), wanted, SIZE)

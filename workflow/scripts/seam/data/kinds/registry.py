@@ -1,119 +1,126 @@
-"""Data sets: one module for each kind, all with the same interface.
+"""The registry of kinds of data sets, and the functions that the config and the preparation of data call.
 
-A data set is a config entry, `{"kind": ..., "root": ..., "size": ..., "classes": [...], ...}`. What the
-workflow must know before any job starts (`classes`, `groups`, `available`) needs no heavy package; a
-job calls `prepare` once, and every later one `open`. Batches for training come from `seam.data.batches`.
+A data set is a config entry, `{"kind": ..., "root": ..., "size": ..., "classes": [...], ...}`. Everything that the
+workflow must know before a job starts (`class_names`, `class_groups`, `why_unavailable`) needs no heavy package. One
+job calls `prepare_dataset`, and every later one `seam.data.storage.open_dataset`.
 
 >>> entry = {"kind": "digits", "classes": ["3", "8"]}
->>> classes(entry)
+>>> class_names(entry)
 ['3', '8']
->>> prepare(entry, "results/datasets/eights")            # doctest: +SKIP
->>> open("results/datasets/eights").train.images.shape   # doctest: +SKIP
+>>> prepare_dataset(entry, "results/datasets/digits")             # doctest: +SKIP
+>>> open_dataset("results/datasets/digits").train.images.shape    # doctest: +SKIP
 (285, 32, 32, 3)
-
-A module of a kind has:
-    SIZE                          its working size in pixels, unless the entry's `size` says another
-    names(entry)                  all its class names, in index order; UserError where a given root lacks something
-    missing(entry)                None, or one line that says what is not there (only if it can be missing)
-    groups(entry, cache)          its predefined superclasses: {name: [class, ...]} (only if it has some)
-    augmentation(size)            the default augmentation of training images at this size
-    load(entry, wanted, cache)    {"train": Split, "test": Split} with the classes `wanted` alone
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from seam.data.kinds import action40, cifar10, cifar100, cub200, digits, dog120, flower102, imagefolder, imagenet, mit67
+from seam.data.kinds.groups import read_groups
+from seam.data.kinds.kind import Entry, Kind
 from seam.errors import UserError
 from seam.log import log
 
-KINDS = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "imagefolder": imagefolder,
-    "imagenet": imagenet,
-    "mit67": mit67,
-    "cub200": cub200,
-    "flower102": flower102,
-    "dog120": dog120,
-    "action40": action40,
+if TYPE_CHECKING:
+    from seam.data.storage import Split
+
+KINDS: dict[str, Kind] = {
+    "digits": digits.KIND,
+    "cifar10": cifar10.KIND,
+    "cifar100": cifar100.KIND,
+    "imagefolder": imagefolder.KIND,
+    "imagenet": imagenet.KIND,
+    "mit67": mit67.KIND,
+    "cub200": cub200.KIND,
+    "flower102": flower102.KIND,
+    "dog120": dog120.KIND,
+    "action40": action40.KIND,
 }
-ARRAY_GB = 20.0  # of an entry without `array_gb`
+ARRAY_GB = 20.0  # the limit if an entry has no `array_gb`
 
 
-def why_unavailable(entry):
-    """None, or one line that says why the data set, and what needs its images, is left out."""
-    module = KINDS[entry["kind"]]
-    return module.missing(entry) if hasattr(module, "missing") else None
+def why_unavailable(entry: Entry) -> str | None:
+    """Return one line that says why the data set, and everything that needs its images, is left out; else None."""
+    return KINDS[entry["kind"]].why_unavailable(entry)
 
 
-def class_names(entry):
-    """Class names in index order: all of the data set's, or the entry's own `classes` in the order given there.
+def class_names(entry: Entry) -> list[str]:
+    """Return the class names in index order: all of the data set's, or the entry's `classes` in their order there.
 
-    Those of published data sets are known without their images.
+    The names of published data sets are known without their images. Raises UserError if a class is unknown or listed
+    twice.
     """
-    names = KINDS[entry["kind"]].names(entry)
+    names = KINDS[entry["kind"]].class_names(entry)
     wanted = entry.get("classes") or names
     if unknown := [name for name in wanted if name not in set(names)]:
-        raise UserError(f"classes: {unknown[0]} is no class of this {entry['kind']}: choose among {_some(names)}.")
+        raise UserError(f"classes: {unknown[0]} is no class of this {entry['kind']}: choose among {_shorten(names)}.")
     if len(set(wanted)) < len(wanted):
         twice = next(name for name in wanted if wanted.count(name) > 1)
         raise UserError(f"classes: {twice} is listed twice: list each class once.")
     return list(wanted)
 
 
-def class_groups(entry, cache="data"):
-    """The predefined superclasses, {name: [class, ...]}, of two classes or more, all of them among `classes(entry)`.
+def class_groups(entry: Entry, cache: str = "data") -> dict[str, list[str]]:
+    """Return the superclasses, {name: [class, ...]}, of two classes or more, all of them among `class_names(entry)`.
 
-    They are the data set's own, or those of the entry's file `groups`, one a line: `name,class class ...`.
+    They are the groups in the entry's file `groups`, with one line `name,class class ...` for each, or the data set's
+    own. Raises UserError if there are neither.
     """
-    module = KINDS[entry["kind"]]
-    known = set(class_names(entry))
+    kind = KINDS[entry["kind"]]
+    available = set(class_names(entry))
     if entry.get("groups"):
-        found = imagenet.read_groups(entry["groups"])
-        names = set(module.names(entry))
-        for name, members in found.items():
+        groups = read_groups(entry["groups"])
+        names = set(kind.class_names(entry))
+        for name, members in groups.items():
             if unknown := [member for member in members if member not in names]:
                 raise UserError(
                     f"groups: {entry['groups']} puts {unknown[0]} into {name}, which is no class of the data set: "
                     "correct its name."
                 )
-    elif hasattr(module, "groups"):
-        found = module.groups(entry, cache)
     else:
-        raise UserError(f"{entry['kind']} has no superclasses of its own: name the groups of classes yourself.")
-    return {name: members for name, members in found.items() if len(members) > 1 and known.issuperset(members)}
+        groups = kind.class_groups(entry, cache)
+        if groups is None:
+            raise UserError(f"{entry['kind']} has no superclasses of its own: name the groups of classes yourself.")
+    return {name: members for name, members in groups.items() if len(members) > 1 and available.issuperset(members)}
 
 
-def prepare_dataset(entry, folder, cache="data", workers=None):
-    """Make the data set in `folder`: arrays/ and, last, dataset.json. Downloads are kept in `cache`/<kind>/.
+def prepare_dataset(
+    entry: Entry, folder: str | Path, cache: str | Path = "data", workers: int | None = None
+) -> dict[str, Any]:
+    """Make the data set in `folder`: arrays/ and, last, dataset.json. Returns the content of dataset.json.
 
-    Large images become arrays too if all of them take at most the entry's `array_gb` gigabytes and the disk has
-    the room; else they stay files, decoded at each use. The entry's `storage` ("arrays" or "files") decides it
-    otherwise. Both give the same batches.
-    workers: processes that decode; by default one for each core.
+    Large images become arrays, too, if all of them take at most the entry's `array_gb` gigabytes and the disk has
+    room. Otherwise they stay files, which are decoded at each use. The entry's `storage` ("arrays" or "files")
+    overrides this choice. Both give the same batches.
+
+    cache: the folder that keeps downloads, in `cache`/<kind>; workers: processes that decode, by default one for each
+    core.
     """
-    from seam.data.storage import write_dataset
+    from seam.data.preparation import write_dataset
 
     if reason := why_unavailable(entry):
         raise UserError(f"{reason}.")
-    module, wanted = KINDS[entry["kind"]], class_names(entry)
-    splits = module.load(entry, wanted, cache)
+    kind, wanted = KINDS[entry["kind"]], class_names(entry)
+    splits = kind.load(entry, wanted, str(cache))
     size = splits["train"].size[0]
     return write_dataset(
         folder,
         splits,
-        decode=_decode(entry, splits, folder),
+        decode=_decodes(entry, splits, folder),
         kind=entry["kind"],
         classes=wanted,
-        augmentation=list(module.augmentation(size) if entry.get("augmentation") is None else entry["augmentation"]),
-        normalization=getattr(module, "NORMALIZATION", None),
+        augmentation=list(kind.augmentation(size) if entry.get("augmentation") is None else entry["augmentation"]),
+        normalization=kind.normalization,
         workers=workers,
     )
 
 
-def _decode(entry, splits, folder):
-    """Whether images in files are to become arrays."""
+def _decodes(entry: Entry, splits: dict[str, Split], folder: str | Path) -> bool:
+    """Return whether images in files are to become arrays."""
     from seam.data.decoding import LARGE
-    from seam.data.storage import decoded_bytes, free_bytes
+    from seam.data.preparation import decoded_bytes, free_bytes
 
     if entry.get("storage") or splits["train"].images is not None or splits["train"].size[0] < LARGE:
         return entry.get("storage") != "files"
@@ -126,5 +133,5 @@ def _decode(entry, splits, folder):
     return needed <= min(allowed, 0.9 * free)
 
 
-def _some(names, most=10):
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _shorten(names: list[str], count: int = 10) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

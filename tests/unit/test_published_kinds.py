@@ -14,13 +14,12 @@ from scipy.io import loadmat, savemat
 from server import serve
 
 from seam.data.decoding import read_image
-from seam.data.kinds import action40, cub200, dog120, flower102, mit67
-from seam.data.kinds.registry import class_names, prepare_dataset, why_unavailable
+from seam.data.kinds.registry import KINDS, class_names, prepare_dataset, why_unavailable
 from seam.data.storage import open_dataset
 from seam.download import unpack
 from seam.errors import UserError
 
-KINDS = {"mit67": mit67, "cub200": cub200, "flower102": flower102, "dog120": dog120, "action40": action40}
+PUBLISHED = ("mit67", "cub200", "flower102", "dog120", "action40")
 
 
 def names(kind):
@@ -233,7 +232,7 @@ def test_a_root_without_a_list_is_named_before_any_job(copies, tmp_path, kind, p
 # ------------------------------------------------------------------ the published layouts
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PUBLISHED)
 def test_images_and_labels_are_the_published_ones(copies, kind):
     root, listed = copies[kind]
     splits = load(kind, root)
@@ -243,10 +242,10 @@ def test_images_and_labels_are_the_published_ones(copies, kind):
         assert list(zip(found.labels.tolist(), found.files, strict=True)) == expected
         assert found.size == (16, 16) and found.images is None
     assert len(splits["train"]) == 2 * len(names(kind)) and len(splits["test"]) == len(names(kind))
-    assert KINDS[kind].SIZE == 224 and KINDS[kind].augmentation(224) == ["resized-crop", "flip"]
+    assert KINDS[kind].size == 224 and KINDS[kind].augmentation(224) == ["resized-crop", "flip"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PUBLISHED)
 def test_a_subset_has_its_own_labels_and_needs_no_other_image(copies, kind, tmp_path):
     root, listed = copies[kind]
     wanted = [names(kind)[7], names(kind)[2]]
@@ -268,7 +267,7 @@ def test_lists_of_the_dogs_may_lie_in_their_own_folder(copies, tmp_path):
     assert load("dog120", tmp_path)["test"].labels.tolist() == list(range(120))
 
 
-@pytest.mark.parametrize("copy", KINDS, indirect=True)
+@pytest.mark.parametrize("copy", PUBLISHED, indirect=True)
 def test_a_listed_image_that_is_not_there_is_named(copy):
     kind, root = copy
     path = load(kind, root)["test"].files[3]
@@ -316,12 +315,12 @@ def without_last_line(text):
         (
             "cub200",
             lambda root: edit(root / "CUB_200_2011/image_class_labels.txt", without_last_line),
-            "image_class_labels.txt is not of the images in images.txt: get both anew",
+            "image_class_labels.txt does not have the images in images.txt: download both again",
         ),
         (
             "cub200",
             lambda root: edit(root / "CUB_200_2011/train_test_split.txt", lambda text: text + "601 1\n"),
-            "train_test_split.txt is not of the images in images.txt: get both anew",
+            "train_test_split.txt does not have the images in images.txt: download both again",
         ),
         (
             "cub200",
@@ -403,7 +402,7 @@ def test_a_damaged_mat_file_is_one_sentence(copy, content):
     whole = path.read_bytes()
     changed = {"truncated": whole[: len(whole) // 2], "garbled": whole[:128] + bytes(reversed(whole[128:]))}
     path.write_bytes(content if isinstance(content, bytes) else changed[content])
-    with pytest.raises(UserError, match=rf"^{path} [^\n]*: get it anew.$"):
+    with pytest.raises(UserError, match=rf"^{path} [^\n]*: download it again.$"):
         load(kind, root)
 
 
@@ -414,13 +413,13 @@ def test_a_damaged_mat_file_is_one_sentence(copy, content):
 def home(copies, monkeypatch):
     """The public homes: archives of the small copies, served. A function (kind, change of {name: bytes})."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("seam.files.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("seam.download.time.sleep", lambda seconds: None)
     with serve({}) as site:
 
         def publish(kind, change=lambda tar: None):
-            module, (root, _) = KINDS[kind], copies[kind]
+            root, _ = copies[kind]
             downloads = []
-            for file in module.SOURCE.downloads:
+            for file in KINDS[kind].downloads:
                 site.files[file.name] = (
                     pack(root, file.wanted, change, "w:gz" if file.name.endswith("gz") else "w")
                     if file.wanted
@@ -428,7 +427,7 @@ def home(copies, monkeypatch):
                 )
                 checksum = hashlib.sha256(site.files[file.name]).hexdigest()
                 downloads.append(replace(file, url=site.url + file.name, sha256=checksum))
-            monkeypatch.setattr(module, "SOURCE", replace(module.SOURCE, downloads=tuple(downloads)))
+            monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], downloads=tuple(downloads)))
             return site
 
         yield publish
@@ -466,7 +465,7 @@ def test_a_download_gives_the_same_as_a_copy_of_one_s_own(home, copies, tmp_path
     assert "bytes=20000-" in [asked for _, asked in site.requests]
     assert not (tmp_path / kind / "README").exists() and not list((tmp_path / kind).glob("*.part*"))
     count = len(site.requests)
-    for file in KINDS[kind].SOURCE.downloads:
+    for file in KINDS[kind].downloads:
         if file.wanted:
             (tmp_path / kind / file.name).unlink()  # what is unpacked is enough
     KINDS[kind].load(entry, names(kind), tmp_path)
@@ -476,7 +475,7 @@ def test_a_download_gives_the_same_as_a_copy_of_one_s_own(home, copies, tmp_path
 def test_another_archive_than_the_published_is_not_opened(home, tmp_path, monkeypatch):
     site = home("dog120")
     site.files["images.tar"] += b"more"
-    monkeypatch.setattr("seam.files.tarfile.open", lambda *arguments: pytest.fail("opened"))
+    monkeypatch.setattr("seam.download.tarfile.open", lambda *arguments: pytest.fail("opened"))
     with pytest.raises(UserError, match="images.tar is not the published file"):
         prepare_dataset({"kind": "dog120", "download": True}, tmp_path / "out", tmp_path / "cache")
 

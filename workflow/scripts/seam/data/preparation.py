@@ -1,0 +1,169 @@
+"""Preparation of data sets: write arrays or lists of files, statistics and the manifest that `storage` opens."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seam.data.decoding import LARGE, count_cores, read_image, stored_size
+from seam.data.storage import Split
+from seam.files import atomic_write, reserve, sha256, write_json, write_text
+
+CHUNK = 200  # images that a worker decodes in one call
+
+Normalization = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel, for images in 0..1
+
+
+def select_classes(images: np.ndarray, labels: Any, names: list[str], wanted: list[str]) -> Split:
+    """Return the Split of the images whose class is in `wanted`. Label i then stands for wanted[i].
+
+    images: uint8 [N, H, W, 3]; labels: indices into `names`, [N].
+    """
+    position = np.full(len(names), -1, np.int64)
+    position[[names.index(name) for name in wanted]] = np.arange(len(wanted))
+    labels = position[np.asarray(labels)]
+    selected = labels >= 0
+    return Split(labels[selected], images.shape[1:3], images[selected])
+
+
+def write_dataset(
+    folder: str | os.PathLike[str],
+    splits: Mapping[str, Split],
+    kind: str,
+    classes: list[str],
+    augmentation: list[str],
+    normalization: Normalization | None = None,
+    decode: bool = True,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Write the splits "train" and "test" into `folder`; the manifest comes last. Returns the manifest.
+
+    normalization: (mean, std), computed from the training images if None; decode: whether files of images become an
+    array; workers: processes that decode, by default one for each core.
+    """
+    folder, splits = Path(folder), dict(splits)
+    manifest, arrays = folder / "dataset.json", folder / "arrays"
+    manifest.unlink(missing_ok=True)
+    shutil.rmtree(arrays, ignore_errors=True)
+    written = []
+    for name, split in splits.items():
+        if split.images is not None:
+            written.append(arrays / f"{name}_images.npy")
+            save_array(written[-1], split.images)
+        elif decode:
+            written.append(arrays / f"{name}_images.npy")
+            splits[name] = replace(split, images=decode_array(written[-1], split, workers))
+        else:
+            written.append(arrays / f"{name}_files.jsonl")
+            write_text(written[-1], "".join(json.dumps(file) + "\n" for file in split.files or ()))
+        written.append(arrays / f"{name}_labels.npy")
+        save_array(written[-1], split.labels.astype(np.int64))
+    mean, std = normalization or channel_statistics(splits["train"])
+    content = {
+        "kind": kind,
+        "classes": classes,
+        "size": list(splits["train"].size),
+        "storage": "arrays" if splits["train"].images is not None else "files",
+        "counts": {name: _counts(split.labels, classes) for name, split in splits.items()},
+        "mean": list(mean),
+        "std": list(std),
+        "augmentation": augmentation,
+        "sha256": {file.name: sha256(file) for file in written},
+    }
+    write_json(manifest, content)
+    return content
+
+
+def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write an array as .npy, atomically."""
+    # In mode "wb" NumPy writes past Python's file object and does not report a full disk.
+    with atomic_write(path) as temporary, open(temporary, "w+b") as file:
+        np.save(file, array)
+
+
+def decode_array(path: str | os.PathLike[str], split: Split, workers: int | None = None) -> np.ndarray:
+    """Decode the images of a split's files into an array at `path`, atomically. Returns it, memory-mapped."""
+    side = stored_size(split.size[0])
+    with atomic_write(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(split), side, side, 3))
+        reserve(temporary)
+        read_images(split.files or [], side, array, workers)
+        array.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def read_images(paths: list[str], side: int, into: np.ndarray, workers: int | None = None) -> None:
+    """Decode all `paths` into the array `into`, uint8 [N, side, side, 3].
+
+    workers: processes that decode, by default one for each core.
+    """
+    from tqdm import tqdm
+
+    starts = range(0, len(paths), CHUNK)
+    with _pool(workers or count_cores()) as pool, tqdm(desc="images", total=len(paths), disable=None) as bar:
+        chunks = pool.map(_read_chunk, (paths[start : start + CHUNK] for start in starts), repeat(side))
+        try:
+            for start, images in zip(starts, chunks, strict=True):
+                into[start : start + len(images)] = images
+                bar.update(len(images))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _read_chunk(paths: list[str], side: int) -> np.ndarray:
+    return np.stack([read_image(path, side) for path in paths])
+
+
+def _pool(workers: int) -> Executor:
+    """Return a pool of processes, twice as fast as threads on small files, or of threads if forking is not safe."""
+    if sys.platform == "linux":
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+    return ThreadPoolExecutor(workers)
+
+
+def decoded_bytes(splits: Mapping[str, Split]) -> int:
+    """Return the size in bytes of all images of `splits` as arrays."""
+    return sum(3 * len(split) * stored_size(split.size[0]) ** 2 for split in splits.values())
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Return the free bytes on the disk of `folder`, which need not exist yet."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def channel_statistics(split: Split, sample: int = 1000) -> tuple[list[float], list[float]]:
+    """Return the mean and the standard deviation per channel, with values in 0..1.
+
+    Small images are all counted. Of large images, every n-th is, so that it is about `sample` images.
+    """
+    chosen = np.arange(0, len(split), max(1, len(split) // sample) if split.size[0] >= LARGE else 1)
+    counts = np.zeros((3, 256))
+    for start in range(0, len(chosen), CHUNK):
+        chunk = chosen[start : start + CHUNK]
+        if split.images is None:
+            files, side = split.files or [], stored_size(split.size[0])
+            images = np.stack([read_image(files[index], side) for index in chunk])
+        else:
+            images = split.images[chunk]
+        counts += [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
+    share, value = counts / counts.sum(axis=1, keepdims=True), np.arange(256) / 255
+    mean = share @ value
+    std = np.sqrt(np.maximum(share @ value**2 - mean**2, 0))
+    return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # a channel may be constant: avoid division by zero
+
+
+def _counts(labels: np.ndarray, classes: list[str]) -> dict[str, int]:
+    return dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True))
