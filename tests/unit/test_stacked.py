@@ -11,7 +11,7 @@ from colours import binary_searches
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import device
+from seam import precision
 from seam.reuse.direct import Reengineering
 from seam.search import stacked
 from seam.search import training as search_training
@@ -80,10 +80,10 @@ def test_each_search_of_a_stack_gives_what_it_gives_alone(arguments, settings):
 def test_in_bfloat16_the_results_are_nearly_those_alone(arguments, monkeypatch):
     given = arguments(epochs=3)
     problems = ready(given)
-    monkeypatch.setattr(device, "_precision", "bfloat16")  # as on a GPU
+    monkeypatch.setattr(precision, "_precision", "bfloat16")  # as on a GPU
     found = search_in_one_pass(problems)
     for one in ready(given):
-        monkeypatch.setattr(device, "_precision", "bfloat16")
+        monkeypatch.setattr(precision, "_precision", "bfloat16")
         assert one.checkpoint.path.exists()  # each has its own
         for row, other in zip(found[one.target].history, alone(one).history, strict=True):
             assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
