@@ -21,7 +21,7 @@ def paint(root, train=40, test=20, size=16, seed=0):
 
 def trained_model(folder, architecture, dataset_folder):
     """The folder, with a source model that is called like it."""
-    from train_source import train_source
+    from seam.reuse.source_training import train_source
 
     settings = {
         "architecture": str(architecture),
