@@ -107,11 +107,13 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_a_data_set_depends_on_its_own_kind_alone():
-    """Rule prepare_dataset leaves the modules of other kinds out of its inputs: no kind may import another one."""
+    """Rule prepare_dataset leaves the modules of other kinds out of its inputs: a kind may import only what
+    several kinds share.
+    """
     kinds = PACKAGE / "data/kinds"
     for kind in KINDS:
         others = {file.stem for file in dependencies(kinds / f"{kind}.py") if file.parent == kinds}
-        assert others <= {"__init__", "cifar", "published"}, kind
+        assert others <= {"__init__", "cifar", "published", "imagefolder"}, kind
 
 
 def test_scripts_are_thin():
