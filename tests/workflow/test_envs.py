@@ -1,6 +1,6 @@
 """The environments: the same packages for pip and for conda, and the same workflow with either.
 
-A script that answers as conda does stands in for conda. It cannot show that conda can install the packages of the files.
+A script that answers as conda does stands in for conda. It cannot show that conda can install the packages.
 """
 
 import json

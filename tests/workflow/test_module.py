@@ -28,12 +28,16 @@ def test_three_rules_use_the_workflow_as_a_module(example):
     planned = jobs(run(example, "--dry-run"))
     assert planned["seam_reengineer"] == planned["accuracy"] == 2 and planned["smallest"] == 1
     config = yaml.safe_load((example / "config.yaml").read_text())
-    config = change(config, ["models", "resnet20-digits", "training", "epochs"], 2)
-    (example / "config.yaml").write_text(yaml.safe_dump(change(config, ["search", "epochs"], 1)))
-    run(example)
-    assert (example / "smallest.txt").read_text().strip() in ("0", "3")
-    assert 0.3 < float((example / "accuracy_3.txt").read_text()) <= 1
-    assert "Nothing to be done" in run(example)
+    for path, value in (
+        (["datasets", "digits", "classes"], ["0", "3"]),
+        (["models", "resnet20-digits", "training", "epochs"], 4),
+        (["search", "epochs"], 1),
+    ):
+        config = change(config, path, value)
+    (example / "config.yaml").write_text(yaml.safe_dump(config))
+    made = jobs(run(example, "accuracy_3.txt"))
+    assert made == {"seam_prepare_dataset": 1, "seam_train_source": 1, "seam_reengineer": 1, "accuracy": 1}
+    assert 0 < float((example / "accuracy_3.txt").read_text()) <= 1
 
 
 def test_the_catalog_finds_the_workflow_in_its_layout(tmp_path):

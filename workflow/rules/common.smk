@@ -92,24 +92,21 @@ def workflow_file(path):
     return str(path.relative_to(here) if here in path.parents else path)
 
 
-def modules(script):
+def modules(script, ignored=()):
     """Return the files of the package that a script imports, directly or through others.
 
     They are inputs of its rule. So a change in one of them reruns the jobs that it can affect, and no others.
     """
-    return list(map(workflow_file, dependencies(WORKFLOW / "scripts" / script)))
+    files = dependencies(WORKFLOW / "scripts" / script, ignored=ignored)
+    return list(map(workflow_file, files))
 
 
 def kind_modules(wildcards):
     """Return the modules of prepare_dataset without those that only other kinds of data sets need."""
     kinds = WORKFLOW / "scripts/seam/data/kinds"
-    own_kind = kinds / f"{dataset_entry(wildcards)['kind']}.py"
-    needed = {own_kind, kinds / "registry.py", *dependencies(own_kind)}
-    return [
-        workflow_file(file)
-        for file in dependencies(WORKFLOW / "scripts/prepare_dataset.py")
-        if file.parent != kinds or file.name == "__init__.py" or file in needed
-    ]
+    kind = kinds / f"{dataset_entry(wildcards)['kind']}.py"
+    needed = {kinds / "__init__.py", kinds / "registry.py", kind, *dependencies(kind)}
+    return modules("prepare_dataset.py", ignored=set(kinds.glob("*.py")) - needed)
 
 
 def class_lists(wildcards):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # the folder that holds the package
@@ -44,12 +45,15 @@ def imported_files(file: Path, root: Path = ROOT) -> frozenset[Path]:
     return frozenset(files)
 
 
-def dependencies(file: Path, root: Path = ROOT) -> list[Path]:
-    """Return the files of the package that `file` imports, directly or through others, sorted."""
+def dependencies(file: Path, root: Path = ROOT, ignored: Collection[Path] = ()) -> list[Path]:
+    """Return the files of the package that `file` imports, directly or through others, sorted.
+
+    ignored: files that are left out with all that only they import.
+    """
     found: set[Path] = set()
     ahead = [file]
     while ahead:
-        new = imported_files(ahead.pop(), root) - found
+        new = imported_files(ahead.pop(), root) - found - set(ignored)
         found |= new
         ahead += new
     return sorted(found)
