@@ -1,4 +1,4 @@
-"""A network of one's own, as a user would give it in the config: `architecture: tests/small.py:build`."""
+"""A network of one's own, as a user would give it in the config: `architecture: tests/helpers/small.py:build`."""
 
 from torch import nn
 
