@@ -1,7 +1,6 @@
 """The environments: the same packages for pip and for conda, and the same workflow with either.
 
-No conda is needed: a script that answers as conda does stands in for it. What it cannot show is that conda can install
-what the files name.
+A script that answers as conda does stands in for conda. It cannot show that conda can install the packages.
 """
 
 import json
@@ -81,6 +80,13 @@ def test_conda_brings_a_python_that_the_packages_have(name):
     python = next(part for part in content["dependencies"] if str(part).startswith("python"))
     assert python.replace(" ", "") == "python=3.11" and "pip" in content["dependencies"]
     assert content["channels"] == ["conda-forge", "nodefaults"]
+
+
+def test_pre_commit_has_the_linters_of_make_lint():
+    pins = dict(line.split("==") for line in (ENVS / "dev.txt").read_text().splitlines() if "==" in line)
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    versions = {repository["repo"].rpartition("/")[2]: repository["rev"] for repository in repositories}
+    assert versions == {"ruff-pre-commit": f"v{pins['ruff']}", "snakefmt": f"v{pins['snakefmt']}"}
 
 
 # ---------------------------------------------------------------------- the workflow with conda

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # the folder that holds the package
@@ -46,12 +47,15 @@ def _module_files(module: str, root: Path) -> set[Path]:
     return {candidate for candidate in candidates if candidate.is_file()}
 
 
-def dependencies(file: Path, root: Path = ROOT) -> list[Path]:
-    """Return the files below `root` that `file` imports, directly or through others, sorted."""
+def dependencies(file: Path, root: Path = ROOT, ignored: Collection[Path] = ()) -> list[Path]:
+    """Return the files below `root` that `file` imports, directly or through others, sorted.
+
+    ignored: files to leave out, with all that only they import.
+    """
     known: set[Path] = set()
     pending = [file]
     while pending:
-        new = imported_files(pending.pop(), root) - known
+        new = imported_files(pending.pop(), root) - known - set(ignored)
         known |= new
         pending += new
     return sorted(known)
