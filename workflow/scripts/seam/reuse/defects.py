@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from seam.data.batches import batches
 from seam.data.storage import open_dataset
@@ -16,7 +15,7 @@ from seam.device import select_device
 from seam.files import atomic_write, read_json, reserve, write_json
 from seam.log import log
 from seam.masks.layers import maskable
-from seam.models.surgery import feature_extractor
+from seam.models.surgery import feature_extractor, to_channels_last
 from seam.reuse.load import load_student
 from seam.reuse.transfer import Transfer
 from seam.robustness.attack import count_defects, perturb_all
@@ -43,7 +42,7 @@ def attack_source(
     transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device)
     attack = AttackSettings(**{**settings, "clip": tuple(settings["clip"])})
     network = feature_extractor(transfer.source.module, transfer.last_layer)
-    network = network.to(transfer.device, memory_format=torch.channels_last)
+    network = to_channels_last(network, transfer.device)
     with atomic_write(folder / "perturbations.npy") as temporary:
         shape = (len(transfer.images.test), *transfer.images.size, 3)
         levels = np.lib.format.open_memmap(temporary, "w+", np.int8, shape)
@@ -66,12 +65,12 @@ def evaluate_defects(
     student, images = load_student(folder), open_dataset(dataset_folder)
     training, attack = read_json(folder / "training.json"), read_json(Path(attack_folder) / "attack.json")
     levels = np.load(Path(attack_folder) / "perturbations.npy", mmap_mode="r")
-    weights = maskable(student)
+    weights, normalization = maskable(student), student.normalization
     count, zeros = sum(p.numel() for p in weights.values()), sum(int((p == 0).sum()) for p in weights.values())
-    student = student.to(torch_device, memory_format=torch.channels_last)
+    student = to_channels_last(student, torch_device)
     test = images.test
     test_batches = batches(
-        test, np.arange(len(test)), test.labels, batch_size, normalization=student.normalization, device=torch_device
+        test, np.arange(len(test)), test.labels, batch_size, normalization=normalization, device=torch_device
     )
     figures = count_defects(student, test_batches, levels, AttackSettings(**attack["settings"]))
     names = {name: training[name] for name in ("model", "dataset", "student", "threshold")}

@@ -22,7 +22,7 @@ from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import with_head
+from seam.models.surgery import to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
@@ -146,7 +146,7 @@ class Reengineering:
 
         self.test = batches_of(images.test, test)
         self.selection = batches_of(images.train, holdout) if self.uses_holdout else self.test
-        network = source.module.to(self.device, memory_format=torch.channels_last)
+        network = to_channels_last(source.module, self.device)
         require_classifier(network, len(source.classes), images.size, f"The source model {model}")
         self.baseline = {
             name: source_accuracy(*predict(network, subset), self.problem, source.classes)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from seam.data.batches import batches
 from seam.data.problems import require_every_class
@@ -16,6 +15,7 @@ from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing, share
 from seam.files import write_json
 from seam.models.architectures import require_classifier
+from seam.models.surgery import to_channels_last
 from seam.models.weights import open_source, weights_origin
 
 BATCH_SIZE = 256
@@ -42,7 +42,7 @@ def evaluate_source(
         test, np.arange(len(test)), position[test.labels], BATCH_SIZE,
         normalization=source.normalization, device=torch_device,
     )  # fmt: skip
-    logits, labels = predict(source.module.to(torch_device, memory_format=torch.channels_last), test_batches)
+    logits, labels = predict(to_channels_last(source.module, torch_device), test_batches)
     correct = logits.argmax(1) == labels
     what = f"The source model {model} on {settings['dataset']}"
     require_better_than_guessing(share(correct), len(source.classes), len(test), what)

@@ -15,6 +15,7 @@ from seam.device import select_device
 from seam.files import write_csv
 from seam.masks.layers import unused_parameters
 from seam.models.architectures import architecture_file, build_model, require_classifier
+from seam.models.surgery import to_channels_last
 from seam.models.weights import Source, save_source
 from seam.reuse.provenance import provenance
 from seam.seeds import derive_seed
@@ -44,7 +45,7 @@ def train_source(
     given = settings["normalization"]
     normalization = (given["mean"], given["std"]) if given else (images.mean, images.std)
     module = build_model(settings["architecture"], len(images.classes))
-    module = module.to(torch_device, memory_format=torch.channels_last)
+    module = to_channels_last(module, torch_device)
     require_classifier(module, len(images.classes), images.size, f"The model {model}")
     # Raises for a model that could not be searched, before the training is spent on it.
     unused_parameters(module, torch.zeros(2, 3, *images.size, device=torch_device))

@@ -15,7 +15,7 @@ from seam.data.problems import Subset, hold_out, require_every_class
 from seam.data.storage import Split, open_dataset
 from seam.device import select_device
 from seam.models.architectures import build_model, require_classifier
-from seam.models.surgery import find_last_layer, replace_last_layer
+from seam.models.surgery import find_last_layer, replace_last_layer, to_channels_last
 from seam.models.weights import open_source
 from seam.reuse.provenance import environment, provenance
 from seam.seeds import derive_seed
@@ -68,7 +68,7 @@ class Transfer:
         if not pretrained:
             module = build_model(self.source.architecture, len(self.source.classes))
         module = replace_last_layer(module, self.last_layer, len(self.classes)).requires_grad_(True)
-        return module.to(self.device, memory_format=torch.channels_last)
+        return to_channels_last(module, self.device)
 
     def train_batches(self) -> Any:
         """Return the augmented and shuffled batches of the training images that are not held out."""
