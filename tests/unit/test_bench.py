@@ -18,10 +18,11 @@ from seam.bench.step import STEP_GOALS
 from seam.bench.timing import Options, in_turn, medians, ratios
 from seam.bench.timing import row as make_row
 from seam.bench.yardstick import operations, products
-from seam.cost.macs import count
-from seam.device import forward, select_device
+from seam.cost.macs import count_macs
+from seam.device import select_device
 from seam.masks.layers import maskable
 from seam.models.architectures import ARCHITECTURES, build_model
+from seam.precision import forward
 from seam.training.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
@@ -222,7 +223,7 @@ def test_multiply_adds_are_those_of_three_passes():
     made = Bench("resnet20", CPU)
     layers = products(made)
     assert sum(len(layer["names"]) for layer in layers) == 22  # convolutions and the last layer
-    dense = count(build_model("resnet20", 10), (3, 32, 32))["dense"]
+    dense = count_macs(build_model("resnet20", 10), (3, 32, 32))["dense"]
     first = 16 * 27 * 32 * 32  # the images need no gradient
     once = dense["convolution"] + dense["linear"]
     assert sum(layer["multiply_adds"] for layer in layers) == BATCH * (3 * once - first)

@@ -252,7 +252,7 @@ def test_the_notes_give_a_lower_bound(monkeypatch):
     job = search_job() | {"seconds": 4 * 7200, "known": "measured steps"}
     text = " ".join(notes([job], "cpu", 2))
     assert "At least 4.0 h with 2 cores (hours / cores)" in text and "end early" in text and "(cpu)" in text
-    monkeypatch.setattr("seam.planning.estimate.gpus", lambda: 1)
+    monkeypatch.setattr("seam.planning.estimate.count_gpus", lambda: 1)
     text = " ".join(notes([job | {"known": "what has run"}], "cuda", 16))
     assert "At least 8.0 h with 1 GPU (hours / GPUs)" in text and "end early" not in text and "measured" not in text
 

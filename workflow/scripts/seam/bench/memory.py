@@ -18,11 +18,12 @@ from torch.nn.functional import cross_entropy
 
 from seam.bench.network import BATCH, CLASSES, Bench, quiet
 from seam.bench.timing import Options, Row, row
-from seam.device import forward, select_device
+from seam.device import select_device
 from seam.memory import use_threads
 from seam.models.architectures import build_model
 from seam.models.folding import fold
 from seam.models.surgery import with_head
+from seam.precision import forward
 from seam.search.plain import search
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from seam.data.batches import batches
 from seam.data.storage import Split
-from seam.device import forward
 from seam.masks.layers import maskable, unused_parameters
 from seam.masks.masks import Masks
 from seam.models.architectures import build_model
 from seam.models.folding import fold
 from seam.models.surgery import set_training_mode, with_head
+from seam.precision import forward
 from seam.search.training import mask_step
 from seam.training.adam import Adam
 from seam.training.graphs import WARM_UP_STEPS, capture, capture_stream, on_stream, with_cuda_graph

@@ -10,7 +10,7 @@ import torch
 
 from seam.bench.network import Bench, quiet
 from seam.bench.timing import Options, Row, in_turn, medians, ratios, row, subject_name, threads
-from seam.device import forward
+from seam.precision import forward
 
 OPERATIONS = {  # parts of the profiler's names of operations; the first entry that fits an operation counts
     "convolution, backward": ("convolution_backward",),

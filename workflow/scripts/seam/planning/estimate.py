@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from seam.device import gpus, select_device
+from seam.device import select_device
 from seam.errors import UserError
 from seam.files import read_json
+from seam.gpus import count_gpus
 from seam.planning.work import Inventory, Job, Step, stage, work
 
 OTHER = 3.0  # seconds of a job besides its steps: mostly the start of Python and of torch
@@ -131,7 +132,7 @@ def table(jobs: list[Job]) -> str:
 
 def notes(jobs: list[Job], device: str, cores: int) -> Iterator[str]:
     """Yield the sentences below the table: a lower bound of the time, and the assumptions behind it."""
-    place, number = ("core", cores) if device == "cpu" else ("GPU", max(1, gpus()))
+    place, number = ("core", cores) if device == "cpu" else ("GPU", max(1, count_gpus()))
     places = f"{number} {place}{'s'[: number != 1]}"
     time = duration(sum(job["seconds"] for job in jobs) / number)
     yield f"At least {time} with {places} (hours / {place}s), as jobs also wait for each other and for downloads."

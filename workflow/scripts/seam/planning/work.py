@@ -91,7 +91,7 @@ class Inventory:
     def steps(self, model: str, dataset: str, batch_size: int, train: float, outputs: float) -> dict[Step, float]:
         """Return {Step: images} of a model for images that it trains on, and images that it only predicts."""
         entry, architecture = self.datasets[dataset], self.models[model]["architecture"]
-        size = entry.get("size") or KINDS[entry["kind"]].SIZE
+        size = entry.get("size") or KINDS[entry["kind"]].size
         images = {"train": train, "outputs": outputs}
         return {Step(kind, architecture, size, batch_size): count for kind, count in images.items() if count}
 
