@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -148,9 +147,10 @@ def test_every_rule_that_computes_has_an_environment(conda, colours, tmp_path):
 
 
 def test_every_rule_names_its_environment():
-    text = "\n".join(path.read_text() for path in Path(ROOT / "workflow/rules").glob("*.smk"))
-    rules = re.split(r"^rule (\w+):$", text, flags=re.MULTILINE)[1:]
-    for name, body in zip(rules[::2], rules[1::2], strict=True):
-        runs = re.search(r"^    (script|shell):\n", body, re.MULTILINE)
-        wanted = "deepsparse" if name in ("make_env", "time_deepsparse") else "seam"
-        assert (f'"../../envs/{wanted}.yaml"' in body) == bool(runs), name
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        rules = re.split(r"^ *rule ?(\w*):$", path.read_text(), flags=re.MULTILINE)[1:]
+        for name, body in zip(rules[::2], rules[1::2], strict=True):
+            body = re.split(r"^\S", body, maxsplit=1, flags=re.MULTILINE)[0]
+            runs = re.search(r"^ +(script|shell):\n", body, re.MULTILINE)
+            wanted = "deepsparse" if name in ("make_env", "time_deepsparse") else "seam"
+            assert (f'"../../envs/{wanted}.yaml"' in body) == bool(runs), (path.name, name)

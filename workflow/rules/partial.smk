@@ -80,9 +80,7 @@ def collect_partial():
 
 def remove_partial():
     """Remove the partial results of an earlier run once all results are there."""
-    with contextlib.suppress(
-        Exception
-    ):  # a leftover folder is not worth a traceback at the very end
+    with contextlib.suppress(Exception):  # not worth a traceback at the end of a run
         if workflow.dryrun or not workflow.scheduler or not PARTIAL.is_dir():
             return
         if "all" in {job.rule.name for job in workflow.dag.jobs} and not any(
