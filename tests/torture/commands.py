@@ -25,7 +25,7 @@ from workflows import ROOT
 from .outcomes import HELD, RUN, SILENT, UNCLEAR, Ending
 
 DEADLINE = 600  # seconds for a run of the workflow
-PATIENCE = 60  # seconds for a call of a function
+PATIENCE = 15  # seconds for a call of a function
 MOST_MEMORY = 6 << 30  # bytes that a call may allocate
 MOST_LINES = 60  # of a run that is refused: a sentence, and what Snakemake prints around it
 TRACEBACK = re.compile(r'Traceback \(most recent call last\)|^\s*File "[^"]+", line \d+', re.MULTILINE)
@@ -200,6 +200,7 @@ def _answer(function: Callable[[], str], writer: int, cwd: Path, extra: dict[str
     logged: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    warnings.simplefilter("ignore")
     status = 1
     try:
         os.chdir(cwd)
@@ -208,10 +209,8 @@ def _answer(function: Callable[[], str], writer: int, cwd: Path, extra: dict[str
         for number in (0, 1, 2):
             os.dup2(quiet, number)
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
-        logging.getLogger().addHandler(handler)
-        logging.getLogger().setLevel(logging.INFO)
-        logging.captureWarnings(True)
-        warnings.simplefilter("always")
+        logging.getLogger("seam").addHandler(handler)
+        logging.getLogger("seam").setLevel(logging.INFO)
         try:
             answer = {"how": "value", "text": function()}
         except UserError as error:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+GROUPED = ("flips", "kills")  # kinds whose targets get rows of their own
 HELD, SILENT, LOST, RUN, UNCLEAR, SKIPPED = "held", "silent", "lost", "run", "unclear", "skipped"
 VERDICTS = (HELD, SILENT, LOST, RUN, UNCLEAR, SKIPPED)
 LEGEND = """\
@@ -64,11 +65,11 @@ def table(outcomes: Iterable[Outcome]) -> str:
 
 
 def details(outcomes: Iterable[Outcome]) -> str:
-    """Return a Markdown table with a row per kind and target of an attack.
+    """Return a Markdown table with a row per target of flips and kills.
 
     The target is the part of an attempt's name before the colon.
     """
-    outcomes = list(outcomes)
+    outcomes = [outcome for outcome in outcomes if outcome.kind in GROUPED]
     rows = []
     for kind, target in dict.fromkeys((o.kind, _target(o)) for o in outcomes):
         chosen = [o for o in outcomes if (o.kind, _target(o)) == (kind, target)]
@@ -79,7 +80,9 @@ def details(outcomes: Iterable[Outcome]) -> str:
 def report(outcomes: Iterable[Outcome], seed: int) -> str:
     """Return the Markdown page about a campaign: both tables, and a list of its holes."""
     outcomes = list(outcomes)
-    lines = [table(outcomes), LEGEND, details(outcomes)]
+    lines = [table(outcomes), LEGEND]
+    if any(outcome.kind in GROUPED for outcome in outcomes):
+        lines.append(details(outcomes))
     if found := holes(outcomes):
         lines.append("Holes, each with the options that reproduce it:\n")
         lines += [

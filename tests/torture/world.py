@@ -62,18 +62,16 @@ class World:
             shutil.rmtree(self.work, ignore_errors=True)
 
     def make(self, *targets: str) -> Path:
-        """Make targets of the run (without any: all of it) and return its folder."""
-        self._made(*targets)
+        """Make targets of the run (without any: all of it), unless they are there, and return its folder."""
+        note = self.work / "made.txt"
+        made = note.read_text().splitlines() if note.exists() else []
+        line = " ".join(targets) or "all"
+        if not {line, "all"} & set(made):
+            said = commands.run(self.folder, *targets)
+            if said.status != 0:
+                raise RuntimeError(f"the run that the attacks start from failed: {said.text[-3000:]}")
+            note.write_text("\n".join([*made, line]) + "\n")
         return self.folder
-
-    def _made(self, *targets: str) -> None:
-        made = self.__dict__.setdefault("_already", set())
-        if targets in made or () in made:
-            return
-        said = commands.run(self.folder, *targets)
-        if said.status != 0:
-            raise RuntimeError(f"the run that the attacks start from failed: {said.text[-3000:]}")
-        made.add(targets)
 
     @cached_property
     def direct(self) -> Path:
