@@ -1,5 +1,6 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm, on this machine. test: the tests. bench:
-# how fast the search is. Each sets up what it needs.
+# how fast the search is. torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for
+# more of them, ARGS=--help for all options. Each sets up what it needs.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -9,7 +10,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test lint bench golden docs clean
+.PHONY: demo demo-slurm test torture lint bench golden docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -35,6 +36,9 @@ lint: .venv/dev
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+torture: .venv/dev
+	@PYTHONPATH=tests:tests/helpers:workflow/scripts $(BIN)/python -m torture $(ARGS)
 
 golden: .venv/dev
 	PYTHONPATH=tests/helpers:workflow/scripts $(BIN)/python tests/helpers/golden.py

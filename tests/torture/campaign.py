@@ -49,4 +49,3 @@ def _turns(counts: dict[str, int]) -> list[tuple[str, int]]:
     """Return (kind, number) of all attempts, such that kinds progress alike: a campaign can end early."""
     turns = [((number + 0.5) / count, kind, number) for kind, count in counts.items() for number in range(count)]
     return [(kind, number) for _, kind, number in sorted(turns)]
-

@@ -24,11 +24,12 @@ from workflows import ROOT
 
 from .outcomes import HELD, RUN, SILENT, UNCLEAR, Ending
 
+LAST_LINE = re.compile(r"\s*[\w.]*(Error|Exception|Interrupt)")
 DEADLINE = 600  # seconds for a run of the workflow
 PATIENCE = 15  # seconds for a call of a function
 MOST_MEMORY = 6 << 30  # bytes that a call may allocate
 MOST_LINES = 60  # of a run that is refused: a sentence, and what Snakemake prints around it
-TRACEBACK = re.compile(r'Traceback \(most recent call last\)|^\s*File "[^"]+", line \d+', re.MULTILINE)
+TRACEBACK = re.compile(r'Traceback \(most recent call last\)|^\s*File "[^"]+\.py", line \d+', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Said:
         if self.status is None:
             return "it hung"
         if found := TRACEBACK.search(self.text):
-            last = [line.strip() for line in self.text.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Inter)", line)]
-            return f"a traceback ({last[-1][:120]})" if last else f"a traceback ({found[0].strip()[:80]})"
+            last = [line.strip() for line in self.text[found.end() :].splitlines() if LAST_LINE.match(line)]
+            return f"a traceback ({last[0][:120]})" if last else f"a traceback ({found[0].strip()[:80]})"
         if self.status != 0 and "Error" not in self.text and "error" not in self.text:
             return f"status {self.status} without a sentence"
         if self.status != 0 and self.text.count("\n") > MOST_LINES:
@@ -107,7 +108,7 @@ def finish(process: subprocess.Popen, output: Path, deadline: float = DEADLINE) 
 
 
 def run_until_done(folder: Path, *targets: str, most: int = 6) -> Said:
-    """Run the workflow again and again, as a person would, until it succeeds; unlock the folder where it asks for it."""
+    """Run the workflow again and again, as a person would, until it succeeds; unlock the folder if it asks for it."""
     said = Said(1, "")
     for _ in range(most):
         said = run(folder, *targets, "--rerun-incomplete")
@@ -166,10 +167,10 @@ class Answer:
     logged: str = ""
 
 
-def call(function: Callable[[], str], cwd: Path, patience: float = PATIENCE, **extra: str) -> Answer:
+def call(function: Callable[[], str], cwd: Path, **extra: str) -> Answer:
     """Call `function` in a child process that works in `cwd`; its value is a text.
 
-    The child has a deadline and a limit on its memory, and cannot change this process.
+    The child has PATIENCE seconds and a limit on its memory, and cannot change this process.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -179,7 +180,7 @@ def call(function: Callable[[], str], cwd: Path, patience: float = PATIENCE, **e
         _answer(function, writer, cwd, extra)
     os.close(writer)
     try:
-        text = _read(reader, time.monotonic() + patience)
+        text = _read(reader, time.monotonic() + PATIENCE)
     finally:
         os.close(reader)
     if text is None:
@@ -187,7 +188,7 @@ def call(function: Callable[[], str], cwd: Path, patience: float = PATIENCE, **e
             os.killpg(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if text is None:
-        return Answer("hang", f"no answer in {patience:.0f} s")
+        return Answer("hang", f"no answer in {PATIENCE} s")
     if not text:
         return Answer("crash", f"signal {status & 127}" if status & 127 else f"exit status {status >> 8}")
     return Answer(**json.loads(text))

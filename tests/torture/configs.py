@@ -14,7 +14,7 @@ from . import commands
 from .outcomes import HELD, LOST, RUN, SILENT, UNCLEAR, Ending, generator
 from .world import World, difference, snapshot
 
-NONSENSE: list[object] = ["text", [], {}, [[]], {"a": {"b": 1}}, True, "1e-3", "", float("nan"), float("inf"), -5, 10**400]
+NONSENSE: list[object] = ["text", [], {}, [[]], {"a": {}}, True, "1e-3", "", float("nan"), float("inf"), -5, 10**400]
 # Places that take a positive number.
 PLACES = [
     ("search", "epochs"),
@@ -58,7 +58,7 @@ def _misspelt_key(path: Path, config: dict, chance: random.Random) -> None:
 
 def _unknown_name(path: Path, config: dict, chance: random.Random) -> None:
     where = chance.randrange(4)
-    name = chance.choice(["smal", "", "small ", "sm\u00e4ll", "../small", "small\u202e", "\U0001f600", "null", "x" * 300])
+    name = chance.choice(["smal", "", "small ", "sm\u00e4ll", "../small", "s\u202e", "\U0001f600", "null", "x" * 300])
     if where == 0:
         config["direct_reuse"][0]["model"] = name
     elif where == 1:
@@ -79,9 +79,10 @@ def _odd_name(path: Path, config: dict, chance: random.Random) -> None:
 
 
 def _written(text: str | bytes) -> Writer:
-    """The config with another text behind it, in which {marker} is a file that code could write."""
+    """The config with its first block exchanged for this text, in which {marker} is a file that code could write."""
 
     def write(path: Path, config: dict, chance: random.Random) -> None:
+        config.pop(str(text).partition(":")[0], None)  # a block that is there twice is refused for that alone
         content = text if isinstance(text, bytes) else text.replace("{marker}", str(path.parent / "code-ran")).encode()
         path.write_bytes(yaml.safe_dump(config).encode() + b"\n" + content + b"\n")
 
@@ -225,7 +226,7 @@ def attempt(world: World, number: int, seed: int) -> tuple[str, Ending]:
         config = folder / "bad.yaml"
         options = write(config, json.loads(json.dumps(world.config)), chance) or []
         before = snapshot(folder)
-        said = commands.run(folder, "-n", *options, config=config, deadline=120)
+        said = commands.run(folder, "-n", *options, config=config, deadline=60)
         missing, other = difference(before, snapshot(folder))
         if (folder / "code-ran").exists():
             return name, Ending(RUN, "code in the config ran")
@@ -234,7 +235,8 @@ def attempt(world: World, number: int, seed: int) -> tuple[str, Ending]:
     if said.problem:
         return name, Ending(UNCLEAR, said.problem)
     if said.status == 0:
-        return name, Ending(HELD if name in HARMLESS else SILENT, f"accepted; {_last_change(write, world, number, seed)}")
+        change = _last_change(write, world, number, seed)
+        return name, Ending(HELD if name in HARMLESS else SILENT, f"accepted; {change}")
     return name, Ending(HELD, said.sentence)
 
 

@@ -14,7 +14,7 @@ import golden
 
 from . import commands
 from .outcomes import HELD, SILENT, SKIPPED, UNCLEAR, Ending, generator
-from .world import DATASET, DIRECT, INDIRECT, MODEL, World, digests, remove
+from .world import DATASET, DIRECT, INDIRECT, MODEL, World, copy, digests, remove
 
 # What is attacked: the file; what is removed before a rerun, and asked for again (nothing: the file is only opened).
 RERUN: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
@@ -254,8 +254,6 @@ def _resume(world: World, how: str, chance: random.Random) -> Ending:
     expected = golden.digests(world.direct / "results")
     with world.attempt() as folder:
         copied = folder / "copy"
-        from .world import copy
-
         copy(origin, copied)
         path = next(copied.glob("results/checkpoints/**/*.pt"))
         done = damage(path, how, chance)

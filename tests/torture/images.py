@@ -17,7 +17,7 @@ from PIL import Image
 
 from . import commands
 from .outcomes import HELD, RUN, SILENT, UNCLEAR, Ending, generator
-from .world import World, copy
+from .world import World
 
 SIZE = 16
 NORMALIZATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -249,7 +249,7 @@ def _alone(world: World, name: str, chance: random.Random) -> Ending:
         ending, make = ATTACKS[name]
         pixels = make(folder / ending, chance)
         expected = None if pixels is None else _digest(pixels)
-        answer = commands.call(lambda: _image(folder / ending), folder, 30, **extra)
+        answer = commands.call(lambda: _image(folder / ending), folder, **extra)
         return commands.judge(answer, expected, marker)
 
 
@@ -286,10 +286,10 @@ def _in_a_folder(world: World, name: str, chance: random.Random) -> Ending:
         if said.status != 0:
             return Ending(HELD, said.sentence)
         answer = commands.call(lambda: _blue(folder / "results/datasets/colours"), folder)
-    return _judge_folder(answer, before, pixels, ATTACKS[name][0] if name == "folder" else None)
+    return _judge_folder(answer, before, pixels)
 
 
-def _judge_folder(answer: commands.Answer, before: int, pixels: Pixels, left_out: str | None) -> Ending:
+def _judge_folder(answer: commands.Answer, before: int, pixels: Pixels) -> Ending:
     if answer.how != "value":
         return Ending(UNCLEAR, answer.text[:160])
     number, *found = answer.text.split()
@@ -306,6 +306,3 @@ def _blue(folder: Path) -> str:
     split = open_dataset(folder).train
     chosen = [index for index, label in enumerate(split.labels) if label == 0]
     return " ".join([str(len(chosen)), *(_digest(np.asarray(split.images[index])) for index in chosen)])
-
-
-__all__ = ["ATTACKS", "attempt", "copy"]

@@ -85,9 +85,9 @@ def report(outcomes: Iterable[Outcome], seed: int) -> str:
         lines.append(details(outcomes))
     if found := holes(outcomes):
         lines.append("Holes, each with the options that reproduce it:\n")
-        lines += [
-            f"- {o.verdict}: {o.name} (`--only {o.kind} --seed {seed} --attempt {o.attempt}`): {o.detail}" for o in found
-        ]
+        for o in found:
+            again = f"--only {o.kind} --seed {seed} --attempt {o.attempt}"
+            lines.append(f"- {o.verdict}: {o.name} (`{again}`): {o.detail}")
     return "\n".join(lines) + "\n"
 
 

@@ -13,13 +13,13 @@ from . import commands, flips
 from .outcomes import HELD, SILENT, Ending, generator
 from .world import DATASET, DIRECT, INDIRECT, MODEL, World
 
-CODE = '''open({marker!r}, "w").close()
+CODE = """open({marker!r}, "w").close()
 import torch
 
 
 def build(classes):
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, classes))
-'''
+"""
 SOURCE, MASKS = f"{MODEL}/source.safetensors", f"{DIRECT}/masks.safetensors"
 STUDENT = f"{INDIRECT}/standard/student.safetensors"
 

@@ -124,8 +124,8 @@ def _in_zip(path: Path, state: State, chance: random.Random, marker: Path) -> St
     torch.save(state, buffer)
     with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(path, "w") as bad:
         for name in good.namelist():
-            content = pickle.dumps(Code(marker, chance.randrange(4)), 2) if name.endswith("/data.pkl") else good.read(name)
-            bad.writestr(name, content)
+            code = pickle.dumps(Code(marker, chance.randrange(4)), 2)
+            bad.writestr(name, code if name.endswith("/data.pkl") else good.read(name))
     return None
 
 
