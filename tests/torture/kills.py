@@ -31,7 +31,7 @@ MODES = [
 ]
 STARTS = {"a source model": (DIRECT,), "images": (DIRECT, MODEL), "nothing": (DIRECT, MODEL, DATASET)}
 SEARCH = {"alpha": 4.0}  # the changed hyper-parameter
-LAST_WAIT = 120  # seconds for orphans to end
+LAST_WAIT = 60  # seconds for orphans to end
 
 
 def attempt(world: World, number: int, seed: int, modes: list[str] | None = None) -> tuple[str, Ending]:
@@ -67,7 +67,7 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
         if said.status is None:
             return Ending(UNCLEAR, f"{after}: it hung")
         last = commands.run_until_done(folder, *DIRECT_FILES)
-        _let_end(folder)
+        survivors = _let_end(folder)
         if last.status != 0:
             return Ending(UNCLEAR, f"{after}: it could not be run to its end: {last.sentence}")
         missing, other = difference(expected, digests(folder))
@@ -75,6 +75,8 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
             return Ending(LOST, f"{after}: {missing[0]} is missing")
         if other:
             return Ending(SILENT, f"{after}: {other[0]} is another")
+        if survivors:
+            return Ending(UNCLEAR, f"{after}: {survivors} processes survive for {LAST_WAIT} s")
         traceback = commands.TRACEBACK.search(said.text)
         return Ending(UNCLEAR, f"{after}: {said.problem}") if traceback else Ending(HELD, f"{after}: equal")
 
@@ -118,11 +120,14 @@ def _send(folder: Path, process: subprocess.Popen, mode: str) -> None:
                     job.send_signal(number)
 
 
-def _let_end(folder: Path) -> None:
-    """Wait until no process works in `folder` any more: an orphan may still write."""
+def _let_end(folder: Path) -> int:
+    """Wait until no process works in `folder` any more, as an orphan may still write; return how many survive."""
     end = time.monotonic() + LAST_WAIT
-    while time.monotonic() < end and any(True for _ in commands.processes_of(folder)):
+    while survivors := len(list(commands.processes_of(folder))):
+        if time.monotonic() > end:
+            return survivors
         time.sleep(0.2)
+    return 0
 
 
 def _orphan(world: World, chance: random.Random) -> Ending:
