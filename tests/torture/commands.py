@@ -71,28 +71,28 @@ def command(folder: Path, *arguments: str, config: Path | None = None, cores: in
     return [*words, "--cores", str(cores), *arguments, "--configfile", str(config or folder / "config.yaml")]
 
 
-def environment(**extra: str) -> dict[str, str]:
-    """Return the environment of a run: threads as in CI, and `extra`."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
+Variables = dict[str, str] | None  # of the environment, beside those that are there
 
 
-def start(words: list[str], output: Path, **extra: str) -> subprocess.Popen:
+def start(words: list[str], output: Path, variables: Variables = None) -> subprocess.Popen:
     """Start a command in a session (and process group) of its own; what it prints goes to the file `output`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})}
     with output.open("wb") as file:
         return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**extra), start_new_session=True
+            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
         )
 
 
-def run(folder: Path, *arguments: str, config: Path | None = None, deadline: float = DEADLINE, **extra: str) -> Said:
-    """Run the workflow in `folder` to its end, and return how it ended."""
-    return execute(command(folder, *arguments, config=config), folder / "said.txt", deadline, **extra)
-
-
-def execute(words: list[str], output: Path, deadline: float = DEADLINE, **extra: str) -> Said:
-    """Run a command to its end, or kill its process group at the deadline."""
-    process = start(words, output, **extra)
-    return finish(process, output, deadline)
+def run(
+    folder: Path,
+    *arguments: str,
+    config: Path | None = None,
+    deadline: float = DEADLINE,
+    variables: Variables = None,
+) -> Said:
+    """Run the workflow in `folder` to its end, and return how it ended; kill its process group at the deadline."""
+    output = folder / "said.txt"
+    return finish(start(command(folder, *arguments, config=config), output, variables), output, deadline)
 
 
 def finish(process: subprocess.Popen, output: Path, deadline: float = DEADLINE) -> Said:
@@ -167,7 +167,7 @@ class Answer:
     logged: str = ""
 
 
-def call(function: Callable[[], str], cwd: Path, **extra: str) -> Answer:
+def call(function: Callable[[], str], cwd: Path, variables: Variables = None) -> Answer:
     """Call `function` in a child process that works in `cwd`; its value is a text.
 
     The child has PATIENCE seconds and a limit on its memory, and cannot change this process.
@@ -177,7 +177,7 @@ def call(function: Callable[[], str], cwd: Path, **extra: str) -> Answer:
     if not child:
         os.close(reader)
         os.setsid()
-        _answer(function, writer, cwd, extra)
+        _answer(function, writer, cwd, variables or {})
     os.close(writer)
     try:
         text = _read(reader, time.monotonic() + PATIENCE)
@@ -194,7 +194,7 @@ def call(function: Callable[[], str], cwd: Path, **extra: str) -> Answer:
     return Answer(**json.loads(text))
 
 
-def _answer(function: Callable[[], str], writer: int, cwd: Path, extra: dict[str, str]) -> None:
+def _answer(function: Callable[[], str], writer: int, cwd: Path, variables: dict[str, str]) -> None:
     """Write the answer of `function` to a pipe and end this process, whatever happens."""
     from seam.errors import UserError
 
@@ -205,7 +205,7 @@ def _answer(function: Callable[[], str], writer: int, cwd: Path, extra: dict[str
     status = 1
     try:
         os.chdir(cwd)
-        os.environ.update(extra)
+        os.environ.update(variables)
         quiet = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(quiet, number)

@@ -90,8 +90,9 @@ def dataset_value(folder: Path) -> str:
 
     dataset, digest = open_dataset(folder), hashlib.sha256()
     for split in (dataset.train, dataset.test):
-        digest.update(repr((split.images.shape, split.images.dtype, split.labels.shape, split.labels.dtype)).encode())
-        digest.update(split.images.tobytes() + split.labels.tobytes())
+        for array in (split.images, split.labels):
+            assert array is not None
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     about = (dataset.kind, dataset.classes, dataset.size, dataset.mean, dataset.std, dataset.augmentation)
     digest.update(repr(about).encode())
     return digest.hexdigest()

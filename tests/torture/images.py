@@ -249,7 +249,7 @@ def _alone(world: World, name: str, chance: random.Random) -> Ending:
         ending, make = ATTACKS[name]
         pixels = make(folder / ending, chance)
         expected = None if pixels is None else _digest(pixels)
-        answer = commands.call(lambda: _image(folder / ending), folder, **extra)
+        answer = commands.call(lambda: _image(folder / ending), folder, extra)
         return commands.judge(answer, expected, marker)
 
 
@@ -278,7 +278,7 @@ def _in_a_folder(world: World, name: str, chance: random.Random) -> Ending:
         config = {**world.config, "datasets": {**world.config["datasets"]}}
         config["datasets"]["colours"] = {"kind": "imagefolder", "root": str(folder / "images"), "size": SIZE}
         commands.write_config(folder, config)
-        said = commands.run(folder, "results/datasets/colours/dataset.json", deadline=120, **extra)
+        said = commands.run(folder, "results/datasets/colours/dataset.json", deadline=120, variables=extra)
         if marker.exists():
             return Ending(RUN, "another program was started")
         if said.problem:
@@ -304,5 +304,6 @@ def _blue(folder: Path) -> str:
     from seam.data.storage import open_dataset
 
     split = open_dataset(folder).train
+    assert split.images is not None
     chosen = [index for index, label in enumerate(split.labels) if label == 0]
     return " ".join([str(len(chosen)), *(_digest(np.asarray(split.images[index])) for index in chosen)])

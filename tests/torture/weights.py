@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -39,7 +40,7 @@ class Code:
         return ways[self.way % len(ways)]
 
 
-def _saved(change: Callable[[State, random.Random], object], right: bool | str = False) -> Maker:
+def _saved(change: Callable[[State, random.Random], Any], right: bool | str = False) -> Maker:
     """A file by torch.save of what `change` returns; right: the same state is (True), or as float32 ("cast")."""
 
     def make(path: Path, state: State, chance: random.Random, marker: Path) -> State | None:
