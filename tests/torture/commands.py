@@ -28,7 +28,6 @@ LAST_LINE = re.compile(r"\s*[\w.]*(Error|Exception|Interrupt)")
 DEADLINE = 600  # seconds for a run of the workflow
 PATIENCE = 15  # seconds for a call of a function
 MOST_MEMORY = 6 << 30  # bytes that a call may allocate
-MOST_LINES = 60  # of a run that is refused: a sentence, and what Snakemake prints around it
 TRACEBACK = re.compile(r'Traceback \(most recent call last\)|^\s*File "[^"]+\.py", line \d+', re.MULTILINE)
 
 
@@ -49,8 +48,6 @@ class Said:
             return f"a traceback ({last[0][:120]})" if last else f"a traceback ({found[0].strip()[:80]})"
         if self.status != 0 and "Error" not in self.text and "error" not in self.text:
             return f"status {self.status} without a sentence"
-        if self.status != 0 and self.text.count("\n") > MOST_LINES:
-            return f"{self.text.count(chr(10))} lines"
         return None
 
     @property

@@ -14,6 +14,7 @@ from . import commands
 from .outcomes import HELD, LOST, RUN, SILENT, UNCLEAR, Ending, generator
 from .world import World, difference, snapshot
 
+MOST_LINES = 30  # of a plan that is refused: a sentence, and what Snakemake prints around it
 NONSENSE: list[object] = ["text", [], {}, [[]], {"a": {}}, True, "1e-3", "", float("nan"), float("inf"), -5, 10**400]
 # Places that take a positive number.
 PLACES = [
@@ -234,6 +235,8 @@ def attempt(world: World, number: int, seed: int) -> tuple[str, Ending]:
         return name, Ending(LOST, (missing + other)[0])
     if said.problem:
         return name, Ending(UNCLEAR, said.problem)
+    if said.status != 0 and said.text.count("\n") > MOST_LINES:
+        return name, Ending(UNCLEAR, f"{said.text.count(chr(10))} lines")
     if said.status == 0:
         change = _last_change(write, world, number, seed)
         return name, Ending(HELD if name in HARMLESS else SILENT, f"accepted; {change}")
