@@ -53,7 +53,7 @@ def _block(path: Path, config: dict, chance: random.Random) -> None:
 def _misspelt_key(path: Path, config: dict, chance: random.Random) -> None:
     block = config[chance.choice(["search", "timing", "transfer", "attack"])]
     key = chance.choice(list(block))
-    block[key[:-1]] = block.pop(key)
+    block[f"{key}x"] = block.pop(key)
     path.write_text(yaml.safe_dump(config))
 
 
