@@ -165,6 +165,26 @@ def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, togethe
     assert_each_alike(given, found)
 
 
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_a_signal_at_an_epochs_end_stops_all_at_the_same_epoch(arguments, monkeypatch, number):
+    """Also while the searches' results of the epoch are judged one after the other."""
+    calls, judged = [], vectorised.judged
+
+    def stopping(*about):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return judged(*about)
+
+    monkeypatch.setattr(vectorised, "judged", stopping)
+    problems = ready(arguments())
+    with pytest.raises(SystemExit) as end:
+        list(search_all(problems, problems[0].settings))
+    assert end.value.code == STOPPED
+    states = [one.checkpoint.read() for one in ready(arguments())]
+    assert {state["place"]["epoch"] for state in states} == {(number - 1) // 3 + 2}
+
+
 def test_checkpoints_that_stand_elsewhere_are_left_for_later(arguments, caplog):
     caplog.set_level("INFO")
     given = arguments()

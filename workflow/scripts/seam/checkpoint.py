@@ -160,7 +160,8 @@ class Run:
     def end_epoch(self, row, best=None, save=None, **extra):
         """Note the epoch's `row` of the history. `best`: what is to be kept of it if it is the best so far.
 
-        save: whether to write a checkpoint; if that is worth its time, where nothing is said.
+        save: whether to write a checkpoint; if that is worth its time, where nothing is said. Who says it answers
+            signals, too: of runs that go on together none may stop alone.
         """
         self.history.append(row)
         if best is not None:
@@ -170,7 +171,8 @@ class Run:
         self.start = time.perf_counter()
         if self.is_worth_saving() if save is None else save:
             self.save()
-        self.check()
+        if save is None:
+            self.check()
 
     def epoch_seconds(self):
         return self.seconds + time.perf_counter() - self.start
