@@ -9,9 +9,11 @@ import contextlib
 import gc
 import importlib.util
 import io
+import json
 import logging
 import lzma
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -30,14 +32,14 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from train_source import train_source  # noqa: E402
 
-from seam import data, models, transfer  # noqa: E402
+from seam import models, transfer  # noqa: E402
 from seam.data.storage import Split, write  # noqa: E402
 from seam.device import describe, select  # noqa: E402
 from seam.files import UserError, load_tensors, read_json, write_json  # noqa: E402
 from seam.progress import compute_with, log  # noqa: E402
 from seam.reengineer import reengineer, reengineer_all  # noqa: E402
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = ("bfloat16", "tf32", "float32")  # in the order of worth
 STEP_GOAL = 1.15  # of a step's time, in that of a bare pass as a CUDA graph
 NOTES = 40  # messages of a stage that its record keeps
 HERE = "tests/gpu/efficientnet.py:build"
@@ -103,6 +105,23 @@ class Record:
         """Keep what was found of a part."""
         self.content["parts"][part] = value
         self.write()
+
+    @contextlib.contextmanager
+    def attempt(self, part: str) -> Iterator[None]:
+        """Let the stage go on with its next part if this one fails; the record says why it did."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, the other parts are worth having
+            traceback.print_exc()
+            self.put(part, {"unfinished": True, "failed": f"{type(error).__name__}: {error}"[:2000]})
+
+    def ended(self) -> dict[str, dict]:
+        """Return the parts that have ended well."""
+        return {name: part for name, part in self.content["parts"].items() if not part.get("unfinished")}
+
+    def failures(self) -> list[str]:
+        """Return a sentence for each part that has failed."""
+        return [f"{name}: {part['failed']}" for name, part in self.content["parts"].items() if "failed" in part]
 
     def write(self) -> None:
         """Write the record; what other stages have in the same file stays."""
@@ -246,12 +265,12 @@ def result(check: Check, planned: list[dict], target: str) -> dict:
 
 
 def curves(history: list[dict]) -> dict:
-    """Return held-out accuracy and retention by epoch."""
+    """Return held-out accuracy, retention and seconds by epoch, each as numbers in a string."""
     rounded = {name: [None if row[name] is None else round(row[name], 4) for row in history] for name in CURVES}
     return {"history": {name: " ".join(map(str, values)) for name, values in rounded.items()}}
 
 
-CURVES = ("accuracy", "retention")
+CURVES = ("accuracy", "retention", "seconds")
 
 
 def unfinished(checkpoint: str) -> dict:
@@ -304,7 +323,7 @@ class Outcomes:
 
 def precisions(check: Check) -> Iterator[str]:
     """Yield each precision that the device computes steps in, while it is selected; select the default at the end."""
-    for precision in PRECISIONS if check.device.type == "cuda" else PRECISIONS[:1]:
+    for precision in PRECISIONS if check.device.type == "cuda" else PRECISIONS[-1:]:
         select(f"{check.device.type}/{precision}")
         yield precision
     select(check.asked)
@@ -316,7 +335,9 @@ def steps(check: Check, record: Record) -> str:
     for precision in precisions(check):
         for architecture in models.ARCHITECTURES:
             part = f"{architecture}, {precision}"
-            if part not in record:
+            if part in record:
+                continue
+            with record.attempt(part):
                 rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.step_batch))
                 record.put(part, {"batch": scale.step_batch, "rows": rows, **against_goal(rows)})
     return ratios(record)
@@ -330,7 +351,7 @@ def against_goal(rows: list[dict]) -> dict:
 
 def ratios(record: Record) -> str:
     """Return the parts' ratios of step and bare pass in a line."""
-    parts = record.content["parts"].items()
+    parts = record.ended().items()
     return "step / bare pass: " + "; ".join(f"{name} {part['step_to_bare_pass']:.2f}" for name, part in parts)
 
 
@@ -341,12 +362,19 @@ def stacked(check: Check, record: Record) -> str:
     epochs, classes = check.scale.counted_epochs, check.manifest["cifar100"]["classes"]
     settings = {"epochs": epochs, "patience": epochs, "lr_mask": 0.12, "alpha": 1.5}
     for count in check.scale.counts:
-        if str(count) not in record:
-            folder = check.work / "stacked" / str(count)
-            planned = searches(folder, model, dataset, "cifar100", classes[:count], settings)
-            found = searched(check, planned, lambda target, found: None)
-            record.put(str(count), found | {"an_hour": 3600 / (100 * found["seconds_of_a_search_epoch"])})
-    rates = {name: part["an_hour"] for name, part in record.content["parts"].items()}
+        part = str(count)
+        if part in record:
+            continue
+
+        def note(_: str, found: dict, part: str = part) -> None:
+            if found.get("unfinished"):
+                record.put(part, found)
+
+        with record.attempt(part):
+            planned = searches(check.work / "stacked" / part, model, dataset, "cifar100", classes[:count], settings)
+            found = searched(check, planned, note)
+            record.put(part, found | {"an_hour": 3600 / (100 * found["seconds_of_a_search_epoch"])})
+    rates = {name: part["an_hour"] for name, part in record.ended().items()}
     return "searches of 100 epochs an hour: " + ", ".join(f"{name} at once {rate:.0f}" for name, rate in rates.items())
 
 
@@ -358,7 +386,7 @@ def problems(check: Check, record: Record, name: str, count: int, settings: dict
     if left:
         planned = searches(check.work / "problems" / model.name, model, check.dataset(name), name, left, settings)
         record.put("all of them", {"whole": True, **searched(check, planned, record.put)})
-    ended = [part for part in record.content["parts"].values() if "retention" in part]
+    ended = [part for part in record.ended().values() if "retention" in part]
     kept = np.mean([part["retention"] for part in ended])
     before, after = (np.mean([part["accuracy"][of] for part in ended]) for of in ("source", "reengineered"))
     return f"{len(ended)} problems: {kept:.1%} of the weights kept, accuracy {before:.1%} -> {after:.1%} (means)"
@@ -410,9 +438,8 @@ def indirect(check: Check, record: Record) -> str:
     about = {"model_folder": model, "dataset_folder": dataset, "model": "lite0", "dataset": "flowers"}
     shared = about | {"seed": 0, "device": check.asked}
     rates = {"momentum": 0.0, "weight_decay": 0.0001}
-    head, search = epochs | rates | {"lr": 0.1}, {"epochs": 60, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5}
-    search["epochs"] = 2 * scale.transfer_epochs
-    standard = epochs | rates | {"lr": 0.005, "lr_last": 0.05}
+    head, tuning = epochs | rates | {"lr": 0.1}, epochs | rates | {"lr": 0.005, "lr_last": 0.05}
+    search = {"epochs": 2 * scale.transfer_epochs, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5}
 
     with timed(record, "attack") as part:
         attack = {"eps": 0.1, "step": 0.01, "steps": scale.attack_steps, "clip": [-2.2, 2.2], "target": 1000.0}
@@ -440,7 +467,7 @@ def indirect(check: Check, record: Record) -> str:
             folder = root / "students" / name
             origin = {"architecture": HERE, "weights_origin": "file"}
             transfer.train_student(
-                folder, student=student, threshold=threshold, common=common, settings=standard, origin=origin,
+                folder, student=student, threshold=threshold, common=common, settings=tuning, origin=origin,
                 checkpoint=root / "student.pt", masks=seam / "masks.safetensors", **shared,
             )  # fmt: skip
             transfer.evaluate_defects(folder, attacked, dataset, check.asked)
@@ -478,7 +505,10 @@ def flowers(check: Check, folder: Path) -> None:
             group = taken.setdefault((split, label), [])
             if label in classes and len(group) < counts.get(split, 10**9):
                 group.append(archive.extract(name, images))
-    data.prepare({"kind": "imagefolder", "root": str(images), "size": check.scale.small}, folder)
+    # By a process of its own, since it forks others, which one that uses a GPU should not.
+    entry = {"kind": "imagefolder", "root": str(images), "size": check.scale.small}
+    code = "import json, sys; from seam import data; data.prepare(json.loads(sys.argv[1]), sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, json.dumps(entry), str(folder)], check=True)
 
 
 def lite0(check: Check, folder: Path) -> None:
@@ -500,27 +530,37 @@ def lite0(check: Check, folder: Path) -> None:
 
 def large(check: Check, record: Record) -> str:
     """Measure a step of ResNet50 at 224 px, in time and memory; its weights are random."""
-    scale, architecture = check.scale, "torchvision:resnet50"
+    architecture = "torchvision:resnet50"
     for precision in precisions(check):
         part = f"ResNet50, {precision}"
-        if part in record:
-            continue
-        gc.collect()
-        made = bench.Bench(architecture, check.device, batch=scale.batch, size=scale.side)
-        with contextlib.suppress(OSError):
-            bench.peak(check.device, reset=True)
-        for _ in range(2):
-            made.step_eager()
-        memory = {"peak": bench.peak(check.device) / 1e6, "activations": bench.saved(made) / 1e6}
-        memory["network"] = bench.size_of([*made.model.parameters(), *made.model.buffers()]) / 1e6
-        memory["masks and Adam"] = 3 * bench.size_of(made.masks.values.values()) / 1e6
-        del made
-        gc.collect()
-        rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.batch, size=scale.side))
-        about = {"weights": "random", "batch": scale.batch, "pixels": scale.side, "megabytes": memory}
-        record.put(part, about | {"rows": rows, **against_goal(rows)})
-    peaks = {name: part["megabytes"]["peak"] for name, part in record.content["parts"].items()}
+        if part not in record:
+            with record.attempt(part):
+                record.put(part, large_step(check, architecture))
+    peaks = {name: part["megabytes"]["peak"] for name, part in record.ended().items()}
     return ratios(record) + "; peak: " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+
+
+def large_step(check: Check, architecture: str) -> dict:
+    """Return time and memory of a step, in MB; the peak is that of a search, without what the comparison needs."""
+    scale = check.scale
+    gc.collect()
+    made = bench.Bench(architecture, check.device, batch=scale.batch, size=scale.side)
+    before = bench.peak(check.device, reset=True)
+    for _ in range(2):
+        made.step_eager()
+    sizes = {
+        "step": bench.peak(check.device) - before,
+        "network": bench.size_of([*made.model.parameters(), *made.model.buffers()]),
+        "source weights": bench.size_of(made.masks.weights.values()),
+        "masks and Adam": 3 * bench.size_of(made.masks.values.values()),
+    }
+    sizes |= {"peak": sum(sizes.values()), "activations": bench.saved(made)}
+    del made
+    gc.collect()
+    rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.batch, size=scale.side))
+    about = {"weights": "random", "batch": scale.batch, "pixels": scale.side}
+    megabytes = {name: size / 1e6 for name, size in sizes.items()}
+    return about | {"megabytes": megabytes, "rows": rows, **against_goal(rows)}
 
 
 STAGES = {
@@ -534,9 +574,9 @@ def run(stage: str, check: Check, record: Record) -> int:
     handler = Notes(record)
     log.addHandler(handler)
     try:
-        said = STAGES[stage](check, record)
-        record.content |= {"status": "ok", "said": said}
-        return 0
+        said, failures = STAGES[stage](check, record), record.failures()
+        record.content |= {"status": "failed" if failures else "ok", "said": "; ".join([*failures, said])}
+        return int(bool(failures))
     except Skipped as reason:
         record.content |= {"status": "skipped", "said": str(reason)}
         return 0
