@@ -136,11 +136,12 @@ def has_ended(record: dict, asked: dict) -> bool:
     return record.get("status") == "ok" and record.get("asked") == asked
 
 
-def forget(out: Path, stage: str) -> None:
-    """Remove a stage's record."""
+def forget(out: Path, stage: str, *keys: str) -> None:
+    """Remove a stage's record, or these keys of it."""
     content = read(out / FILES[stage])
-    if content.pop(stage, None) is not None:
-        write(out / FILES[stage], content)
+    if stage in content:
+        kept = {key: value for key, value in content.pop(stage).items() if key not in keys}
+        write(out / FILES[stage], content | ({stage: kept} if keys else {}))
 
 
 def limited(command: list[str], log: Path, environment: dict, limit: float) -> tuple[str, int]:
@@ -178,6 +179,7 @@ def run_stage(stage: str, out: Path, command: list[str], environment: dict, limi
     """Run a stage and complete its record, which it returns."""
     say(f"--- {stage}, at most {limit:.0f} s", out / LOG)
     began, begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), time.monotonic()
+    forget(out, stage, "status", "said")  # of an earlier call
     ended, status = limited(command, out / LOG, environment, limit)
     content = read(out / FILES[stage])
     record = content.setdefault(stage, {"asked": asked, "parts": {}})

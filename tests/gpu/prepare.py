@@ -173,8 +173,8 @@ def verify_imports(python: str, folder: Path) -> None:
     modules = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["modules"]
     library = [".".join(file.relative_to(SCRIPTS).with_suffix("").parts) for file in (SCRIPTS / "seam").rglob("*.py")]
     names = modules + [name.removesuffix(".__init__") for name in sorted(library)]
-    # seam.advertorch mends a name that torch lost, which advertorch needs.
-    names.sort(key=lambda name: name != "seam.advertorch")
+    # The library's own module first: it puts back a name that torch has lost and advertorch needs.
+    names.sort(key=lambda name: not name.endswith(".advertorch"))
     with tempfile.TemporaryDirectory() as target:
         install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target]
         subprocess.run([*install, *map(str, sorted((folder / "wheels").glob("*.whl")))], check=True)
@@ -253,7 +253,9 @@ def checkpoint(data: Path, name: str, folder: Path) -> dict:
         if (data / CHECKPOINT_ARCHIVE).is_file():
             with tarfile.open(data / CHECKPOINT_ARCHIVE) as tar:
                 tar.extractall(temporary, filter="data")
-        for file in [*sorted(data.glob(f"{name}*.pt*")), *sorted(Path(temporary).glob(f"{name}*.pt*"))]:
+        places = data, data / "weights", Path(temporary)  # the second one is where the workflow keeps its downloads
+        found = [file for place in places for file in sorted(place.glob(f"{name}*")) if file.suffix in (".pt", ".pth")]
+        for file in found:
             if sha256(file).startswith(CHECKPOINTS[name]):
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, folder / f"{dataset}_resnet20.pth")

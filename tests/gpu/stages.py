@@ -43,6 +43,7 @@ PRECISIONS = ("bfloat16", "tf32", "float32")  # in the order of worth
 STEP_GOAL = 1.15  # of a step's time, in that of a bare pass as a CUDA graph
 NOTES = 40  # messages of a stage that its record keeps
 HERE = "tests/gpu/efficientnet.py:build"
+PREPARE = "import json, sys; from seam import data; data.prepare(json.loads(sys.argv[1]), sys.argv[2])"
 
 
 class Skipped(Exception):
@@ -101,9 +102,9 @@ class Record:
     def __contains__(self, part: str) -> bool:
         return part in self.content["parts"]
 
-    def put(self, part: str, value: dict) -> None:
-        """Keep what was found of a part."""
-        self.content["parts"][part] = value
+    def put(self, parts: dict[str, dict]) -> None:
+        """Keep what was found of these parts."""
+        self.content["parts"] |= parts
         self.write()
 
     @contextlib.contextmanager
@@ -113,7 +114,7 @@ class Record:
             yield
         except Exception as error:  # whatever it is, the other parts are worth having
             traceback.print_exc()
-            self.put(part, {"unfinished": True, "failed": f"{type(error).__name__}: {error}"[:2000]})
+            self.put({part: {"unfinished": True, "failed": f"{type(error).__name__}: {error}"[:2000]}})
 
     def ended(self) -> dict[str, dict]:
         """Return the parts that have ended well."""
@@ -220,10 +221,10 @@ def searches(folder: Path, model: Path, dataset: Path, name: str, targets: list[
     ]  # fmt: skip
 
 
-def searched(check: Check, planned: list[dict], note: Callable[[str, dict], None]) -> dict:
+def searched(check: Check, planned: list[dict], note: Callable[[dict[str, dict]], None]) -> dict:
     """Search the problems in one pass, or one after the other if that cannot be; return the times and the memory.
 
-    note: called with each target and what was found of it, also with what an interrupted search had reached.
+    note: called with {target: what was found of it}, also with what interrupted searches had reached.
     """
     gc.collect()
     with contextlib.suppress(OSError):  # a system that does not let a process reset its peak
@@ -233,15 +234,13 @@ def searched(check: Check, planned: list[dict], note: Callable[[str, dict], None
         if len(planned) > 1:
             for target in reengineer_all(planned, check.asked):
                 stacked.append(target)
-                note(target, result(check, planned, target))
+                note({target: result(planned, target)})
         for one in planned:
             if one["target"] not in stacked:
                 reengineer(**one, device=check.asked)
-                note(one["target"], result(check, planned, one["target"]))
+                note({one["target"]: result(planned, one["target"])})
     except SystemExit:  # the time is up: the searches have written their checkpoints
-        for one in planned:
-            if Path(one["checkpoint"]).exists():
-                note(one["target"], unfinished(one["checkpoint"]))
+        note({one["target"]: unfinished(one["checkpoint"]) for one in planned if Path(one["checkpoint"]).exists()})
         raise
     found = {"targets": len(planned), "in_one_pass": len(stacked), "wall_seconds": time.perf_counter() - begun}
     histories = [pd.read_csv(Path(one["folder"]) / "history.csv")["seconds"] for one in planned]
@@ -256,7 +255,7 @@ def searched(check: Check, planned: list[dict], note: Callable[[str, dict], None
     return found
 
 
-def result(check: Check, planned: list[dict], target: str) -> dict:
+def result(planned: list[dict], target: str) -> dict:
     """Return what the check keeps of a search that has ended."""
     (one,) = (one for one in planned if one["target"] == target)
     metrics, history = read_json(Path(one["folder"]) / "metrics.json"), pd.read_csv(Path(one["folder"]) / "history.csv")
@@ -312,13 +311,14 @@ class Outcomes:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Count a file that cannot be imported as a failed test."""
         if report.failed:
-            self.record.put(report.nodeid, {"outcome": "failed", "said": str(report.longrepr)[-2000:]})
+            self.record.put({report.nodeid: {"outcome": "failed", "said": str(report.longrepr)[-2000:]}})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome of a test: of its body, or of its fixtures if these fail or skip it."""
         if report.when == "call" or report.outcome != "passed":
             part = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
-            self.record.put(report.nodeid, part | ({"said": str(report.longrepr)[-4000:]} if report.failed else {}))
+            said = {"said": str(report.longrepr)[-4000:]} if report.failed else {}
+            self.record.put({report.nodeid: part | said})
 
 
 def precisions(check: Check) -> Iterator[str]:
@@ -339,7 +339,7 @@ def steps(check: Check, record: Record) -> str:
                 continue
             with record.attempt(part):
                 rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.step_batch))
-                record.put(part, {"batch": scale.step_batch, "rows": rows, **against_goal(rows)})
+                record.put({part: {"batch": scale.step_batch, "rows": rows, **against_goal(rows)}})
     return ratios(record)
 
 
@@ -366,14 +366,14 @@ def stacked(check: Check, record: Record) -> str:
         if part in record:
             continue
 
-        def note(_: str, found: dict, part: str = part) -> None:
-            if found.get("unfinished"):
-                record.put(part, found)
+        def note(found: dict[str, dict], part: str = part) -> None:
+            if reached := [value for value in found.values() if value.get("unfinished")]:
+                record.put({part: reached[0]})
 
         with record.attempt(part):
             planned = searches(check.work / "stacked" / part, model, dataset, "cifar100", classes[:count], settings)
             found = searched(check, planned, note)
-            record.put(part, found | {"an_hour": 3600 / (100 * found["seconds_of_a_search_epoch"])})
+            record.put({part: found | {"an_hour": 3600 / (100 * found["seconds_of_a_search_epoch"])}})
     rates = {name: part["an_hour"] for name, part in record.ended().items()}
     return "searches of 100 epochs an hour: " + ", ".join(f"{name} at once {rate:.0f}" for name, rate in rates.items())
 
@@ -385,7 +385,7 @@ def problems(check: Check, record: Record, name: str, count: int, settings: dict
     left = [target for target in targets[:count] if target not in record]
     if left:
         planned = searches(check.work / "problems" / model.name, model, check.dataset(name), name, left, settings)
-        record.put("all of them", {"whole": True, **searched(check, planned, record.put)})
+        record.put({"all of them": searched(check, planned, record.put)})
     ended = [part for part in record.ended().values() if "retention" in part]
     kept = np.mean([part["retention"] for part in ended])
     before, after = (np.mean([part["accuracy"][of] for part in ended]) for of in ("source", "reengineered"))
@@ -419,7 +419,8 @@ def vgg16(check: Check, record: Record) -> str:
         begun = time.perf_counter()
         train_source(weights, folder / "training.csv", "vgg16", dataset, settings, check.asked, folder / "training.pt")
         last = pd.read_csv(folder / "training.csv").iloc[-1].to_dict()
-        record.put("training", {"settings": training, "wall_seconds": time.perf_counter() - begun, "last_epoch": last})
+        seconds = time.perf_counter() - begun
+        record.put({"training": {"settings": training, "wall_seconds": seconds, "last_epoch": last}})
     said = problems(check, record, "cifar10", len(targets), {"lr_mask": 0.01, "alpha": 1.0}, folder, targets)
     return f"trained to {record.content['parts']['training']['last_epoch']['test_accuracy']:.1%}; {said}"
 
@@ -486,7 +487,7 @@ def timed(record: Record, name: str) -> Iterator[dict]:
     """Give a dictionary for what a part finds, and keep it with the seconds that the block took."""
     part, begun = {}, time.perf_counter()
     yield part
-    record.put(name, part | {"wall_seconds": time.perf_counter() - begun})
+    record.put({name: part | {"wall_seconds": time.perf_counter() - begun}})
 
 
 def flowers(check: Check, folder: Path) -> None:
@@ -507,8 +508,7 @@ def flowers(check: Check, folder: Path) -> None:
                 group.append(archive.extract(name, images))
     # By a process of its own, since it forks others, which one that uses a GPU should not.
     entry = {"kind": "imagefolder", "root": str(images), "size": check.scale.small}
-    code = "import json, sys; from seam import data; data.prepare(json.loads(sys.argv[1]), sys.argv[2])"
-    subprocess.run([sys.executable, "-c", code, json.dumps(entry), str(folder)], check=True)
+    subprocess.run([sys.executable, "-c", PREPARE, json.dumps(entry), str(folder)], check=True)
 
 
 def lite0(check: Check, folder: Path) -> None:
@@ -535,7 +535,7 @@ def large(check: Check, record: Record) -> str:
         part = f"ResNet50, {precision}"
         if part not in record:
             with record.attempt(part):
-                record.put(part, large_step(check, architecture))
+                record.put({part: large_step(check, architecture)})
     peaks = {name: part["megabytes"]["peak"] for name, part in record.ended().items()}
     return ratios(record) + "; peak: " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
 
@@ -601,8 +601,14 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
     compute_with(1)
-    check = Check(options.device, options.tiny, options.prepared, options.work)
     asked = {"device": options.device, "tiny": options.tiny}
+    try:
+        check = Check(options.device, options.tiny, options.prepared, options.work)
+    except UserError as error:  # no such device
+        record = Record(options.file, options.stage, asked, {})
+        record.content |= {"status": "failed", "said": str(error)}
+        record.write()
+        sys.exit(f"Error: {error}")
     record = Record(options.file, options.stage, asked, check.where())
     sys.exit(run(options.stage, check, record))
 

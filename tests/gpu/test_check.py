@@ -168,7 +168,7 @@ def record(folder: Path, stage: str) -> dict:
     return json.loads((folder / check.FILES[stage]).read_text())[stage]
 
 
-def test_all_stages_that_can_run_end_well(rehearsed):
+def test_all_stages_that_can_run_end_well(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     folder, done = rehearsed
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = {stage: record(folder, stage)["status"] for stage in check.FILES}
@@ -181,13 +181,13 @@ def test_all_stages_that_can_run_end_well(rehearsed):
     assert "they need a GPU" in record(folder, "tests")["said"]
 
 
-def test_the_results_are_eight_small_files(rehearsed):
+def test_the_results_are_eight_small_files(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     files = list(rehearsed[0].iterdir())
     assert {file.name for file in files} == {*check.FILES.values(), check.LOG} and len(files) == 8
     assert all(file.stat().st_size < 16 << 20 for file in files)
 
 
-def test_each_record_says_where_it_comes_from(rehearsed):
+def test_each_record_says_where_it_comes_from(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     for stage in check.FILES:
         about = record(rehearsed[0], stage)
         assert about["asked"] == {"device": "cpu", "tiny": True}
@@ -195,7 +195,7 @@ def test_each_record_says_where_it_comes_from(rehearsed):
         assert 0 < about["seconds"] < about["limit"]
 
 
-def test_the_records_hold_what_each_stage_is_for(rehearsed):
+def test_the_records_hold_what_each_stage_is_for(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     parts = {stage: record(rehearsed[0], stage)["parts"] for stage in check.FILES}
     assert all(part["outcome"] == "skipped" for part in parts["tests"].values())
     assert any("test_graphs.py" in name for name in parts["tests"])
@@ -220,7 +220,9 @@ def test_the_records_hold_what_each_stage_is_for(rehearsed):
     assert parts["large"]["ResNet50, float32"]["weights"] == "random"
 
 
-def test_a_second_call_runs_what_is_missing_alone(rehearsed, copied, tmp_path):
+def test_a_second_call_runs_what_is_missing_alone(
+    rehearsed: tuple[Path, subprocess.CompletedProcess], copied: Path, tmp_path: Path
+) -> None:
     """On a machine that has the copy and the results in it, and an output folder that is empty."""
     folder, _ = rehearsed
     before = {stage: record(folder, stage) for stage in check.FILES}
@@ -234,7 +236,7 @@ def test_a_second_call_runs_what_is_missing_alone(rehearsed, copied, tmp_path):
     assert record(tmp_path / "out", "cifar100")["status"] == "ok"
 
 
-def test_a_check_that_was_stopped_goes_on_after_the_last_part(copied, prepared, tmp_path):
+def test_a_check_that_was_stopped_goes_on_after_the_last_part(copied: Path, prepared: Path, tmp_path: Path) -> None:
     file = tmp_path / "steps.json"
     arguments = ["--stages", "steps", "--out", str(tmp_path), "--prepared", str(prepared)]
     command = ["bash", str(copied / "tests/gpu/check.sh"), "--device", "cpu", "--tiny", *arguments]
@@ -253,7 +255,7 @@ def test_a_check_that_was_stopped_goes_on_after_the_last_part(copied, prepared, 
     assert ended["parts"]["resnet20, float32"] == stopped["parts"]["resnet20, float32"]
 
 
-def test_searches_whose_time_is_up_leave_what_they_have_reached(copied, tmp_path):
+def test_searches_whose_time_is_up_leave_what_they_have_reached(copied: Path, tmp_path: Path) -> None:
     file = tmp_path / "problems.json"
     arguments = ["--device", "cpu", "--tiny", "--prepared", copied / "gpu-check", "--work", tmp_path, "--file", file]
     command = [sys.executable, "-c", LONG, copied / "tests/gpu", "cifar10", *arguments]
@@ -271,7 +273,7 @@ def test_searches_whose_time_is_up_leave_what_they_have_reached(copied, tmp_path
         assert len(part["history"]["retention"].split()) == part["epochs"]
 
 
-def test_a_stage_whose_time_is_up_keeps_its_parts(tmp_path, prepared):
+def test_a_stage_whose_time_is_up_keeps_its_parts(tmp_path: Path, prepared: Path) -> None:
     options = Namespace(
         device="cpu",
         tiny=True,
@@ -288,7 +290,7 @@ def test_a_stage_whose_time_is_up_keeps_its_parts(tmp_path, prepared):
     assert "it has begun" in (tmp_path / check.LOG).read_text()
 
 
-def test_a_stage_that_breaks_is_a_failure_and_the_next_one_runs(tmp_path, prepared):
+def test_a_stage_that_breaks_is_a_failure_and_the_next_one_runs(tmp_path: Path, prepared: Path) -> None:
     options = Namespace(
         device="cpu", tiny=True, out=tmp_path, prepared=prepared, minutes=2.0, stages=["steps", "large"], again=[]
     )
@@ -298,7 +300,33 @@ def test_a_stage_that_breaks_is_a_failure_and_the_next_one_runs(tmp_path, prepar
     assert record(tmp_path, "large")["said"] == "exit 3, reached: nothing"
 
 
-def test_a_damaged_file_is_named(prepared, tmp_path):
+def test_a_device_that_is_not_there_is_said_in_the_record(copied: Path, tmp_path: Path) -> None:
+    command = [
+        "bash",
+        str(copied / "tests/gpu/check.sh"),
+        "--device",
+        "mps",
+        "--stages",
+        "large",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "large: failed" in done.stdout
+    assert record(tmp_path, "large")["said"].startswith("device: mps is asked for")
+
+
+def test_what_an_earlier_call_said_is_not_said_again(tmp_path: Path) -> None:
+    about = {"status": "timeout", "said": "its time was up", "parts": {"one": {}}}
+    write_json(tmp_path / "steps.json", {"steps": about, "other": {}})
+    command, log = [sys.executable, "-c", "raise SystemExit(4)"], tmp_path / check.LOG
+    log.touch()
+    found = check.run_stage("steps", tmp_path, command, dict(os.environ), 30.0, {})
+    assert (found["status"], found["said"]) == ("failed", "exit 4, reached: one")
+    assert set(check.read(tmp_path / "steps.json")) == {"steps", "other"}
+
+
+def test_a_damaged_file_is_named(prepared: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(prepared, tmp_path / "prepared")
     (folder / "images/flowers.zip").write_bytes(b"")
     (folder / "weights/cifar10_resnet20.pth").unlink()
@@ -307,7 +335,7 @@ def test_a_damaged_file_is_named(prepared, tmp_path):
     assert check.damaged(prepared) == []
 
 
-def test_what_is_not_prepared_is_skipped_with_its_reason(copied, prepared, tmp_path):
+def test_what_is_not_prepared_is_skipped_with_its_reason(copied: Path, prepared: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(prepared, tmp_path / "prepared")
     manifest = check.read(folder / "manifest.json")
     del manifest["flowers"]
@@ -317,14 +345,14 @@ def test_what_is_not_prepared_is_skipped_with_its_reason(copied, prepared, tmp_p
     assert "indirect: skipped, " in done.stdout and "flowers was not prepared" in done.stdout
 
 
-def test_stages_share_the_time_by_their_worth():
+def test_stages_share_the_time_by_their_worth() -> None:
     waiting = list(check.FILES)
     limits = [check.share(stage, waiting[number:], 480.0) for number, stage in enumerate(waiting)]
     assert limits[0] == pytest.approx(480 * check.SHARES["tests"] / sum(check.SHARES.values()))
     assert limits[-1] == 480.0  # all that is left
 
 
-def test_the_arithmetic_for_all_problems():
+def test_the_arithmetic_for_all_problems() -> None:
     part = {"seconds_of_a_search_epoch": 0.026, "steps_of_an_epoch": 13}
     records = {name: {"parts": {"all of them": part}} for name in ("cifar10", "vgg16")}
     records["stacked"] = {"parts": {"1": part | {"an_hour": 5.0}, "20": part | {"an_hour": 45.0}}}
@@ -335,13 +363,13 @@ def test_the_arithmetic_for_all_problems():
     assert check.goals({}) == []
 
 
-def test_wheels_are_installed_without_pip_too(prepared, tmp_path, monkeypatch):
+def test_wheels_are_installed_without_pip_too(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check.importlib.util, "find_spec", lambda name: None)
     assert check.install(prepared, tmp_path) == []
     assert (tmp_path / "geffnet.py").read_text() == GEFFNET
 
 
-def test_a_wheel_that_does_not_fit_is_named(prepared, tmp_path):
+def test_a_wheel_that_does_not_fit_is_named(prepared: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(prepared, tmp_path / "prepared")
     shutil.move(wheel(folder / "wheels", "other", {}), folder / "wheels/other-1.0-cp39-cp39-win32.whl")
     assert check.install(folder, tmp_path / "packages") == ["other-1.0-cp39-cp39-win32.whl does not fit this Python."]
@@ -351,13 +379,15 @@ def test_a_wheel_that_does_not_fit_is_named(prepared, tmp_path):
 # What is prepared
 
 
-def test_every_import_is_of_the_machine_or_of_a_known_wheel():
+def test_every_import_is_of_the_machine_or_of_a_known_wheel() -> None:
     modules = prepare.lacking()
     assert {"advertorch", "filelock", "fvcore", "jsonschema", "requests"} <= set(modules)
     assert {package for module in modules for package in prepare.PROVIDED[module]} <= prepare.pins().keys()
 
 
-def test_sources_that_are_missing_are_left_out_with_a_sentence(tmp_path, monkeypatch, capsys):
+def test_sources_that_are_missing_are_left_out_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(prepare, "pip", lambda *arguments: False)
     monkeypatch.setattr(prepare, "wheels", lambda folder: [])
     (tmp_path / "data").mkdir()
@@ -369,7 +399,7 @@ def test_sources_that_are_missing_are_left_out_with_a_sentence(tmp_path, monkeyp
     assert check.read(tmp_path / "folder/manifest.json") == {"modules": [], "sha256": {}}
 
 
-def test_images_are_taken_evenly_and_by_class(tmp_path, monkeypatch):
+def test_images_are_taken_evenly_and_by_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(prepare.IMAGES, "cifar10", (2, 1))
     for split, count in (("train", 4), ("test", 1)):
         for number, label in enumerate(CLASSES):
@@ -384,7 +414,7 @@ def test_images_are_taken_evenly_and_by_class(tmp_path, monkeypatch):
     assert [tuple(image[0, 0]) for image in images[:4]] == [(0, 0, 0), (0, 2, 0), (1, 0, 0), (1, 2, 0)]
 
 
-def test_another_checkpoint_is_refused(tmp_path):
+def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar10_resnet20.pth").write_bytes(b"another")
     with pytest.raises(UserError, match="cifar10_resnet20.pth is not the published checkpoint"):
         prepare.checkpoint(tmp_path, "cifar10_resnet20", tmp_path / "to")
