@@ -36,7 +36,7 @@ FILES = {  # stage: its file, in the order of worth. With the log they are eight
     "large": "large.json",
 }
 SHARES = {  # of the time: a stage may use its share of what is left, so that time which one leaves goes to the next
-    "tests": 80, "steps": 50, "stacked": 95, "cifar10": 50, "cifar100": 100, "vgg16": 50, "indirect": 40, "large": 15,
+    "tests": 70, "steps": 50, "stacked": 95, "cifar10": 50, "cifar100": 100, "vgg16": 50, "indirect": 50, "large": 15,
 }  # fmt: skip
 EPOCHS, PUBLISHED = 100, (  # (problems, steps of an epoch of 64 images, stage that measured such a search)
     ("ResNet20, CIFAR-10", 10, 125, "cifar10"),

@@ -71,7 +71,7 @@ class Scale:
     vgg_targets: tuple = ("cat", "ship")
     flowers: tuple | None = None
     small: int = 224
-    transfer_epochs: int = 30
+    transfer_epochs: int = 50
     thresholds: tuple = (0.3, 0.5)
     attack_steps: int = 40
     side: int = 224
