@@ -1,7 +1,7 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm on this machine. test: the tests.
 # lint: style and types. bench: how fast the search is. golden: digests of results, see tests/helpers/golden.py.
 # torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for a whole campaign.
-# docs: docs/configuration.md. Each target sets up what it needs. ARGS passes options to most of them.
+# gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md. docs: docs/configuration.md. Each target sets up what it needs. ARGS passes options to most of them.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -11,7 +11,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test torture lint bench golden docs clean
+.PHONY: demo demo-slurm test torture lint bench gpu-check golden docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -42,6 +42,9 @@ lint: .venv/dev
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+gpu-check: .venv/seam
+	@$(BIN)/python tests/gpu/prepare.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 torture: .venv/dev
 	@PYTHONPATH=tests:tests/helpers:workflow/scripts $(BIN)/python -m torture $(ARGS)

@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_finite_stops_its_job_and_the_last_good_state_is_kept
             job(tmp_path, model_folder, dataset_folder)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]  # and nothing of a result
     state = torch.load(tmp_path / "x.pt", weights_only=True)["state"]
-    assert state["place"]["epoch"] == 2 and len(state["place"]["history"]) == 1
+    assert state["run"]["epoch"] == 2 and len(state["run"]["history"]) == 1
     job(tmp_path, model_folder, dataset_folder)  # goes on from there
     assert not (tmp_path / "x.pt").exists() and list(tmp_path.glob("*.csv"))
 

@@ -15,6 +15,7 @@ from seam import precision
 from seam.reuse.direct import Reengineering
 from seam.search import stacked
 from seam.search import training as search_training
+from seam.search.mask_search import MaskSearch
 from seam.search.plain import search
 from seam.search.stack import StackedModule, losses, repeat, stack_batches
 from seam.search.stacked import search_stack
@@ -144,6 +145,26 @@ def test_stopped_searches_resume_in_a_stack_or_alone(arguments, stacked_again, m
         }
     assert len(steps) < 9 + 8 * 3 or not stacked_again  # it did not begin anew
     assert_each_alike(given, found)
+
+
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_a_signal_at_the_end_of_an_epoch_stops_all_searches_at_the_same_epoch(arguments, monkeypatch, number):
+    """The signal may come while the searches of the stack select their epochs one after the other."""
+    calls, end_epoch = [], MaskSearch.end_epoch
+
+    def stopping(*positional, **named):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return end_epoch(*positional, **named)
+
+    monkeypatch.setattr(MaskSearch, "end_epoch", stopping)
+    problems = ready(arguments())
+    with pytest.raises(SystemExit) as end:
+        list(search_stack(problems, problems[0].settings))
+    assert end.value.code == EXIT_STOPPED
+    states = [one.checkpoint.read() for one in ready(arguments())]
+    assert {state["run"]["epoch"] for state in states} == {(number - 1) // 3 + 2}
 
 
 def test_searches_whose_checkpoints_stand_elsewhere_are_searched_later(arguments, caplog):

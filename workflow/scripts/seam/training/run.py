@@ -152,7 +152,8 @@ class TrainingRun:
         self.start = time.perf_counter()
         if self.is_save_worthwhile() if save is None else save:
             self.save()
-        self.exit_if_signalled()
+        if save is None:
+            self.exit_if_signalled()
 
     def epoch_seconds(self) -> float:
         """Return the seconds that the epoch has taken so far, in all processes."""
