@@ -1,5 +1,6 @@
 """Numbers that go wrong: each stops its own job with one sentence, and the others' results are made all the same."""
 
+import functools
 import json
 
 import numpy as np
@@ -20,7 +21,8 @@ from seam.reuse.direct import reengineer
 from seam.reuse.source_evaluation import evaluate_source
 from seam.reuse.source_training import train_source
 from seam.reuse.students import train_student
-from seam.reuse.transfer import TransferTask
+from seam.reuse.transfer import Transfer
+from seam.search.training import prepare_training
 
 COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
 SETTINGS = {"architecture": ARCHITECTURE, "dataset": "colours", "weights": "train"}
@@ -62,27 +64,35 @@ def finetuning(folder, model_folder, dataset_folder):
     )  # fmt: skip
 
 
+def supervised_loss(patch, loss):
+    patch.setattr("seam.training.supervised.cross_entropy", loss)
+
+
+def search_loss(patch, loss):
+    patch.setattr("seam.search.plain.prepare_training", functools.partial(prepare_training, loss=loss))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
-    ("job", "module", "steps", "advice"),  # all but the last step of two epochs
+    ("job", "use_loss", "steps", "advice"),  # all but the last step of two epochs
     [
-        (training, "seam.training.supervised", 19, "lower training.lr"),
-        (searching, "seam.search.search", 7, "lower lr_mask, lr_head or alpha"),
-        (finetuning, "seam.training.supervised", 15, "lower its lr in transfer"),
+        (training, supervised_loss, 19, "lower training.lr"),
+        (searching, search_loss, 7, "lower lr_mask, lr_head or alpha"),
+        (finetuning, supervised_loss, 15, "lower its lr in transfer"),
     ],
 )
 def test_a_loss_that_is_not_finite_stops_its_job_and_the_last_good_state_is_kept(
-    tmp_path, model_folder, dataset_folder, monkeypatch, job, module, steps, advice, value
+    tmp_path, model_folder, dataset_folder, monkeypatch, job, use_loss, steps, advice, value
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(f"{module}.cross_entropy", bad_after(steps, value))
+        use_loss(patch, bad_after(steps, value))
         sentence = rf"The loss became {value} in epoch 2: {advice} \(the last good state is in .*x.pt\)\."
         with pytest.raises(UserError, match=sentence):
             job(tmp_path, model_folder, dataset_folder)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]  # and nothing of a result
     state = torch.load(tmp_path / "x.pt", weights_only=True)["state"]
     assert state["run"]["epoch"] == 2 and len(state["run"]["history"]) == 1
-    job(tmp_path, model_folder, dataset_folder)  # goes on from there
+    job(tmp_path, model_folder, dataset_folder)  # resumes from there
     assert not (tmp_path / "x.pt").exists() and list(tmp_path.glob("*.csv"))
 
 
@@ -148,7 +158,7 @@ def test_a_student_needs_images_of_every_class(lacking, model_folder, split):
     folder, name = lacking(split, "red"), {"train": "training", "test": "test"}[split]
     for selection in ("holdout", "test"):
         with pytest.raises(UserError, match=f"The {name} images of colours hold none of class red: add some, or take"):
-            TransferTask(
+            Transfer(
                 model_folder, folder, ("small", "colours", "standard"), COMMON | {"selection": selection}, 0, "cpu"
             )
 
