@@ -230,7 +230,7 @@ EVERYTHING = (
     [
         ("seam/cost/macs.py", {"count_macs": 3} | RESULTS),
         ("seam/cost/latency.py", {"time_onnxruntime": 3} | RESULTS),
-        ("seam/search/search.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
+        ("seam/search/mask_search.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
         ("seam/search/stacked.py", times(3, TARGET) | RESULTS),
         ("seam/training/graphs.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
         ("seam/reuse/transfer.py", STUDENTS | RESULTS_INDIRECT),
