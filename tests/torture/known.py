@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .outcomes import LOST, RUN, SILENT, UNCLEAR, Outcome
+from .outcomes import RUN, SILENT, UNCLEAR, Outcome
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ KNOWN: list[Hole] = [
     Hole("flips", "*: flip", SILENT, _DIGEST, always=False),
     Hole("flips", "*: truncation", SILENT, _DIGEST, always=False),
     Hole("flips", "manifest: *", UNCLEAR, "a bare KeyError or TypeError", always=False),
-    Hole("kills", "failing rerun", LOST, "Snakemake deletes a job's outputs before it starts"),
-    Hole("kills", "orphan under other settings", SILENT, "the old job writes over the results of the new one"),
     Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),
     Hole("configs", "--config seed", UNCLEAR, _TRACEBACK),
     Hole("configs", "Latin-1", UNCLEAR, _TRACEBACK),

@@ -1,6 +1,7 @@
 """The configuration: what is refused and how, what is filled in, which problems and students come of it."""
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seam.config import entries, plan
+from seam.config import entries, plan, sources
 from seam.config.checks.models import torchvision_weights
 from seam.config.document import document
 from seam.config.entries import folder_name
@@ -1068,3 +1069,63 @@ def test_reading_the_configuration_imports_neither_torch_nor_snakemake():
     scripts = ROOT / "workflow" / "scripts"
     done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------- config files as they are written
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"classes: [007, 010]", r"classes\[0\] is 007, which YAML reads as another number: put quotes around '007'"),
+        (b"seed: 0777", "seed is 0777"),
+        (b"seed: 1:30", "seed is 1:30, which YAML reads as a number in base 60"),
+        (b"seed: " + b"9" * 5000, "seed is a number of 5000 characters"),
+        (b"search: &a\n  again: *a", "has an alias"),
+        (b"engines: &a [*a]", "has an alias"),
+        (LAUGHS.encode(), "stand for more than 200,000 values"),
+        (b"seed: " + b"[" * 3000 + b"]" * 3000, "nested too deeply"),
+        ("# déjà vu".encode("latin-1"), r"is not in UTF-8 \(line 1\)"),
+        ("seed: 1".encode("utf-16"), "is not in UTF-8"),
+        (b"__use_yte__: true", "with which a config runs code"),
+    ],
+)
+def test_a_config_file_is_checked_as_it_is_written(tmp_path, content, sentence):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        sources.check_command(["-n", "--configfile", str(path)])
+
+
+def test_what_is_no_config_file(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "fifo")
+    for name, sentence in (
+        ("none", "does not exist"),
+        ("loop", "cannot be read"),
+        ("fifo", "no file"),
+        (".", "no file"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            sources.check_command([f"--configfile={tmp_path / name}", "--cores", "2"])
+
+
+def test_harmless_config_files_and_values(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a {seed: 0}\nb: *a\nclasses: ['007', 7, 0, -1, 0.5, a007]\nseed: 12\n")
+    sources.check_command(["all", "--config", "seed=1", "x={a: 2}", "--configfile", str(path), "-n"])
+    with pytest.raises(UserError, match="--config seed is no key with a value"):
+        sources.check_command(["--config", "seed"])
+
+
+def test_an_empty_mapping_in_the_place_of_a_number(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("search: {lr_mask: {}}\nmodels: {}\n")
+    with pytest.raises(UserError, match=r"search.lr_mask is an empty mapping"):
+        sources.check_empty_mappings(path, {"search": {"lr_mask": 0.1}, "models": {}})
+    sources.check_empty_mappings(path, {"search": {"lr_mask": {}}})

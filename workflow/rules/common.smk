@@ -16,7 +16,9 @@ WORKFLOW = Path(workflow.current_basedir).parent
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
-from seam.config import plan, schema
+from seam.config import plan
+from seam.config.content import Digests, pinned, version
+from seam.config.sources import check_content, check_empty_mappings
 from seam.config.startup import check_places
 from seam.config.wording import hint
 from seam.cost.engines import find_python, why_no_engine
@@ -27,7 +29,8 @@ from seam.models.weights import weights_origin
 
 try:
     for file in workflow.configfiles:
-        schema.require_unique_keys(file)
+        check_content(file)
+        check_empty_mappings(file, config)
     config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.target_problems(config)
     STUDENTS = plan.students(config)
@@ -54,6 +57,7 @@ for limited in ("timing", "gpu") if workflow.exec_mode == ExecMode.REMOTE else (
     if limited not in workflow.resource_settings.resources:
         workflow.register_resource(limited, 1)
 
+DIGESTS = Digests(".snakemake/seam_digests.json")
 NAME = r"[^/]+"
 TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
 FETCHED = [name for name in config["models"] if name not in TRAINED]
@@ -147,6 +151,24 @@ def model_files(wildcards):
 
 def source_weights(wildcards):
     return plan.source_weights(config, wildcards.model)
+
+
+# What dates do not show is a parameter: weights that `cp -p`, `mv` or `rsync -a` replaced, another version of torch.
+
+
+def model_content(wildcards):
+    """Return the digests of the user's files that a source model is made from."""
+    return {"sha256 of the model's files": DIGESTS.of(model_files(wildcards))}
+
+
+def class_list_content(wildcards):
+    """Return the digests of the published class names that this kind of data set reads."""
+    return {"sha256 of the class lists": DIGESTS.of(class_lists(wildcards))}
+
+
+def versions(*packages):
+    """Return the versions of installed packages. With conda, Snakemake itself compares the environments."""
+    return {} if CONDA else {f"version of {name}": version(name) for name in packages}
 
 
 # Direct reuse.

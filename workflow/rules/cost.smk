@@ -5,6 +5,7 @@
 DEEPSPARSE = [] if CONDA else ["envs/.built/deepsparse"]
 DEEPSPARSE_PYTHON = "python" if CONDA else "envs/.built/deepsparse/bin/python"
 PYTHON = find_python("deepsparse")
+DEEPSPARSE_VERSION = pinned(WORKFLOW.parent / "envs/deepsparse.txt", "deepsparse")
 
 
 localrules:
@@ -18,7 +19,7 @@ rule count_macs:
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
         modules=modules("count_macs.py"),
     output:
-        macs="results/direct/{model}/{problem}/{target}/macs.json",
+        macs=update("results/direct/{model}/{problem}/{target}/macs.json"),
     log:
         "results/logs/count_macs/{model}/{problem}/{target}.log",
     benchmark:
@@ -41,7 +42,7 @@ rule export_onnx:
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
         modules=modules("export_onnx.py"),
     output:
-        model="results/direct/{model}/{problem}/{target}/model.onnx",
+        model=update("results/direct/{model}/{problem}/{target}/model.onnx"),
     log:
         "results/logs/export_onnx/{model}/{problem}/{target}.log",
     benchmark:
@@ -51,6 +52,8 @@ rule export_onnx:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        versions=versions("torch", "onnx"),
     message:
         "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
@@ -63,7 +66,7 @@ rule export_source:
         weights="results/models/{model}/source.safetensors",
         modules=modules("export_source.py"),
     output:
-        model="results/models/{model}/model.onnx",
+        model=update("results/models/{model}/model.onnx"),
     log:
         "results/logs/export_source/{model}.log",
     benchmark:
@@ -73,6 +76,8 @@ rule export_source:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        versions=versions("torch", "onnx"),
     message:
         "Exporting the source model {wildcards.model} to ONNX"
     script:
@@ -118,7 +123,7 @@ rule time_deepsparse:
         script=workflow_file("workflow/scripts/time_deepsparse.py"),
         modules=modules("time_deepsparse.py"),
     output:
-        latency="results/direct/{model}/{problem}/{target}/latency_deepsparse.json",
+        latency=update("results/direct/{model}/{problem}/{target}/latency_deepsparse.json"),
     log:
         "results/logs/time_deepsparse/{model}/{problem}/{target}.log",
     benchmark:
@@ -131,6 +136,7 @@ rule time_deepsparse:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
     params:
+        version=DEEPSPARSE_VERSION,
         timing=timing_settings,
         python=DEEPSPARSE_PYTHON,
     message:
@@ -148,7 +154,7 @@ rule time_onnxruntime:
         reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
         modules=modules("time_onnxruntime.py"),
     output:
-        latency="results/direct/{model}/{problem}/{target}/latency_onnxruntime.json",
+        latency=update("results/direct/{model}/{problem}/{target}/latency_onnxruntime.json"),
     log:
         "results/logs/time_onnxruntime/{model}/{problem}/{target}.log",
     benchmark:
@@ -161,6 +167,7 @@ rule time_onnxruntime:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
     params:
+        version=versions("onnxruntime"),
         timing=timing_settings,
     message:
         "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in ONNX Runtime"

@@ -21,6 +21,7 @@ rule prepare_dataset:
         runtime=minutes(240),
     params:
         entry=dataset_entry,
+        content=class_list_content,
     message:
         "Preparing the images of {wildcards.dataset}"
     script:

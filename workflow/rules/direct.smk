@@ -9,9 +9,9 @@ if config["stack"] == 1:
             weights="results/models/{model}/source.safetensors",
             modules=modules("reengineer.py"),
         output:
-            masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
-            history="results/direct/{model}/{problem}/{target}/history.csv",
-            metrics="results/direct/{model}/{problem}/{target}/metrics.json",
+            masks=update("results/direct/{model}/{problem}/{target}/masks.safetensors"),
+            history=update("results/direct/{model}/{problem}/{target}/history.csv"),
+            metrics=update("results/direct/{model}/{problem}/{target}/metrics.json"),
         log:
             "results/logs/reengineer/{model}/{problem}/{target}.log",
         benchmark:
@@ -26,6 +26,7 @@ if config["stack"] == 1:
             gpu=gpu,
         params:
             searches=searches,
+            torch=versions("torch"),
             device=device,
         message:
             "Re-engineering {wildcards.model} for the {wildcards.problem} problem {wildcards.target}"
@@ -45,7 +46,7 @@ else:
                 modules=modules("reengineer.py"),
             output:
                 [
-                    f"results/direct/{p.model}/{p.problem}/{p.target}/{name}"
+                    update(f"results/direct/{p.model}/{p.problem}/{p.target}/{name}")
                     for p in STACK
                     for name in SEARCH_FILES
                 ],
@@ -63,6 +64,7 @@ else:
                 gpu=gpu,
             params:
                 searches=[search_arguments(problem) for problem in STACK],
+                torch=versions("torch"),
                 device=device,
             message:
                 f"Re-engineering {STACK[0].model} for {len(STACK)} {STACK[0].problem} problems"

@@ -8,8 +8,8 @@ rule attack_source:
         weights="results/models/{model}/source.safetensors",
         modules=modules("attack_source.py"),
     output:
-        perturbations="results/indirect/{model}/{dataset}/attack/perturbations.npy",
-        attack="results/indirect/{model}/{dataset}/attack/attack.json",
+        perturbations=update("results/indirect/{model}/{dataset}/attack/perturbations.npy"),
+        attack=update("results/indirect/{model}/{dataset}/attack/attack.json"),
     log:
         "results/logs/attack_source/{model}/{dataset}.log",
     benchmark:
@@ -22,6 +22,7 @@ rule attack_source:
         gpu=gpu,
     params:
         settings=attack_settings,
+        torch=versions("torch"),
         device=device,
     message:
         "Perturbing the test images of {wildcards.dataset} against {wildcards.model}"
@@ -36,9 +37,9 @@ rule finetune_standard:
         weights="results/models/{model}/source.safetensors",
         modules=modules("train_student.py"),
     output:
-        weights="results/indirect/{model}/{dataset}/standard/student.safetensors",
-        history="results/indirect/{model}/{dataset}/standard/history.csv",
-        training="results/indirect/{model}/{dataset}/standard/training.json",
+        weights=update("results/indirect/{model}/{dataset}/standard/student.safetensors"),
+        history=update("results/indirect/{model}/{dataset}/standard/history.csv"),
+        training=update("results/indirect/{model}/{dataset}/standard/training.json"),
     log:
         "results/logs/finetune_standard/{model}/{dataset}.log",
     benchmark:
@@ -53,6 +54,7 @@ rule finetune_standard:
         student=unmasked_student("standard"),
         settings=student_settings("standard"),
         checkpoint="results/checkpoints/finetune_standard/{model}/{dataset}.pt",
+        torch=versions("torch"),
         device=device,
     message:
         "Fine-tuning all weights of {wildcards.model} on {wildcards.dataset}"
@@ -62,9 +64,9 @@ rule finetune_standard:
 
 use rule finetune_standard as retrain with:
     output:
-        weights="results/indirect/{model}/{dataset}/retrain/student.safetensors",
-        history="results/indirect/{model}/{dataset}/retrain/history.csv",
-        training="results/indirect/{model}/{dataset}/retrain/training.json",
+        weights=update("results/indirect/{model}/{dataset}/retrain/student.safetensors"),
+        history=update("results/indirect/{model}/{dataset}/retrain/history.csv"),
+        training=update("results/indirect/{model}/{dataset}/retrain/training.json"),
     log:
         "results/logs/retrain/{model}/{dataset}.log",
     benchmark:
@@ -73,6 +75,7 @@ use rule finetune_standard as retrain with:
         student=unmasked_student("retrain"),
         settings=student_settings("retrain"),
         checkpoint="results/checkpoints/retrain/{model}/{dataset}.pt",
+        torch=versions("torch"),
         device=device,
     message:
         "Training {wildcards.model}'s architecture on {wildcards.dataset} from random weights"
@@ -88,8 +91,8 @@ rule finetune_seam_head:
         weights="results/models/{model}/source.safetensors",
         modules=modules("finetune_seam_head.py"),
     output:
-        head="results/indirect/{model}/{dataset}/search/head.safetensors",
-        history="results/indirect/{model}/{dataset}/search/head.csv",
+        head=update("results/indirect/{model}/{dataset}/search/head.safetensors"),
+        history=update("results/indirect/{model}/{dataset}/search/head.csv"),
     log:
         "results/logs/finetune_seam_head/{model}/{dataset}.log",
     benchmark:
@@ -104,6 +107,7 @@ rule finetune_seam_head:
     params:
         settings=head_settings,
         checkpoint="results/checkpoints/finetune_seam_head/{model}/{dataset}.pt",
+        torch=versions("torch"),
         device=device,
     message:
         "SeaM, step 1: a new last layer for {wildcards.model} on {wildcards.dataset}"
@@ -119,8 +123,8 @@ rule finetune_seam_masks:
         head="results/indirect/{model}/{dataset}/search/head.safetensors",
         modules=modules("finetune_seam_masks.py"),
     output:
-        masks="results/indirect/{model}/{dataset}/search/masks.safetensors",
-        history="results/indirect/{model}/{dataset}/search/history.csv",
+        masks=update("results/indirect/{model}/{dataset}/search/masks.safetensors"),
+        history=update("results/indirect/{model}/{dataset}/search/history.csv"),
     log:
         "results/logs/finetune_seam_masks/{model}/{dataset}.log",
     benchmark:
@@ -135,6 +139,7 @@ rule finetune_seam_masks:
     params:
         settings=masks_settings,
         checkpoint="results/checkpoints/finetune_seam_masks/{model}/{dataset}.pt",
+        torch=versions("torch"),
         device=device,
     message:
         "SeaM, step 2: the masks of {wildcards.model} for {wildcards.dataset}"
@@ -154,9 +159,11 @@ use rule finetune_standard as finetune_seam with:
         ],
         modules=modules("train_student.py"),
     output:
-        weights="results/indirect/{model}/{dataset}/{student}-{threshold}/student.safetensors",
-        history="results/indirect/{model}/{dataset}/{student}-{threshold}/history.csv",
-        training="results/indirect/{model}/{dataset}/{student}-{threshold}/training.json",
+        weights=update(
+            "results/indirect/{model}/{dataset}/{student}-{threshold}/student.safetensors"
+        ),
+        history=update("results/indirect/{model}/{dataset}/{student}-{threshold}/history.csv"),
+        training=update("results/indirect/{model}/{dataset}/{student}-{threshold}/training.json"),
     log:
         "results/logs/finetune_seam/{model}/{dataset}/{student}-{threshold}.log",
     benchmark:
@@ -165,6 +172,7 @@ use rule finetune_standard as finetune_seam with:
         student=masked_student,
         settings=student_settings("finetune"),
         checkpoint="results/checkpoints/finetune_seam/{model}/{dataset}/{student}-{threshold}.pt",
+        torch=versions("torch"),
         device=device,
     message:
         "SeaM, step 3: fine-tuning {wildcards.model} on {wildcards.dataset}, {wildcards.threshold} of the weights"
@@ -181,7 +189,7 @@ rule evaluate_defects:
         attack="results/indirect/{model}/{dataset}/attack/attack.json",
         modules=modules("evaluate_defects.py"),
     output:
-        metrics="results/indirect/{model}/{dataset}/{method}/metrics.json",
+        metrics=update("results/indirect/{model}/{dataset}/{method}/metrics.json"),
     log:
         "results/logs/evaluate_defects/{model}/{dataset}/{method}.log",
     benchmark:
@@ -193,6 +201,7 @@ rule evaluate_defects:
         runtime=minutes(60),
         gpu=gpu,
     params:
+        torch=versions("torch"),
         device=device,
     message:
         "Evaluating {wildcards.method} of {wildcards.model} on {wildcards.dataset} and its inherited defects"

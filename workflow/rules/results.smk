@@ -37,6 +37,7 @@ rule collect_direct:
         "../../envs/seam.yaml"
     params:
         engines=ENGINES,
+        rows=problem_files("metrics.json"),  # in the order of the tables, which Snakemake does not compare in inputs
     message:
         "Collecting the results of all target problems"
     script:
@@ -68,6 +69,8 @@ rule collect_indirect:
         "results/benchmarks/collect_indirect.tsv"
     conda:
         "../../envs/seam.yaml"
+    params:
+        rows=student_files("training.json"),
     message:
         "Collecting the results of all students"
     script:

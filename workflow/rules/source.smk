@@ -8,8 +8,8 @@ rule train_source:
         files=model_files,
         modules=modules("train_source.py"),
     output:
-        weights="results/models/{model}/source.safetensors",
-        history="results/models/{model}/training.csv",
+        weights=update("results/models/{model}/source.safetensors"),
+        history=update("results/models/{model}/training.csv"),
     log:
         "results/logs/train_source/{model}.log",
     benchmark:
@@ -27,6 +27,8 @@ rule train_source:
     params:
         settings=model_settings,
         checkpoint="results/checkpoints/train_source/{model}.pt",
+        torch=versions("torch"),
+        content=model_content,
         device=device,
     message:
         "Training the source model {wildcards.model}"
@@ -39,7 +41,7 @@ rule fetch_weights:
         files=model_files,
         modules=modules("fetch_weights.py"),
     output:
-        weights="results/models/{model}/source.safetensors",
+        weights=update("results/models/{model}/source.safetensors"),
     log:
         "results/logs/fetch_weights/{model}.log",
     benchmark:
@@ -52,6 +54,7 @@ rule fetch_weights:
         mem_mb=memory(3000),
         runtime=minutes(60),
     params:
+        content=model_content,
         source=source_weights,
     message:
         "Fetching the weights of {wildcards.model}"
@@ -66,7 +69,7 @@ rule evaluate_source:
         weights="results/models/{model}/source.safetensors",
         modules=modules("evaluate_source.py"),
     output:
-        metrics="results/models/{model}/metrics.json",
+        metrics=update("results/models/{model}/metrics.json"),
     log:
         "results/logs/evaluate_source/{model}.log",
     benchmark:
@@ -80,6 +83,7 @@ rule evaluate_source:
         gpu=gpu,
     params:
         settings=model_settings,
+        torch=versions("torch"),
         device=device,
     message:
         "Evaluating the source model {wildcards.model}"

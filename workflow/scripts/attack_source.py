@@ -1,6 +1,10 @@
 """Perturb a data set's test images against a source model's features, once for all its students."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.log import job_log

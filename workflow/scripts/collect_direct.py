@@ -1,6 +1,10 @@
 """Collect the results of direct reuse into one table per kind of target problem."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from seam.log import job_log
     from seam.report.direct import write_tables
 

@@ -1,6 +1,10 @@
 """Collect the results of all students into one table, and those of the threshold study into another."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from seam.log import job_log
     from seam.report.indirect import write_tables
 

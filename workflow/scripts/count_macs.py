@@ -1,6 +1,10 @@
 """Count the multiply-accumulates of a source model and of what was re-engineered from it."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.cost.macs import write_macs

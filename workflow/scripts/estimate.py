@@ -1,6 +1,10 @@
 """Print how many CPU hours a run takes, stage by stage, before it is started."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from seam.log import job_log, log
     from seam.planning.estimate import estimate, read_plan
     from seam.planning.work import Inventory

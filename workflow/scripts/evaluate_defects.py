@@ -1,6 +1,10 @@
 """Measure the accuracy of a student, and how many of the source model's defects it inherits."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.log import job_log

@@ -1,6 +1,10 @@
 """Judge a source model on the test images of its own data set."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.log import job_log

@@ -1,6 +1,10 @@
 """Export a re-engineered model, head included, to ONNX."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.cost.export import export, onnx_metadata

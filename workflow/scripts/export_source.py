@@ -1,6 +1,10 @@
 """Export a source model to ONNX, to be timed beside what is re-engineered from it."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.cost.export import export, onnx_metadata

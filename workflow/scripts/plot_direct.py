@@ -1,6 +1,10 @@
 """Draw the figures of direct reuse."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from seam.log import job_log
     from seam.report.direct_figures import figures_of_files
     from seam.report.style import save_all

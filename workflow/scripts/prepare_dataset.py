@@ -1,6 +1,10 @@
 """Turn a data set's images into arrays that every later job maps into its memory."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from pathlib import Path
 
     from seam.data.kinds.registry import prepare_dataset

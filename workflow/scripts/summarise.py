@@ -9,6 +9,9 @@ from seam.report.summary import print_summary, write_summary
 
 if "snakemake" in globals():
     from seam.log import job_log
+    from seam.process import start_job
+
+    start_job()
 
     with job_log(snakemake.log[0]):
         files = snakemake.input

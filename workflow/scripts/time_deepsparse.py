@@ -8,9 +8,11 @@ import os
 from seam.cost.latency import time_models
 from seam.files import write_json
 from seam.log import job_log
+from seam.process import start_job
 
 
 def main() -> None:
+    start_job()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, metavar="A.onnx", help="the source model")
     parser.add_argument("--reengineered", required=True, metavar="B.onnx", help="the re-engineered model")

@@ -1,6 +1,10 @@
 """Time a source model and a re-engineered one in ONNX Runtime."""
 
 if "snakemake" in globals():
+    from seam.process import start_job
+
+    start_job()  # before the imports that take time
+
     from seam.cost.latency import time_models
     from seam.files import write_json
     from seam.log import job_log
