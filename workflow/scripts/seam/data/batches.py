@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from seam.data.decoding import count_cores, read_image, stored_size
 from seam.data.storage import Split
 from seam.errors import UserError
+from seam.process import die_with_parent
 
 RESIDENT_BYTES = 4 << 30  # images up to this size stay on the device; more are read batch by batch
 GROUP_BYTES = 4 << 20  # a GPU makes batches of this size in one go, because each kernel launch costs time
@@ -283,17 +285,28 @@ class FileBatches(Batches):
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers else None,
-            pin_memory=self.device.type == "cuda",
+            collate_fn=np.stack,  # arrays go through a pipe; tensors would need /dev/shm, which is small in containers
+            worker_init_fn=die_with_parent,
             generator=torch.Generator(),  # so that the loader's own draw does not change the global generator
         )
 
     def _images(self, order: torch.Tensor, rows: torch.Tensor, spans: list[slice]) -> Iterator[torch.Tensor]:
         self.order[:] = [order[span].tolist() for span in spans]
         try:
-            for images in self.loader:
+            for stack in self.loader:
+                images = torch.from_numpy(stack)
+                if self.device.type == "cuda":
+                    images = images.pin_memory()
                 yield images.to(self.device, non_blocking=True)
         except UserError as error:  # a worker's error has the worker's traceback in its text
             raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.errors.UserError: ")) from None
+        except OSError as error:  # of the semaphores of the queues
+            if error.errno == errno.ENOSPC:
+                raise UserError(
+                    "/dev/shm is full, so that no worker can decode images: free some of it, or give the container "
+                    "more (docker run --shm-size=256m)."
+                ) from error
+            raise
 
 
 class _StoredFiles(torch.utils.data.Dataset):
@@ -306,5 +319,5 @@ class _StoredFiles(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, position: int) -> torch.Tensor:
-        return torch.from_numpy(read_image(self.files[position], self.side).copy())
+    def __getitem__(self, position: int) -> np.ndarray:
+        return read_image(self.files[position], self.side)

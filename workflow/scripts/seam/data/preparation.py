@@ -19,6 +19,7 @@ import numpy as np
 from seam.data.decoding import LARGE, count_cores, read_image, stored_size
 from seam.data.storage import Split
 from seam.files import atomic_write, reserve, sha256, write_json, write_text
+from seam.process import die_with_parent
 
 CHUNK = 200  # images that a worker decodes in one call
 
@@ -129,7 +130,7 @@ def _read_chunk(paths: list[str], side: int) -> np.ndarray:
 def _pool(workers: int) -> Executor:
     """Return a pool of processes, twice as fast as threads on small files, or of threads if forking is not safe."""
     if sys.platform == "linux":
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=die_with_parent)
     return ThreadPoolExecutor(workers)
 
 
