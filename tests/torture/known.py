@@ -29,7 +29,6 @@ _TYPES = "tensors of other layouts end in a RuntimeError of torch"
 _KEYS = "two sets of keys: one is taken, without a word about which"
 _CODE = "metadata make code run"
 _DIGEST = "digests are not recorded, or not checked when a file is opened"
-_OCTAL = "YAML 1.1 reads 007 as 7, 0777 as 511 and 1:30 as 90"
 _TRACEBACK = "a traceback on the terminal"
 
 KNOWN: list[Hole] = [
@@ -64,25 +63,6 @@ KNOWN: list[Hole] = [
     Hole("flips", "*: truncation", SILENT, _DIGEST, always=False),
     Hole("flips", "manifest: *", UNCLEAR, "a bare KeyError or TypeError", always=False),
     Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),
-    Hole("configs", "--config seed", UNCLEAR, _TRACEBACK),
-    Hole("configs", "Latin-1", UNCLEAR, _TRACEBACK),
-    Hole("configs", "UTF-16", UNCLEAR, _TRACEBACK),
-    Hole("configs", "bad UTF-8", UNCLEAR, _TRACEBACK),
-    Hole("configs", "noise", UNCLEAR, _TRACEBACK, always=False),
-    Hole("configs", "misspelt file", UNCLEAR, _TRACEBACK),
-    Hole("configs", "folder for a file", UNCLEAR, _TRACEBACK),
-    Hole("configs", "link to itself", UNCLEAR, _TRACEBACK),
-    Hole("configs", "FIFO for a file", UNCLEAR, "it is waited for, without end"),
-    Hole("configs", "recursive alias", UNCLEAR, _TRACEBACK),
-    Hole("configs", "recursive list", UNCLEAR, _TRACEBACK),
-    Hole("configs", "deep lists", UNCLEAR, _TRACEBACK),
-    Hole("configs", "5000 digits", UNCLEAR, _TRACEBACK),
-    Hole("configs", "billion laughs", UNCLEAR, "aliases are followed one by one, for minutes"),
-    Hole("configs", "classes 007", SILENT, _OCTAL),
-    Hole("configs", "seed 0777", SILENT, _OCTAL),
-    Hole("configs", "seed in base 60", SILENT, _OCTAL),
-    Hole("configs", "wrong value", UNCLEAR, "400 digits end in an OverflowError", always=False),
-    Hole("configs", "wrong value", SILENT, "{} for a number is merged away: the default is taken", always=False),
 ]
 
 

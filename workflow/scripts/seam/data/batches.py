@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import math
 import os
@@ -23,6 +22,7 @@ from seam.data.storage import Split
 from seam.errors import UserError
 from seam.process import die_with_parent
 
+WORKER_BYTES = 32 << 10  # of /dev/shm, for the semaphores of one worker
 RESIDENT_BYTES = 4 << 30  # images up to this size stay on the device; more are read batch by batch
 GROUP_BYTES = 4 << 20  # a GPU makes batches of this size in one go, because each kernel launch costs time
 MIN_UNSHUFFLED = 256  # least batch size on a GPU without training, which would be idle with smaller batches
@@ -278,6 +278,7 @@ class FileBatches(Batches):
             workers = min(count_cores(), 16)
         if sys.platform != "linux":  # a spawned process would run a script's main part again
             workers = 0
+        workers = min(workers, _most_workers())
         self.order: list[list[int]] = []  # the positions of this epoch, by batches
         self.loader = torch.utils.data.DataLoader(
             _StoredFiles(self.split, self.indices),
@@ -300,13 +301,15 @@ class FileBatches(Batches):
                 yield images.to(self.device, non_blocking=True)
         except UserError as error:  # a worker's error has the worker's traceback in its text
             raise UserError(str(error).strip().rpartition("\n")[2].removeprefix("seam.errors.UserError: ")) from None
-        except OSError as error:  # of the semaphores of the queues
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    "/dev/shm is full, so that no worker can decode images: free some of it, or give the container "
-                    "more (docker run --shm-size=256m)."
-                ) from error
-            raise
+
+
+def _most_workers() -> int:
+    """Return for how many workers the queues' semaphores fit /dev/shm, which a container may have little of."""
+    try:
+        disk = os.statvfs("/dev/shm")
+    except OSError:
+        return sys.maxsize
+    return disk.f_bavail * disk.f_frsize // WORKER_BYTES
 
 
 class _StoredFiles(torch.utils.data.Dataset):
