@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seam.config import entries, plan, sources
+from seam.config import entries, plan, sources, startup
 from seam.config.checks.models import torchvision_weights
 from seam.config.document import document
 from seam.config.entries import folder_name
@@ -1129,3 +1129,14 @@ def test_an_empty_mapping_in_the_place_of_a_number(tmp_path):
     with pytest.raises(UserError, match=r"search.lr_mask is an empty mapping"):
         sources.check_empty_mappings(path, {"search": {"lr_mask": 0.1}, "models": {}})
     sources.check_empty_mappings(path, {"search": {"lr_mask": {}}})
+
+
+@pytest.mark.parametrize("cache", ["file/.cache", "missing/.cache"])
+def test_caches_go_elsewhere_if_the_home_folder_cannot_have_them(tmp_path, monkeypatch, cache):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    monkeypatch.setenv("MPLCONFIGDIR", "")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    startup.use_writable_cache()
+    moved = Path(os.environ["XDG_CACHE_HOME"])
+    assert moved.name == ".cache" if cache.startswith("missing") else moved.is_dir() and moved.parent == tmp_path

@@ -333,3 +333,21 @@ def test_a_machine_without_proc_has_a_processor_too(monkeypatch, tmp_path):
     name, flags = describe_cpu()
     assert name and not flags
     assert 1 <= physical_cores() <= os.cpu_count()
+
+
+def test_what_native_code_prints_is_in_the_log_file_if_it_crashes(tmp_path):
+    code = (
+        "import os\nfrom seam.cost import latency\nfrom seam.log import job_log, log\n"
+        "with job_log('job.log'), latency._output_to_log():\n"
+        "    log.info('begins')\n    os.write(2, b'a banner\\n')\n    log.info('goes on')\n    os.abort()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    lines = (tmp_path / "job.log").read_text().splitlines()
+    assert ended.returncode < 0 and [line.rpartition(" INFO ")[2] for line in lines] == [
+        "begins",
+        "a banner",
+        "goes on",
+    ]

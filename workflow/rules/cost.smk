@@ -145,7 +145,12 @@ rule time_deepsparse:
         "{params.python} {input.script:q} --source {input.source} --reengineered {input.reengineered}"
         " --output {output.latency} --log {log} --threads {threads}"
         " --batch-size {params.timing[batch_size]} --warmup {params.timing[warmup]}"
-        " --iterations {params.timing[iterations]} --runs {params.timing[runs]}"
+        " --iterations {params.timing[iterations]} --runs {params.timing[runs]} ||"
+        " {{ status=$?; if [ $status -gt 128 ]; then"
+        " last=$(grep -v '^[[:space:]]*$' {log} | tail -n 1);"
+        ' echo "Error: DeepSparse crashed on {input.reengineered} or {input.source} (signal $((status - 128));'
+        ' its last output: ${{last:-none}}). To run without it, set engines: [onnxruntime] in the config."'
+        " | tee -a {log} >&2; fi; exit $status; }}"
 
 
 rule time_onnxruntime:

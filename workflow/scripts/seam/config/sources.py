@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from seam.config.schema import require_unique_keys
+from seam.config.startup import use_writable_cache
 from seam.config.wording import dotted
 from seam.errors import UserError
 
@@ -31,8 +32,12 @@ FILES, VALUES = ("--configfile", "--configfiles"), ("--config", "-C")
 TAG = "tag:yaml.org,2002:"
 
 
-def check_or_exit(arguments: Sequence[str]) -> None:
-    """Check what Snakemake's command line says about the config; end the process with a sentence if it is wrong."""
+def before_snakemake(arguments: Sequence[str]) -> None:
+    """Check what Snakemake's command line says about the config; end the process with a sentence if it is wrong.
+
+    Snakemake gets a folder for its caches as well, if the home folder cannot have one.
+    """
+    use_writable_cache()
     try:
         check_command(arguments)
     except UserError as error:

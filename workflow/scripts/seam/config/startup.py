@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 from seam.errors import UserError
+
+
+def use_writable_cache() -> None:
+    """Name another folder for caches if the home folder cannot have them, as in containers and on some clusters.
+
+    Snakemake, matplotlib and the jobs take it from the environment.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = Path(home)
+    existing = next((folder for folder in (place, *place.parents) if os.path.lexists(folder)), place)
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return
+    with contextlib.suppress(OSError):
+        folder = Path(tempfile.gettempdir(), f"seam-{os.getuid()}-cache")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # of somebody else
+            folder = Path(tempfile.mkdtemp(prefix="seam-cache-"))
+        os.environ["XDG_CACHE_HOME"] = str(folder)
+        os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
 
 
 def check_places(python: str, clone: Path, working_folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import tempfile
@@ -155,8 +156,13 @@ def _random_images(shape: Sequence[int], batch_size: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _output_to_log() -> Iterator[None]:
-    """Send to the log what native code of the engines writes to the terminal: banners and warnings."""
-    with tempfile.TemporaryFile() as output:
+    """Send to the log what native code of the engines writes to the terminal: banners and warnings.
+
+    It goes into the log file directly, if there is one, so that it is there if the engine crashes.
+    """
+    logs = [handler.stream for handler in logging.getLogger().handlers if type(handler) is logging.FileHandler]
+    with tempfile.TemporaryFile() as memory:
+        output = logs[0] if logs else memory
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         terminals = {number: os.dup(number) for number in (1, 2)}
@@ -170,8 +176,8 @@ def _output_to_log() -> Iterator[None]:
             for number, terminal in terminals.items():
                 os.dup2(terminal, number)
                 os.close(terminal)
-            output.seek(0)
-            for line in output.read().decode(errors="replace").splitlines():
+            memory.seek(0)
+            for line in memory.read().decode(errors="replace").splitlines():
                 log.info("%s", line)
 
 

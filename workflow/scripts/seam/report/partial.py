@@ -55,6 +55,8 @@ def failure_reason(log: str | Path | None) -> str:
     for line in reversed(lines):
         if line.startswith("seam.errors.UserError: "):
             return line.partition(": ")[2]
+        if line.startswith("Error: "):  # of a rule's shell command
+            return line.removeprefix("Error: ")
         if "INFO stopped by " in line:
             return line.partition(" INFO ")[2]
         if EXCEPTION.fullmatch(line):
