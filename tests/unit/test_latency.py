@@ -341,7 +341,7 @@ def test_what_native_code_prints_is_in_the_log_file_if_it_crashes(tmp_path):
         "with job_log('job.log'), latency._output_to_log():\n"
         "    log.info('begins')\n    os.write(2, b'a banner\\n')\n    log.info('goes on')\n    os.abort()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
