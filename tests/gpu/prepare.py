@@ -27,7 +27,8 @@ sys.path.insert(0, str(SCRIPTS))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from seam.files import UserError, sha256, write_json  # noqa: E402
+from seam.errors import UserError  # noqa: E402
+from seam.files import sha256, write_json  # noqa: E402
 
 MOST = 60_000_000  # bytes of the whole folder
 # What a bare machine has, by the names of the modules. Pillow comes with matplotlib.
@@ -85,11 +86,20 @@ def imported(files: list[Path]) -> set[str]:
     return found
 
 
+def tests() -> list[Path]:
+    """Return the files of tests that need a GPU, with conftest.py and the helpers that all of these import."""
+    files = [path for path in (ROOT / "tests/unit").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    waiting, files = [ROOT / "tests/conftest.py", *files], []
+    while waiting:
+        files.append(waiting.pop())
+        helpers = {ROOT / "tests/helpers" / f"{name}.py" for name in imported(files[-1:])}
+        waiting += [path for path in helpers - {*files, *waiting} if path.is_file()]
+    return files
+
+
 def sources() -> list[Path]:
-    """Return the files that run on the machine: the library, the scripts, the check and the tests for a GPU."""
-    tests = [ROOT / "tests/conftest.py", *(ROOT / "tests").glob("test_*.py")]
-    tests = [file for file in tests if file.name == "conftest.py" or "mark.gpu" in file.read_text(encoding="utf-8")]
-    return [*SCRIPTS.rglob("*.py"), *tests, *Path(__file__).parent.glob("*.py")]
+    """Return the files that run on the machine: the package, the scripts, the check and the tests for a GPU."""
+    return [*SCRIPTS.rglob("*.py"), *tests(), *Path(__file__).parent.glob("*.py")]
 
 
 def lacking() -> list[str]:

@@ -25,25 +25,41 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "workflow/scripts"))
 
-import bench  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from train_source import train_source  # noqa: E402
 
-from seam import models, transfer  # noqa: E402
-from seam.data.storage import Split, write  # noqa: E402
-from seam.device import describe, select  # noqa: E402
-from seam.files import UserError, load_tensors, read_json, write_json  # noqa: E402
-from seam.progress import compute_with, log  # noqa: E402
-from seam.reengineer import reengineer, reengineer_all  # noqa: E402
+from seam.bench.memory import peak, saved, size_of  # noqa: E402
+from seam.bench.network import BATCH, Bench  # noqa: E402
+from seam.bench.rendering import processor  # noqa: E402
+from seam.bench.step import step_rows  # noqa: E402
+from seam.data.preparation import write_dataset  # noqa: E402
+from seam.data.storage import Split  # noqa: E402
+from seam.device import describe_device, select_device  # noqa: E402
+from seam.errors import UserError  # noqa: E402
+from seam.files import load_tensors, read_json, write_json  # noqa: E402
+from seam.log import log  # noqa: E402
+from seam.memory import use_threads  # noqa: E402
+from seam.models.architectures import ARCHITECTURES  # noqa: E402
+from seam.models.published import HUB_NORMALIZATION, fetch_weights  # noqa: E402
+from seam.models.weights import Source, save_source  # noqa: E402
+from seam.reuse.defects import attack_source, evaluate_defects  # noqa: E402
+from seam.reuse.direct import Reengineering  # noqa: E402
+from seam.reuse.source_training import train_source  # noqa: E402
+from seam.reuse.students import train_head, train_student  # noqa: E402
+from seam.reuse.threshold_search import search_masks  # noqa: E402
+from seam.search.stacked import search_stack  # noqa: E402
 
 PRECISIONS = ("bfloat16", "tf32", "float32")  # in the order of worth
 STEP_GOAL = 1.15  # of a step's time, in that of a bare pass as a CUDA graph
 NOTES = 40  # messages of a stage that its record keeps
 HERE = "tests/gpu/efficientnet.py:build"
-PREPARE = "import json, sys; from seam import data; data.prepare(json.loads(sys.argv[1]), sys.argv[2])"
+PREPARE = """
+import json, sys
+from seam.data.kinds.registry import prepare_dataset
+prepare_dataset(json.loads(sys.argv[1]), sys.argv[2])
+"""
 
 
 class Skipped(Exception):
@@ -60,7 +76,7 @@ class Scale:
     """
 
     repeats: int = 15
-    step_batch: int = bench.BATCH
+    step_batch: int = BATCH
     counts: tuple = (1, 5, 20, 100)
     counted_epochs: int = 10
     repeated: int = 10
@@ -75,7 +91,7 @@ class Scale:
     thresholds: tuple = (0.3, 0.5)
     attack_steps: int = 40
     side: int = 224
-    batch: int = bench.BATCH
+    batch: int = BATCH
 
 
 FULL = Scale()
@@ -142,7 +158,7 @@ class Notes(logging.Handler):
     def emit(self, said: logging.LogRecord) -> None:
         """Keep a message once."""
         text = said.getMessage()
-        wanted = said.levelno >= logging.WARNING or "CUDA graph" in text or "one pass cannot" in text
+        wanted = said.levelno >= logging.WARNING or "CUDA graph" in text or "are not stacked" in text
         if wanted and text not in self.notes and len(self.notes) < NOTES:
             self.notes.append(text)
 
@@ -150,17 +166,17 @@ class Notes(logging.Handler):
 class Check:
     """What all stages share: the device, the scale, the prepared folder, and a folder for what they make.
 
-    asked: the device as for `seam.device.select`.
+    asked: the device as for `seam.device.select_device`.
     """
 
     def __init__(self, asked: str, tiny: bool, prepared: Path, work: Path):
         self.asked, self.scale, self.prepared, self.work = asked, TINY if tiny else FULL, prepared, work
-        self.device = select(asked)
+        self.device = select_device(asked)
         self.manifest = read_json(prepared / "manifest.json")
 
     def where(self) -> dict:
         """Return what the numbers depend on: the card or processor, and the versions."""
-        found = {"name": bench.processor(), **describe(self.device), "torch": torch.__version__}
+        found = {"name": processor(), **describe_device(self.device), "torch": torch.__version__}
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             found |= {
@@ -193,7 +209,7 @@ class Check:
                 images = np.repeat(images, times, axis=1)
                 labels = np.repeat(np.arange(len(images)), images.shape[1])
                 splits[split] = Split(labels, images.shape[2:4], images.reshape(-1, *images.shape[2:]))
-            write(folder, splits, name, about["classes"], ["crop", "flip"])
+            write_dataset(folder, splits, name, about["classes"], ["crop", "flip"])
         return folder
 
     def resnet20(self, name: str) -> Path:
@@ -203,14 +219,16 @@ class Check:
         if not (folder / "source.safetensors").exists():
             classes = self.manifest[name]["classes"]
             file = self.prepared / "weights" / f"{name}_resnet20.pth"
-            models.fetch_weights(
-                "resnet20", str(file), name, [classes], folder / "source.safetensors", models.HUB_NORMALIZATION[name]
+            fetch_weights(
+                "resnet20", str(file), name, [classes], folder / "source.safetensors", HUB_NORMALIZATION[name]
             )
         return folder
 
 
-def searches(folder: Path, model: Path, dataset: Path, name: str, targets: list[str], settings: dict) -> list[dict]:
-    """Return the arguments of `seam.reengineer.reengineer`, but for the device, of binary problems."""
+def search_arguments(
+    folder: Path, model: Path, dataset: Path, name: str, targets: list[str], settings: dict
+) -> list[dict]:
+    """Return the arguments of `seam.reuse.direct.Reengineering`, without the device, of each binary problem."""
     return [
         {
             "folder": str(folder / target), "model_folder": str(model), "dataset_folder": str(dataset),
@@ -221,44 +239,78 @@ def searches(folder: Path, model: Path, dataset: Path, name: str, targets: list[
     ]  # fmt: skip
 
 
-def searched(check: Check, planned: list[dict], note: Callable[[dict[str, dict]], None]) -> dict:
-    """Search the problems in one pass, or one after the other if that cannot be; return the times and the memory.
+def search_all(check: Check, searches: list[dict], note: Callable[[dict[str, dict]], None]) -> dict:
+    """Search the problems as a stack, and one by one what cannot be stacked; return the times and the memory.
 
-    note: called with {target: what was found of it}, also with what interrupted searches had reached.
+    note: called with {target: its part of the record} when a search ends, fails or is interrupted. Raises the error of
+    the first search that failed if none succeeded.
     """
     gc.collect()
     with contextlib.suppress(OSError):  # a system that does not let a process reset its peak
-        bench.peak(check.device, reset=True)
-    stacked, begun = [], time.perf_counter()
+        peak(check.device, reset=True)
+    start, finished, errors = time.perf_counter(), [], []
     try:
-        if len(planned) > 1:
-            for target in reengineer_all(planned, check.asked):
-                stacked.append(target)
-                note({target: result(planned, target)})
-        for one in planned:
-            if one["target"] not in stacked:
-                reengineer(**one, device=check.asked)
-                note({one["target"]: result(planned, one["target"])})
+        stacked = search_in_one_pass(check, searches, note) if len(searches) > 1 else []
+        for arguments in searches:
+            target = arguments["target"]
+            try:
+                if target not in stacked:
+                    problem = Reengineering(**arguments, device=check.asked)
+                    problem.save(problem.search())
+                    note({target: result(arguments)})
+                finished.append(arguments)
+            except UserError as error:
+                errors.append(error)
+                note({target: {"unfinished": True, "failed": str(error)}})
     except SystemExit:  # the time is up: the searches have written their checkpoints
-        note({one["target"]: unfinished(one["checkpoint"]) for one in planned if Path(one["checkpoint"]).exists()})
+        interrupted = [each for each in searches if not (Path(each["folder"]) / "metrics.json").exists()]
+        note({each["target"]: unfinished(each) for each in interrupted if Path(each["checkpoint"]).exists()})
         raise
-    found = {"targets": len(planned), "in_one_pass": len(stacked), "wall_seconds": time.perf_counter() - begun}
-    histories = [pd.read_csv(Path(one["folder"]) / "history.csv")["seconds"] for one in planned]
-    found["search_seconds"] = float(sum(seconds.sum() for seconds in histories))
+    if not finished:
+        raise errors[0]
+    figures = {"targets": len(finished), "in_one_pass": len(stacked), "wall_seconds": time.perf_counter() - start}
+    histories = [pd.read_csv(Path(each["folder"]) / "history.csv")["seconds"] for each in finished]
+    figures["search_seconds"] = float(sum(seconds.sum() for seconds in histories))
     # The first half of the epochs warms up and captures graphs.
-    found["seconds_of_a_search_epoch"] = float(np.mean([seconds[len(seconds) // 2 :].mean() for seconds in histories]))
-    found["steps_of_an_epoch"] = -(-read_json(Path(planned[0]["folder"]) / "metrics.json")["images"]["train"] // 64)
+    late_seconds = [seconds[len(seconds) // 2 :].mean() for seconds in histories]
+    figures["seconds_of_a_search_epoch"] = float(np.mean(late_seconds))
+    figures["steps_of_an_epoch"] = -(-read_json(Path(finished[0]["folder"]) / "metrics.json")["images"]["train"] // 64)
     with contextlib.suppress(OSError):
-        found["peak_megabytes"] = bench.peak(check.device) / 1e6
+        figures["peak_megabytes"] = peak(check.device) / 1e6
         if check.device.type == "cuda":
-            found["reserved_megabytes"] = bench.peak(check.device, reserved=True) / 1e6
-    return found
+            figures["reserved_megabytes"] = peak(check.device, reserved=True) / 1e6
+    return figures
 
 
-def result(planned: list[dict], target: str) -> dict:
-    """Return what the check keeps of a search that has ended."""
-    (one,) = (one for one in planned if one["target"] == target)
-    metrics, history = read_json(Path(one["folder"]) / "metrics.json"), pd.read_csv(Path(one["folder"]) / "history.csv")
+def search_in_one_pass(check: Check, searches: list[dict], note: Callable[[dict[str, dict]], None]) -> list[str]:
+    """Search the problems as a stack, as `reengineer_all` does on a GPU; return the targets whose search ended.
+
+    A rehearsal on a CPU stacks, too, so this does not call `reengineer_all`.
+    """
+    problems, done = {}, []
+    for arguments in searches:
+        try:
+            problems[arguments["target"]] = Reengineering(**arguments, device=check.asked), arguments
+        except UserError as error:  # raised again when it is searched alone
+            log.warning("%s is not part of the stack: %s", arguments["target"], error)
+    ready = [problem for problem, _ in problems.values()]
+    alike = [problem for problem in ready if problem.sizes == ready[0].sizes]
+    if len(alike) < 2:
+        return done
+    try:
+        for problem, outcome in search_stack(alike, alike[0].settings):
+            problem.save(outcome)
+            note({problem.target: result(problems[problem.target][1])})
+            done.append(problem.target)
+    except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
+        log.warning("the other searches are not stacked: %s", str(error).partition("\n")[0])
+    return done
+
+
+def result(search: dict) -> dict:
+    """Return what the record keeps of a search that has ended."""
+    folder = Path(search["folder"])
+    metrics, history = read_json(folder / "metrics.json"), pd.read_csv(folder / "history.csv")
     names = ("accuracy", "holdout_accuracy", "retention", "images", "epochs", "selected_epoch", "seconds", "precision")
     return {name: metrics[name] for name in names} | curves(history.to_dict("records"))
 
@@ -272,9 +324,9 @@ def curves(history: list[dict]) -> dict:
 CURVES = ("accuracy", "retention", "seconds")
 
 
-def unfinished(checkpoint: str) -> dict:
+def unfinished(search: dict) -> dict:
     """Return what an interrupted search had reached, from its checkpoint."""
-    history = torch.load(checkpoint, map_location="cpu", weights_only=True)["state"]["place"]["history"]
+    history = torch.load(search["checkpoint"], map_location="cpu", weights_only=True)["state"]["run"]["history"]
     return {"unfinished": True, "epochs": len(history), **curves(history)}
 
 
@@ -283,7 +335,7 @@ def unfinished(checkpoint: str) -> dict:
 
 def tests(check: Check, record: Record) -> str:
     """Run the project's tests that need a GPU."""
-    files = [path for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [path for path in (ROOT / "tests/unit").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
     options = ["-m", "gpu", "-p", "no:cacheprovider", "-v", "--continue-on-collection-errors", f"--rootdir={ROOT}"]
     pytest.main([*options, *map(str, sorted(files))], plugins=[Outcomes(record)])
     outcomes = [part["outcome"] for part in record.content["parts"].values()]
@@ -324,21 +376,21 @@ class Outcomes:
 def precisions(check: Check) -> Iterator[str]:
     """Yield each precision that the device computes steps in, while it is selected; select the default at the end."""
     for precision in PRECISIONS if check.device.type == "cuda" else PRECISIONS[-1:]:
-        select(f"{check.device.type}/{precision}")
+        select_device(f"{check.device.type}/{precision}")
         yield precision
-    select(check.asked)
+    select_device(check.asked)
 
 
 def steps(check: Check, record: Record) -> str:
     """Time the bare pass, a step and a step as a CUDA graph; count the synchronisations within a step."""
     scale = check.scale
     for precision in precisions(check):
-        for architecture in models.ARCHITECTURES:
+        for architecture in ARCHITECTURES:
             part = f"{architecture}, {precision}"
             if part in record:
                 continue
             with record.attempt(part):
-                rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.step_batch))
+                rows = list(step_rows(architecture, check.device, scale.repeats, batch=scale.step_batch))
                 record.put({part: {"batch": scale.step_batch, "rows": rows, **against_goal(rows)}})
     return ratios(record)
 
@@ -371,8 +423,10 @@ def stacked(check: Check, record: Record) -> str:
                 record.put({part: reached[0]})
 
         with record.attempt(part):
-            planned = searches(check.work / "stacked" / part, model, dataset, "cifar100", classes[:count], settings)
-            found = searched(check, planned, note)
+            planned = search_arguments(
+                check.work / "stacked" / part, model, dataset, "cifar100", classes[:count], settings
+            )
+            found = search_all(check, planned, note)
             record.put({part: found | {"an_hour": 3600 / (100 * found["seconds_of_a_search_epoch"])}})
     rates = {name: part["an_hour"] for name, part in record.ended().items()}
     return "searches of 100 epochs an hour: " + ", ".join(f"{name} at once {rate:.0f}" for name, rate in rates.items())
@@ -384,8 +438,10 @@ def problems(check: Check, record: Record, name: str, count: int, settings: dict
     settings = settings | {"epochs": epochs, "patience": epochs}
     left = [target for target in targets[:count] if target not in record]
     if left:
-        planned = searches(check.work / "problems" / model.name, model, check.dataset(name), name, left, settings)
-        record.put({"all of them": searched(check, planned, record.put)})
+        planned = search_arguments(
+            check.work / "problems" / model.name, model, check.dataset(name), name, left, settings
+        )
+        record.put({"all of them": search_all(check, planned, record.put)})
     ended = [part for part in record.ended().values() if "retention" in part]
     kept = np.mean([part["retention"] for part in ended])
     before, after = (np.mean([part["accuracy"][of] for part in ended]) for of in ("source", "reengineered"))
@@ -445,16 +501,14 @@ def indirect(check: Check, record: Record) -> str:
     with timed(record, "attack") as part:
         attack = {"eps": 0.1, "step": 0.01, "steps": scale.attack_steps, "clip": [-2.2, 2.2], "target": 1000.0}
         attack |= {"weight": 0.1, "batch_size": 64}
-        transfer.attack_source(attacked, last_layer=None, settings=attack, **shared)
+        attack_source(attacked, last_layer=None, settings=attack, **shared)
         part |= {name: read_json(attacked / "attack.json")[name] for name in ("loss_before", "loss_after", "images")}
     with timed(record, "head") as part:
-        transfer.train_head(seam, common=common, head=head, checkpoint=root / "head.pt", **shared)
+        train_head(seam, common=common, head=head, checkpoint=root / "head.pt", **shared)
         part["best_accuracy"] = float(pd.read_csv(seam / "head.csv")["accuracy"].max())
     with timed(record, "masks") as part:
         masks = root / "masks.pt"
-        transfer.search_masks(
-            seam, common=common, search=search, thresholds=scale.thresholds, checkpoint=masks, **shared
-        )
+        search_masks(seam, common=common, search=search, thresholds=scale.thresholds, checkpoint=masks, **shared)
         history, (_, found) = pd.read_csv(seam / "history.csv"), load_tensors(seam / "masks.safetensors")
         part |= {"most_removed": found["most_removed"], "reached": found["reached"], "epochs": len(history)}
         part["seconds_of_an_epoch"] = float(history["seconds"].median())
@@ -467,11 +521,11 @@ def indirect(check: Check, record: Record) -> str:
         with timed(record, name) as part:
             folder = root / "students" / name
             origin = {"architecture": HERE, "weights_origin": "file"}
-            transfer.train_student(
+            train_student(
                 folder, student=student, threshold=threshold, common=common, settings=tuning, origin=origin,
                 checkpoint=root / "student.pt", masks=seam / "masks.safetensors", **shared,
             )  # fmt: skip
-            transfer.evaluate_defects(folder, attacked, dataset, check.asked)
+            evaluate_defects(folder, attacked, dataset, check.asked)
             found_of = read_json(folder / "metrics.json")
             part |= {name: found_of[name] for name in ("accuracy", "defect_inheritance_rate", "right", "inherited")}
             part["retention"] = read_json(folder / "training.json")["retention"]
@@ -524,8 +578,8 @@ def lite0(check: Check, folder: Path) -> None:
     module = build(1000)
     module.load_state_dict(renamed(state, module))
     normalization = (127 / 255,) * 3, (128 / 255,) * 3
-    source = models.Source(module, [str(number) for number in range(1000)], normalization, str(ROOT / HERE))
-    models.save(folder / "source.safetensors", source)
+    source = Source(module, [str(number) for number in range(1000)], normalization, str(ROOT / HERE))
+    save_source(folder / "source.safetensors", source)
 
 
 def large(check: Check, record: Record) -> str:
@@ -537,27 +591,27 @@ def large(check: Check, record: Record) -> str:
             with record.attempt(part):
                 record.put({part: large_step(check, architecture)})
     peaks = {name: part["megabytes"]["peak"] for name, part in record.ended().items()}
-    return ratios(record) + "; peak: " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+    return ratios(record) + "; peak: " + ", ".join(f"{name} {size:.0f} MB" for name, size in peaks.items())
 
 
 def large_step(check: Check, architecture: str) -> dict:
     """Return time and memory of a step, in MB; the peak is that of a search, without what the comparison needs."""
     scale = check.scale
     gc.collect()
-    made = bench.Bench(architecture, check.device, batch=scale.batch, size=scale.side)
-    before = bench.peak(check.device, reset=True)
+    made = Bench(architecture, check.device, batch=scale.batch, size=scale.side)
+    before = peak(check.device, reset=True)
     for _ in range(2):
         made.step_eager()
     sizes = {
-        "step": bench.peak(check.device) - before,
-        "network": bench.size_of([*made.model.parameters(), *made.model.buffers()]),
-        "source weights": bench.size_of(made.masks.weights.values()),
-        "masks and Adam": 3 * bench.size_of(made.masks.values.values()),
+        "step": peak(check.device) - before,
+        "network": size_of([*made.model.parameters(), *made.model.buffers()]),
+        "source weights": size_of(made.masks.weights.values()),
+        "masks and Adam": 3 * size_of(made.masks.values.values()),
     }
-    sizes |= {"peak": sum(sizes.values()), "activations": bench.saved(made)}
+    sizes |= {"peak": sum(sizes.values()), "activations": saved(made)}
     del made
     gc.collect()
-    rows = list(bench.step_rows(architecture, check.device, scale.repeats, batch=scale.batch, size=scale.side))
+    rows = list(step_rows(architecture, check.device, scale.repeats, batch=scale.batch, size=scale.side))
     about = {"weights": "random", "batch": scale.batch, "pixels": scale.side}
     megabytes = {name: size / 1e6 for name, size in sizes.items()}
     return about | {"megabytes": megabytes, "rows": rows, **against_goal(rows)}
@@ -600,7 +654,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, required=True, help="of the record")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    compute_with(1)
+    use_threads(1)
     asked = {"device": options.device, "tiny": options.tiny}
     try:
         check = Check(options.device, options.tiny, options.prepared, options.work)

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seam import models
-from seam.files import UserError, write_json
+from seam.errors import UserError
+from seam.files import write_json
+from seam.models.architectures import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -97,7 +98,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 np.save(file, digits(count, start)[: count * len(classes)])
         manifest[name] = {"classes": classes, "train": TRAIN, "test": TEST}
         manifest[f"{name}_resnet20"] = {}
-        (folder / f"weights/{name}_resnet20.pth").write_bytes(state_of(models.build("resnet20", len(classes))))
+        (folder / f"weights/{name}_resnet20.pth").write_bytes(state_of(build_model("resnet20", len(classes))))
     random = np.random.default_rng(0)
     with zipfile.ZipFile(folder / "images/flowers.zip", "w") as archive:
         for split, count in (("train", 7), ("test", 4)):
@@ -383,6 +384,13 @@ def test_every_import_is_of_the_machine_or_of_a_known_wheel() -> None:
     modules = prepare.lacking()
     assert {"advertorch", "filelock", "fvcore", "jsonschema", "requests"} <= set(modules)
     assert {package for module in modules for package in prepare.PROVIDED[module]} <= prepare.pins().keys()
+
+
+def test_the_tests_for_a_gpu_import_nothing_that_the_machine_lacks() -> None:
+    files = prepare.tests()
+    names = {file.name for file in files}
+    assert {"conftest.py", "colours.py", "devices.py", "test_graphs.py", "test_precision.py"} <= names
+    assert prepare.imported(files) & prepare.ELSEWHERE == set()
 
 
 def test_sources_that_are_missing_are_left_out_with_a_sentence(
