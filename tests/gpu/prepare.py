@@ -183,8 +183,8 @@ def verify_imports(python: str, folder: Path) -> None:
     modules = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["modules"]
     library = [".".join(file.relative_to(SCRIPTS).with_suffix("").parts) for file in (SCRIPTS / "seam").rglob("*.py")]
     names = modules + [name.removesuffix(".__init__") for name in sorted(library)]
-    # The library's own module first: it puts back a name that torch has lost and advertorch needs.
-    names.sort(key=lambda name: not name.endswith(".advertorch"))
+    # First the module that gives torch back a name, which torch removed and advertorch needs.
+    names.sort(key=lambda name: name != "seam.robustness.pgd")
     with tempfile.TemporaryDirectory() as target:
         install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target]
         subprocess.run([*install, *map(str, sorted((folder / "wheels").glob("*.whl")))], check=True)
