@@ -342,7 +342,8 @@ def tests(check: Check, record: Record) -> str:
     """Run the project's tests that need a GPU."""
     files = [path for path in (ROOT / "tests/unit").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
     options = ["-m", "gpu", "-p", "no:cacheprovider", "-v", "--continue-on-collection-errors", f"--rootdir={ROOT}"]
-    pytest.main([*options, *map(str, sorted(files))], plugins=[Outcomes(record)])
+    files.sort(key=lambda path: (path.stem == "test_bench", path))  # it starts jobs, which take the longest
+    pytest.main([*options, *map(str, files)], plugins=[Outcomes(record)])
     outcomes = [part["outcome"] for part in record.content["parts"].values()]
     counts = {name: outcomes.count(name) for name in ("passed", "failed", "skipped")}
     message = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
