@@ -5,7 +5,7 @@ from colours import ARCHITECTURE, PLAIN_ARCHITECTURE, paint, trained_model
 from devices import pretend_gpus, restored_device  # noqa: F401 (fixtures)
 
 # What takes minutes begins first, so that the processes of `make test` end at about the same time.
-LONG = ("test_slurm", "test_workflow", "test_interrupted", "test_check", "test_torture", "test_package", "test_golden")
+LONG = ("test_slurm", "test_workflow", "test_interrupted", "test_check", "test_torture", "test_wheel", "test_golden")
 
 
 @pytest.fixture(scope="session")
