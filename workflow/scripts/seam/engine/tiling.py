@@ -1,0 +1,201 @@
+"""Chooses how a convolution runs: how many output channels share a list of inputs, in which blocks of pixels, and into
+how many ranges its input channels are split.
+
+A cost model chooses, not a measurement, so that the same model gives the same plan on the same kind of machine. Its
+constants come from timing the kernels (docs/engine.md).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .layers import Layer
+from .layout import Placement
+
+PART_CHANNELS = (1 << 30, 128, 64, 48, 32, 24, 16, 12, 8, 4)  # input channels per range that are tried
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cost model knows of a processor. Cycles are those of one core."""
+
+    lanes: int
+    cache: int  # bytes of the first-level data cache
+    shapes: tuple[tuple[int, int, int, int], ...]  # the block kernels: channels, rows, columns, stride (0: any)
+    registers: int = 32
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a convolution runs. `cycles` is what the cost model expects of one block of images."""
+
+    outputs: int  # output channels that share a list of inputs
+    parts: int  # ranges of input channels
+    blocks: tuple[tuple[int, int, int], ...]  # (y, x, index of the kernel)
+    entries: int  # of all lists
+    cycles: float
+
+    def main(self, machine: Machine) -> tuple[int, int]:
+        """Return rows and columns of the largest block."""
+        return max((machine.shapes[kernel][1:3] for _, _, kernel in self.blocks), key=math.prod)
+
+
+class Pattern:
+    """Which weights of a layer are not zero, as far as costs depend on it."""
+
+    def __init__(self, layer: Layer):
+        weight = layer.weight
+        self.channels, self.per_group, rows, columns = weight.shape
+        self.groups = layer.groups
+        self.taps = rows * columns
+        self.nonzero = weight.reshape(self.channels, -1) != 0
+        self.nonzeros = int(np.count_nonzero(self.nonzero))
+        self._entries: dict[int, int] = {}
+
+    def entries(self, outputs: int) -> int:
+        """Return how long all lists are if `outputs` channels share one."""
+        if outputs not in self._entries:
+            self._entries[outputs] = int(np.count_nonzero(shared(self.nonzero, outputs)))
+        return self._entries[outputs]
+
+    def can_share(self, outputs: int) -> bool:
+        """Whether `outputs` consecutive channels read the same inputs."""
+        return outputs == 1 or self.groups == 1 or (self.channels // self.groups) % outputs == 0
+
+
+def shared(nonzero: np.ndarray, outputs: int) -> np.ndarray:
+    """Return which inputs any of `outputs` consecutive channels needs: bool [ceil(channels / outputs), inputs]."""
+    missing = -len(nonzero) % outputs
+    padded = np.pad(nonzero, ((0, missing), (0, 0)))
+    return padded.reshape(-1, outputs, nonzero.shape[1]).any(axis=1)
+
+
+def choose(layer: Layer, pattern: Pattern, source: Placement, output: Placement, machine: Machine) -> Tiling:
+    """Return the cheapest tiling for a convolution between two layouts."""
+    stride = layer.window.stride[1]
+    best: Tiling | None = None
+    for outputs in sorted({shape[0] for shape in machine.shapes}):
+        if not pattern.can_share(outputs) or outputs > max(1, pattern.channels):
+            continue
+        for rows, columns in _mains(machine, outputs, stride, output.height, output.width):
+            blocks = _cover(machine, outputs, stride, output.height, output.width, rows, columns)
+            for parts in _part_counts(pattern):
+                cycles = _cycles(layer, pattern, machine, outputs, parts, blocks, (rows, columns))
+                if best is None or cycles < best.cycles:
+                    best = Tiling(outputs, parts, blocks, pattern.entries(outputs), cycles)
+    assert best is not None
+    return best
+
+
+def _part_counts(pattern: Pattern) -> Iterable[int]:
+    if pattern.groups > 1:
+        return (1,)
+    return sorted({-(-pattern.per_group // min(size, pattern.per_group)) for size in PART_CHANNELS})
+
+
+def _cycles(layer: Layer, pattern: Pattern, machine: Machine, outputs: int, parts: int, blocks, main) -> float:
+    """Return the expected cycles of one pass.
+
+    A block's entry costs loads and multiply-adds, two of each a cycle, or a bit more than the latency of a chain of
+    additions; a load that misses the first-level cache costs a cycle alone. Each list costs its start and end.
+    """
+    window = layer.window
+    rows = (main[0] - 1) * window.stride[0] + window.dilation[0] * (window.kernel[0] - 1) + 1
+    columns = (main[1] - 1) * window.stride[1] + window.dilation[1] * (window.kernel[1] - 1) + 1
+    channels = -(-pattern.per_group // parts)
+    groups_at_once = 1 if pattern.groups == 1 else 0  # a group's few channels are read once anyway
+    footprint = channels * min(rows, 1 << 10) * min(columns, 1 << 10) * machine.lanes * 4
+    missing = min(1.0, max(0.0, footprint / machine.cache - 0.75) / 0.5) if groups_at_once else 0.3
+    lists = -(-pattern.channels // outputs)
+    entries = pattern.entries(outputs)
+    total = 0.0
+    for count, kernel in _counted(blocks):
+        _, high, wide, _ = machine.shapes[kernel]
+        pixels = high * wide
+        chains = 8 if pixels * outputs < 2 else 4 if pixels * outputs < 4 else 2 if pixels * outputs < 8 else 1
+        sums = pixels * outputs
+        loads = pixels * (0.5 + 0.5 * missing) + 0.5 * (1 + outputs)
+        arithmetic = sums / 2
+        latency = 4.0 / chains
+        spill = max(0, sums + outputs + 1 - machine.registers) * 1.0
+        instructions = (sums + outputs + 2 + high + (pixels if outputs > 1 else 0)) / 6
+        per_entry = max(loads, arithmetic, latency, instructions) + spill + 0.3
+        ends = 12 + 1.5 * sums + chains * 2
+        again = (parts - 1) * (8 + 2.0 * sums)
+        total += count * (entries * per_entry + lists * (ends + again))
+    return total
+
+
+def _counted(blocks) -> Iterable[tuple[int, int]]:
+    counts: dict[int, int] = {}
+    for _, _, kernel in blocks:
+        counts[kernel] = counts.get(kernel, 0) + 1
+    return ((count, kernel) for kernel, count in counts.items())
+
+
+@lru_cache(maxsize=4096)
+def _mains(machine: Machine, outputs: int, stride: int, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Return the (rows, columns) of kernels that fit into a cell."""
+    shapes = _fitting(machine, outputs, stride)
+    return tuple((r, c) for r, c in shapes if r <= height and c <= width)
+
+
+@lru_cache(maxsize=256)
+def _fitting(machine: Machine, outputs: int, stride: int) -> dict[tuple[int, int], int]:
+    """Return the kernels for some channels and a stride: (rows, columns) to the kernel's index."""
+    exact = {s[1:3]: i for i, s in enumerate(machine.shapes) if s[0] == outputs and s[3] == stride}
+    return exact or {s[1:3]: i for i, s in enumerate(machine.shapes) if s[0] == outputs and s[3] == 0}
+
+
+@lru_cache(maxsize=4096)
+def _cover(machine: Machine, outputs: int, stride: int, height: int, width: int, rows: int, columns: int):
+    """Return blocks that cover a cell: as many of rows x columns as fit, then the largest that fit into the rest."""
+    shapes = _fitting(machine, outputs, stride)
+    blocks: list[tuple[int, int, int]] = []
+
+    def fill(y: int, x: int, high: int, wide: int, shape: tuple[int, int] | None = None) -> None:
+        if not high or not wide:
+            return
+        if shape is None:
+            shape = max((s for s in shapes if s[0] <= high and s[1] <= wide), key=lambda s: (math.prod(s), s[1]))
+        down, across = high // shape[0], wide // shape[1]
+        for i in range(down):
+            for j in range(across):
+                blocks.append((y + i * shape[0], x + j * shape[1], shapes[shape]))
+        used_high, used_wide = down * shape[0], across * shape[1]
+        fill(y, x + used_wide, used_high, wide - used_wide)
+        fill(y + used_high, x, high - used_high, wide)
+
+    fill(0, 0, height, width, (rows, columns))
+    return tuple(blocks)
+
+
+def pack(layer: Layer, pattern: Pattern, tiling: Tiling, source: Placement, lanes: int) -> dict[str, np.ndarray]:
+    """Return a convolution's lists: `first`, `offset` (bytes), `value` and `bias` as kernels/seam.h describes them."""
+    outputs, window = tiling.outputs, layer.window
+    lists, entry = np.nonzero(shared(pattern.nonzero, outputs))
+    channel, tap = np.divmod(entry, pattern.taps)
+    tap_y, tap_x = np.divmod(tap, window.kernel[1])
+    per_part = -(-pattern.per_group // tiling.parts)
+    part = channel // per_part
+    count = -(-pattern.channels // outputs)
+    order = np.lexsort((entry, lists, part))
+    first = np.zeros(tiling.parts * count + 1, np.int64)
+    np.cumsum(np.bincount((part * count + lists), minlength=tiling.parts * count), out=first[1:])
+    group = lists * outputs // (pattern.channels // pattern.groups)
+    plane = (group * pattern.per_group + channel) * source.plane
+    row = (tap_y * window.dilation[0] - window.before[0]) * source.row
+    offset = (plane + row + tap_x * window.dilation[1] - window.before[1]) * (4 * lanes)
+    weight = np.pad(layer.weight.reshape(pattern.channels, -1), ((0, count * outputs - pattern.channels), (0, 0)))
+    weight = weight.reshape(count, outputs, -1)
+    value = weight[lists[order], :, entry[order]]
+    bias = np.pad(layer.bias, (0, count * outputs - pattern.channels))
+    return {
+        "first": first.astype(np.int32),
+        "offset": offset[order].astype(np.int32),
+        "value": np.ascontiguousarray(value, np.float32),
+        "bias": np.ascontiguousarray(bias, np.float32),
+    }
