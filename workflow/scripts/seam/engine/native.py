@@ -119,7 +119,9 @@ class Library:
             raise EngineError(f"The compiled kernels {path} belong to another version: delete that file.")
         while library.seam_kernel(len(shapes), shape.ctypes.data_as(pointer)):
             shapes.append(tuple(map(int, shape)))
-        self.machine = Machine(instructions.lanes, _cache_bytes(), tuple(shapes), instructions.registers)
+        self.machine = Machine(
+            instructions.lanes, _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), tuple(shapes), instructions.registers
+        )
 
 
 def instruction_set(name: str | None = None) -> InstructionSet:
@@ -214,11 +216,11 @@ def _processor_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _cache_bytes() -> int:
-    """Return the size of the first-level data cache; 32 KiB if the system does not say."""
+def _cache_bytes(index: int, default: int) -> int:
+    """Return the size of a cache of the first processor (Linux: 0 data of the first level, 2 the second level)."""
     try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index0/size").read_text().strip()
+        text = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text().strip()
         size = int(text.removesuffix("K")) * 1024
     except (OSError, ValueError):
-        return 32 << 10
-    return size if 8 << 10 <= size <= 1 << 20 else 32 << 10
+        return default
+    return size if default // 4 <= size <= default * 64 else default

@@ -157,13 +157,16 @@ class Planner:
 
 
 def _splits(lanes: int, images: int) -> list[Split]:
-    """Return the splits that are tried: as many cells, in as square a grid, as the lanes leave for 1, 2, 4 ... images."""
-    splits = [Split(1, 1, 1)] if images == 1 else []
+    """Return the splits that are tried for 1, 2, 4 ... images at once, at most `images`.
+
+    Each has a grid of cells as square as the lanes allow, or one cell, which suits maps of few pixels.
+    """
+    splits = []
     count = 1
     while count <= min(images, lanes):
         cells = lanes // count
         rows = 1 << ((cells.bit_length() - 1) + 1) // 2
-        splits.append(Split(count, rows, cells // rows))
+        splits += [Split(count, rows, cells // rows)] + ([Split(count, 1, 1)] if cells > 1 else [])
         count *= 2
     return splits
 

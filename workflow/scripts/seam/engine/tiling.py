@@ -24,6 +24,7 @@ class Machine:
 
     lanes: int
     cache: int  # bytes of the first-level data cache
+    second_cache: int  # bytes of the second-level cache
     shapes: tuple[tuple[int, int, int, int], ...]  # the block kernels: channels, rows, columns, stride (0: any)
     registers: int = 32
 
@@ -76,6 +77,7 @@ def shared(nonzero: np.ndarray, outputs: int) -> np.ndarray:
 def choose(layer: Layer, pattern: Pattern, source: Placement, output: Placement, machine: Machine) -> Tiling:
     """Return the cheapest tiling for a convolution between two layouts."""
     stride = layer.window.stride[1]
+    sizes = (source.size * machine.lanes * 4, output.size * machine.lanes * 4)
     best: Tiling | None = None
     for outputs in sorted({shape[0] for shape in machine.shapes}):
         if not pattern.can_share(outputs) or outputs > max(1, pattern.channels):
@@ -83,7 +85,7 @@ def choose(layer: Layer, pattern: Pattern, source: Placement, output: Placement,
         for rows, columns in _mains(machine, outputs, stride, output.height, output.width):
             blocks = _cover(machine, outputs, stride, output.height, output.width, rows, columns)
             for parts in _part_counts(pattern):
-                cycles = _cycles(layer, pattern, machine, outputs, parts, blocks, (rows, columns))
+                cycles = _cycles(layer, pattern, machine, outputs, parts, blocks, (rows, columns), sizes)
                 if best is None or cycles < best.cycles:
                     best = Tiling(outputs, parts, blocks, pattern.entries(outputs), cycles)
     assert best is not None
@@ -96,36 +98,67 @@ def _part_counts(pattern: Pattern) -> Iterable[int]:
     return sorted({-(-pattern.per_group // min(size, pattern.per_group)) for size in PART_CHANNELS})
 
 
-def _cycles(layer: Layer, pattern: Pattern, machine: Machine, outputs: int, parts: int, blocks, main) -> float:
-    """Return the expected cycles of one pass.
+@dataclass(frozen=True)
+class Costs:
+    """Constants of the cost model, in cycles, fitted to timings of the kernels (docs/engine.md)."""
 
-    A block's entry costs loads and multiply-adds, two of each a cycle, or a bit more than the latency of a chain of
-    additions; a load that misses the first-level cache costs a cycle alone. Each list costs its start and end.
+    load: float = 0.5  # of a vector in the first-level cache
+    miss: float = 0.5  # what a vector costs beyond that if the inputs of a block do not fit the cache
+    arithmetic: float = 0.5  # of a multiply-add
+    latency: float = 4.0  # of a chain of multiply-adds
+    row: float = 0.4  # of each row of a block
+    entry: float = 0.1  # of each entry of a list
+    sum: float = 2.5  # to start and end a sum
+    list: float = 22.0  # to start and end a list
+    part: float = 17.0  # to continue a list in another part
+    part_sum: float = 4.5  # to continue a sum
+    fetch: float = 0.05  # of a vector that comes into the first-level cache from the second
+    far: float = 1.6  # of one that comes from beyond it
+
+
+COSTS = Costs()
+
+
+def _cycles(
+    layer: Layer,
+    pattern: Pattern,
+    machine: Machine,
+    outputs: int,
+    parts: int,
+    blocks: tuple[tuple[int, int, int], ...],
+    main: tuple[int, int],
+    sizes: tuple[int, int],
+    costs: Costs = COSTS,
+) -> float:
+    """Return the expected cycles of one pass over blocks, most of which are of `main` rows and columns.
+
+    An entry of a list costs its loads or its multiply-adds, whatever takes longer, and at least the latency of a
+    chain of additions. sizes: bytes of the input and of the output in memory.
     """
     window = layer.window
     rows = (main[0] - 1) * window.stride[0] + window.dilation[0] * (window.kernel[0] - 1) + 1
     columns = (main[1] - 1) * window.stride[1] + window.dilation[1] * (window.kernel[1] - 1) + 1
     channels = -(-pattern.per_group // parts)
-    groups_at_once = 1 if pattern.groups == 1 else 0  # a group's few channels are read once anyway
-    footprint = channels * min(rows, 1 << 10) * min(columns, 1 << 10) * machine.lanes * 4
-    missing = min(1.0, max(0.0, footprint / machine.cache - 0.75) / 0.5) if groups_at_once else 0.3
+    footprint = channels * rows * columns * machine.lanes * 4
+    missing = min(1.0, max(0.0, footprint / machine.cache - 0.75) / 0.5) if pattern.groups == 1 else 0.3
+    fetch, store = (costs.fetch if size < 0.75 * machine.second_cache else costs.far for size in sizes)
+    step = min(window.stride[0], window.kernel[0]) * min(window.stride[1], window.kernel[1])
     lists = -(-pattern.channels // outputs)
     entries = pattern.entries(outputs)
     total = 0.0
     for count, kernel in _counted(blocks):
         _, high, wide, _ = machine.shapes[kernel]
         pixels = high * wide
-        chains = 8 if pixels * outputs < 2 else 4 if pixels * outputs < 4 else 2 if pixels * outputs < 8 else 1
         sums = pixels * outputs
-        loads = pixels * (0.5 + 0.5 * missing) + 0.5 * (1 + outputs)
-        arithmetic = sums / 2
-        latency = 4.0 / chains
-        spill = max(0, sums + outputs + 1 - machine.registers) * 1.0
+        chains = 8 if sums < 2 else 4 if sums < 4 else 2 if sums < 8 else 1
+        loads = pixels * (costs.load + costs.miss * missing) + costs.load * (1 + outputs)
         instructions = (sums + outputs + 2 + high + (pixels if outputs > 1 else 0)) / 6
-        per_entry = max(loads, arithmetic, latency, instructions) + spill + 0.3
-        ends = 12 + 1.5 * sums + chains * 2
-        again = (parts - 1) * (8 + 2.0 * sums)
-        total += count * (entries * per_entry + lists * (ends + again))
+        spilled = max(0, sums + outputs + 1 - machine.registers)
+        entry = max(loads, sums * costs.arithmetic, costs.latency / chains, instructions)
+        entry += spilled + costs.entry + costs.row * (high - 1)
+        ends = costs.list + costs.sum * sums + (parts - 1) * (costs.part + costs.part_sum * sums)
+        moved = pixels * (fetch * step * pattern.per_group * pattern.groups + store * pattern.channels)
+        total += count * (entries * entry + lists * ends + moved)
     return total
 
 

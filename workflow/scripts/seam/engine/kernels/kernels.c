@@ -4,6 +4,12 @@
 #include <math.h>
 #include <stddef.h>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), may_alias));
 
@@ -27,8 +33,25 @@ INLINE vec splat(float x) {
 }
 
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-INLINE vec at_least(vec x, vec low) { return choose(x < low, low, x); }   /* a NaN stays one */
+
+/* The larger or smaller of two values. If x is not a number, neither is the result. The processor's own instruction
+   takes the place of a comparison, a mask and a selection, which cost a sparse layer a tenth of its time. */
+#if LANES == 16 && defined(__AVX512F__)
+INLINE vec at_least(vec x, vec low) { return (vec)_mm512_max_ps((__m512)low, (__m512)x); }
+INLINE vec at_most(vec x, vec high) { return (vec)_mm512_min_ps((__m512)high, (__m512)x); }
+#elif LANES == 8 && defined(__AVX__)
+INLINE vec at_least(vec x, vec low) { return (vec)_mm256_max_ps((__m256)low, (__m256)x); }
+INLINE vec at_most(vec x, vec high) { return (vec)_mm256_min_ps((__m256)high, (__m256)x); }
+#elif LANES == 4 && defined(__SSE2__)
+INLINE vec at_least(vec x, vec low) { return (vec)_mm_max_ps((__m128)low, (__m128)x); }
+INLINE vec at_most(vec x, vec high) { return (vec)_mm_min_ps((__m128)high, (__m128)x); }
+#elif LANES == 4 && defined(__ARM_NEON)
+INLINE vec at_least(vec x, vec low) { return (vec)vmaxq_f32((float32x4_t)low, (float32x4_t)x); }
+INLINE vec at_most(vec x, vec high) { return (vec)vminq_f32((float32x4_t)high, (float32x4_t)x); }
+#else
+INLINE vec at_least(vec x, vec low) { return choose(x < low, low, x); }
 INLINE vec at_most(vec x, vec high) { return choose(x > high, high, x); }
+#endif
 
 INLINE vec permuted(vec x, ivec source) {
 #ifdef __clang__
@@ -163,10 +186,9 @@ INLINE void block(const int outputs, const int RY, const int RX, const int SX, c
 /* The blocks that exist. NAME(channels, rows, columns, stride; 0: any). With 32 registers up to 28 sums stay in them,
    with 16 up to 12. */
 #define SMALL(X, S) X(1, 1, 1, S) X(1, 1, 2, S) X(1, 1, 4, S) X(1, 2, 2, S) X(1, 1, 7, S) X(1, 1, 8, S) X(1, 2, 4, S) \
-  X(1, 4, 2, S) X(2, 1, 1, S) X(2, 1, 2, S) X(2, 1, 4, S) X(2, 2, 2, S) X(4, 1, 1, S) X(4, 1, 2, S)
+  X(1, 4, 2, S) X(4, 1, 1, S) X(4, 1, 2, S) X(8, 1, 1, S)
 #define LARGE(X, S) X(1, 4, 4, S) X(1, 2, 8, S) X(1, 2, 7, S) X(1, 3, 8, S) X(1, 4, 7, S) X(1, 3, 7, S) X(1, 2, 14, S) \
-  X(2, 1, 7, S) X(2, 2, 4, S) X(2, 1, 8, S) X(4, 1, 4, S) X(4, 2, 2, S) X(4, 1, 6, S) X(4, 1, 7, S) X(8, 1, 2, S) \
-  X(8, 1, 1, S) X(1, 1, 14, S) X(1, 1, 16, S)
+  X(1, 1, 14, S) X(1, 1, 16, S) X(4, 1, 3, S) X(4, 1, 4, S) X(4, 2, 2, S) X(4, 1, 6, S) X(4, 1, 7, S)
 #define ALL_OF(X, S) SMALL(X, S) LARGE(X, S)
 
 #define DEFINE(O, Y, X, S)                                                                                           \
@@ -241,7 +263,7 @@ static void pool(const Op *op, float *workspace, int channel) {
       if (op->kind == POOL_MAX)
         for (int k = 1; k < op->taps; k++) {
           const vec pixel = *(const vec *)(window + op->offset[k]);
-          result = choose(pixel > result, pixel, result);
+          result = at_least(pixel, result);
         }
       else {
         for (int k = 1; k < op->taps; k++) result += *(const vec *)(window + op->offset[k]);
