@@ -166,10 +166,12 @@ def _cells(network: Network, layers: list[Layer], names: list[str], spread: set[
     for layer in layers:
         if layer.output in spread:
             continue
-        ratios = {ratio[name] for name in reads(layer) if name not in spread}
+        ratios = {ratio[name] / layer.window.stride[axis] for name in layer.inputs if name not in spread}
+        if layer.residual and layer.residual not in spread:
+            ratios.add(ratio[layer.residual])
         if len(ratios) != 1:
             raise Misfit("Tensors of different resolution meet in one layer.")
-        ratio[layer.output] = ratios.pop() / layer.window.stride[axis]
+        ratio[layer.output] = ratios.pop()
     unit = math.lcm(*(r.denominator for r in ratio.values()))
     if unit > 1 << 20:
         raise Misfit("Strides are too large.")

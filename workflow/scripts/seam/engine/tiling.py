@@ -114,6 +114,7 @@ class Costs:
     part_sum: float = 4.5  # to continue a sum
     fetch: float = 0.05  # of a vector that comes into the first-level cache from the second
     far: float = 1.6  # of one that comes from beyond it
+    byte: float = 0.15  # of a byte of the lists if they do not fit the second-level cache
 
 
 COSTS = Costs()
@@ -145,6 +146,8 @@ def _cycles(
     step = min(window.stride[0], window.kernel[0]) * min(window.stride[1], window.kernel[1])
     lists = -(-pattern.channels // outputs)
     entries = pattern.entries(outputs)
+    bytes_ = entries * 4 * (1 + outputs)
+    stream = costs.byte * bytes_ if bytes_ > 0.75 * machine.second_cache else 0.0
     total = 0.0
     for count, kernel in _counted(blocks):
         _, high, wide, _ = machine.shapes[kernel]
@@ -158,7 +161,7 @@ def _cycles(
         entry += spilled + costs.entry + costs.row * (high - 1)
         ends = costs.list + costs.sum * sums + (parts - 1) * (costs.part + costs.part_sum * sums)
         moved = pixels * (fetch * step * pattern.per_group * pattern.groups + store * pattern.channels)
-        total += count * (entries * entry + lists * ends + moved)
+        total += count * (entries * entry + lists * ends + moved + stream)
     return total
 
 
