@@ -1,5 +1,5 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm, on this machine. test: the tests. bench:
-# how fast the search is. Each sets up what it needs.
+# how fast the search is. bench-engine: how fast inference is. Each sets up what it needs.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -9,7 +9,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test lint bench docs clean
+.PHONY: demo demo-slurm test lint bench bench-engine docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -35,6 +35,9 @@ lint: .venv/dev
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+bench-engine: .venv/seam
+	@$(BIN)/python workflow/scripts/bench_engine.py $(ARGS)
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md

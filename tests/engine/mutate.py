@@ -22,7 +22,24 @@ from random_models import RandomModel  # noqa: E402
 SECONDS = 30  # for one file
 MEMORY = 8 << 30  # bytes of address space beyond what the process begins with; reserved, not used
 USED = 1 << 30  # bytes that the process may really use more
-SPECIAL = [0, 1, -1, 2, 3, 7, 255, 256, 65535, 65536, 1 << 20, 1 << 30, (1 << 31) - 1, 1 << 31, (1 << 63) - 1, -(1 << 63)]
+SPECIAL = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    255,
+    256,
+    65535,
+    65536,
+    1 << 20,
+    1 << 30,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 63) - 1,
+    -(1 << 63),
+]
 
 
 def damage_bytes(data: bytes, random: np.random.Generator) -> bytes:
@@ -137,5 +154,7 @@ if __name__ == "__main__":
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     totals = check(first, first + count)
     used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(f"{count} damaged files: {totals['result']} ran, {totals['sentence']} ended in a sentence; {used >> 20} MiB used")
+    print(
+        f"{count} damaged files: {totals['result']} ran, {totals['sentence']} ended in a sentence; {used >> 20} MiB used"
+    )
     sys.exit(used > USED)

@@ -21,7 +21,14 @@ class RandomModel:
 
     def draw(self, layers: int) -> bytes:
         """Return the bytes of an ONNX model of at least so many layers."""
-        choices = [self.convolution] * 6 + [self.pool, self.pad, self.block, self.gate, self.concatenate, self.normalise]
+        choices = [self.convolution] * 6 + [
+            self.pool,
+            self.pad,
+            self.block,
+            self.gate,
+            self.concatenate,
+            self.normalise,
+        ]
         for _ in range(layers):
             self.random.choice(choices)()
             if self.random.random() < 0.6:

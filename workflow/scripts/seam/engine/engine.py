@@ -30,7 +30,9 @@ class Engine:
     input_shape: (channels, height, width) of an image. threads: how many a call uses.
     """
 
-    def __init__(self, backend: str, reason: str, input_shape: tuple[int, int, int], threads: int, run: Callable, describe):
+    def __init__(
+        self, backend: str, reason: str, input_shape: tuple[int, int, int], threads: int, run: Callable, describe
+    ):
         self.backend, self.reason, self.input_shape, self.threads = backend, reason, input_shape, threads
         self._run = run
         self._describe = describe
@@ -57,9 +59,7 @@ class Engine:
         return f"<seam.engine.Engine backend={self.backend!r} input={self.input_shape} threads={self.threads}>"
 
 
-def load(
-    path: str | Path, threads: int = 1, *, fallback: bool = True, instructions: str | None = None
-) -> Engine:
+def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructions: str | None = None) -> Engine:
     """Return an engine for the model in the ONNX file `path`.
 
     threads: how many a call uses. fallback: give a model to ONNX Runtime, with a warning, if this engine does not

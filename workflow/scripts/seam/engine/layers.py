@@ -207,7 +207,9 @@ class _Converter:
         self.same[node.outputs[0]] = source
         self.ranks[node.outputs[0]] = rank
 
-    def _append(self, node: Node, kind: str, inputs: list[str], shape: Shape, rank: int | None = None, **details) -> None:
+    def _append(
+        self, node: Node, kind: str, inputs: list[str], shape: Shape, rank: int | None = None, **details
+    ) -> None:
         output = node.outputs[0]
         self._define(output, shape, self.ranks[node.inputs[0]] if rank is None else rank)
         self.layers.append(Layer(kind, inputs, output, name=node.name, **details))
@@ -292,7 +294,9 @@ class _Converter:
             bias=np.broadcast_to(bias.reshape(-1), (outputs,)).copy(),
         )
 
-    def _affine(self, node: Node, source: str, scale: np.ndarray, shift: np.ndarray, window: Window | None = None) -> None:
+    def _affine(
+        self, node: Node, source: str, scale: np.ndarray, shift: np.ndarray, window: Window | None = None
+    ) -> None:
         """Append y = scale * x + shift per channel: a convolution of one channel each."""
         channels, height, width = self.shapes[source]
         window = window or Window()
@@ -496,9 +500,12 @@ class _Converter:
         rest = wanted[1:]
         if rest == [count] or (rest == [-1] and wanted[0] != -1):
             self._alias(node, source, 2)
-        elif rest == [channels, height, width] and self.ranks[node.inputs[0]] == 4:
-            self._alias(node, source, 4)
-        elif (height, width) == (1, 1) and rest in ([channels, 1, 1], [-1, 1, 1]):
+        elif (
+            rest == [channels, height, width]
+            and self.ranks[node.inputs[0]] == 4
+            or (height, width) == (1, 1)
+            and rest in ([channels, 1, 1], [-1, 1, 1])
+        ):
             self._alias(node, source, 4)
         else:
             raise UnsupportedError(f"it reshapes {[channels, height, width]} to {rest}")
@@ -509,7 +516,11 @@ class _Converter:
             return
         source = self._tensor(node)
         axes = self._integers(node, 1, "axes") or []
-        if self.ranks[node.inputs[0]] != 4 or sorted(a % 4 for a in axes) != [2, 3] or self.shapes[source][1:] != (1, 1):
+        if (
+            self.ranks[node.inputs[0]] != 4
+            or sorted(a % 4 for a in axes) != [2, 3]
+            or self.shapes[source][1:] != (1, 1)
+        ):
             raise UnsupportedError("it squeezes other than rows and columns")
         self._alias(node, source, 2)
 

@@ -97,7 +97,9 @@ def place(network: Network, layers: list[Layer], source: str, split: Split) -> d
     return placements
 
 
-def borders(placement: Placement, split: Split) -> tuple[list[tuple[int, int, int]], list[tuple[np.ndarray, np.ndarray]]]:
+def borders(
+    placement: Placement, split: Split
+) -> tuple[list[tuple[int, int, int]], list[tuple[np.ndarray, np.ndarray]]]:
     """Return how to complete a channel whose cells' pixels are written.
 
     Returns entries (to, from, pattern), offsets in vectors from the pixel (0, 0), and patterns (source lane of each
@@ -212,9 +214,9 @@ def nonnegative(network: Network) -> set[str]:
     names: set[str] = set()
     for layer in network.layers:
         act = layer.activation
-        if act.name in ("sigmoid", "hard_sigmoid") or (act.name == "clip" and act.low >= 0):
-            names.add(layer.output)
-        elif layer.kind in ("max pool", "concatenate") and all(name in names for name in layer.inputs):
+        never = act.name in ("sigmoid", "hard_sigmoid") or (act.name == "clip" and act.low >= 0)
+        passes = layer.kind in ("max pool", "concatenate") and act.identity
+        if never or (passes and all(name in names for name in layer.inputs)):
             names.add(layer.output)
     return names
 

@@ -120,7 +120,11 @@ class Library:
         while library.seam_kernel(len(shapes), shape.ctypes.data_as(pointer)):
             shapes.append(tuple(map(int, shape)))
         self.machine = Machine(
-            instructions.lanes, _cache_bytes(0, 32 << 10), _cache_bytes(2, 512 << 10), tuple(shapes), instructions.registers
+            instructions.lanes,
+            _cache_bytes(0, 32 << 10),
+            _cache_bytes(2, 512 << 10),
+            tuple(shapes),
+            instructions.registers,
         )
 
 

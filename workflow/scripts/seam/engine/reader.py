@@ -167,9 +167,13 @@ def _image_shape(value) -> tuple[int, int, int]:
         raise UnsupportedError(f"its input {value.name!r} is not float32")
     sizes = [entry.dim_value if entry.HasField("dim_value") else 0 for entry in tensor.shape.dim]
     if len(sizes) != 4:
-        raise UnsupportedError(f"its input {value.name!r} has {len(sizes)} dimensions, not [batch, channels, rows, columns]")
+        raise UnsupportedError(
+            f"its input {value.name!r} has {len(sizes)} dimensions, not [batch, channels, rows, columns]"
+        )
     if min(sizes[1:]) < 1 or max(sizes[1:]) > 1 << 16:
-        raise UnsupportedError(f"its input's channels, rows and columns are not fixed, or beyond 1 to 65536: {sizes[1:]}")
+        raise UnsupportedError(
+            f"its input's channels, rows and columns are not fixed, or beyond 1 to 65536: {sizes[1:]}"
+        )
     return sizes[1], sizes[2], sizes[3]
 
 
