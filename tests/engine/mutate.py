@@ -154,7 +154,6 @@ if __name__ == "__main__":
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     totals = check(first, first + count)
     used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(
-        f"{count} damaged files: {totals['result']} ran, {totals['sentence']} ended in a sentence; {used >> 20} MiB used"
-    )
+    ends = f"{totals['result']} ran, {totals['sentence']} ended in a sentence"
+    print(f"{count} damaged files: {ends}; {used >> 20} MiB used")
     sys.exit(used > USED)

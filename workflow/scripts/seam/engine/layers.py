@@ -14,7 +14,8 @@ from .errors import EngineError, UnsupportedError
 from .reader import Model, Node
 
 BATCH = -(1 << 40)  # stands for the batch's size in computed shapes
-MOST_VALUES = 1 << 28  # of one tensor and image
+MOST_VALUES = 1 << 26  # of one tensor and image
+MOST_WORK = 1 << 38  # multiply-adds, or pixels seen by a pooling, of one layer and image
 LARGEST_SIZE = 1 << 20  # of a kernel, stride, dilation or padding
 
 Shape = tuple[int, int, int]
@@ -211,6 +212,11 @@ class _Converter:
         self, node: Node, kind: str, inputs: list[str], shape: Shape, rank: int | None = None, **details
     ) -> None:
         output = node.outputs[0]
+        weight = details.get("weight")
+        window = details.get("window", Window())
+        per_value = math.prod(window.kernel) if weight is None else math.prod(weight.shape[1:])
+        if per_value * math.prod(shape) > MOST_WORK:
+            raise UnsupportedError(f"a layer would take {per_value * math.prod(shape)} multiply-adds per image")
         self._define(output, shape, self.ranks[node.inputs[0]] if rank is None else rank)
         self.layers.append(Layer(kind, inputs, output, name=node.name, **details))
 
@@ -500,12 +506,9 @@ class _Converter:
         rest = wanted[1:]
         if rest == [count] or (rest == [-1] and wanted[0] != -1):
             self._alias(node, source, 2)
-        elif (
-            rest == [channels, height, width]
-            and self.ranks[node.inputs[0]] == 4
-            or (height, width) == (1, 1)
-            and rest in ([channels, 1, 1], [-1, 1, 1])
-        ):
+        elif rest == [channels, height, width] or (rest == [-1, height, width] and wanted[0] != -1):
+            if self.ranks[node.inputs[0]] != 4 and (height, width) != (1, 1):
+                raise UnsupportedError("it makes a map of flat features")
             self._alias(node, source, 4)
         else:
             raise UnsupportedError(f"it reshapes {[channels, height, width]} to {rest}")

@@ -115,17 +115,18 @@ def borders(
     cell_y, cell_x = np.divmod(lanes % split.cells, split.columns)
     rows = _axis(range(-p.above, p.height + p.below), p.height, p.shape[1], cell_y)
     columns = _axis(range(-p.left, p.width + p.right), p.width, p.shape[2], cell_x)
+    everywhere = bytes([1]) * len(lanes)
+    edges = {x: column for x, column in columns.items() if column[0] or column[2] != everywhere}
     for y, (shift_y, from_y, valid_y) in rows.items():
-        for x, (shift_x, from_x, valid_x) in columns.items():
+        inside = shift_y == 0 and valid_y == everywhere
+        for x, (shift_x, from_x, valid_x) in (edges if inside else columns).items():
             key = (shift_y, valid_y, shift_x, valid_x)
             if key not in known:
                 valid = np.frombuffer(valid_y, bool) & np.frombuffer(valid_x, bool)
                 source = np.where(valid, lanes + shift_y * split.columns + shift_x, lanes)
                 known[key] = _pattern(patterns, source, valid)
             pattern = known[key]
-            inside = shift_y == shift_x == 0
-            if not inside or pattern < 0 or not patterns[pattern][1].all():
-                entries.append((y * p.row + x, from_y * p.row + from_x if pattern >= 0 else 0, pattern))
+            entries.append((y * p.row + x, from_y * p.row + from_x if pattern >= 0 else 0, pattern))
     return entries, patterns
 
 

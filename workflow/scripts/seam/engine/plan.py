@@ -16,7 +16,7 @@ from .layers import Layer, Network
 from .layout import Misfit, Placement, Split, borders, nonnegative, place
 from .tiling import Machine, Pattern, Tiling, choose
 
-MOST_BYTES = 4 << 30  # of a call's workspace
+MOST_BYTES = 1 << 30  # of a thread's workspace
 MOST_CUTS = 16
 
 
@@ -117,7 +117,7 @@ class Planner:
         steps = [self._step(layer, placements, split) for layer in layers]
         vectors = _allocate(layers, placements, source, output)
         if vectors * lanes * 4 > MOST_BYTES:
-            raise Misfit("The workspace is larger than 4 GiB.")
+            raise Misfit("The workspace is larger than 1 GiB.")
         moved = sum(placements[n].shape[0] * placements[n].height * placements[n].width for n in (source, output))
         cycles = sum(step.cycles for step in steps) + 1.5 * moved * lanes + 2000
         return Segment(source, output, split, steps, placements, vectors, cycles)
