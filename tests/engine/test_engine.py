@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from random_models import RandomModel
 
 from seam.engine import EngineError, UnsupportedError, load, native
+from seam.engine.build import build_all
 
 ROOM = Path(native.__file__).parents[2]
 
@@ -197,6 +198,21 @@ def test_the_compiled_kernels_are_kept(model, tmp_path, monkeypatch):
     load(model, fallback=False)
     native.library.cache_clear()
     assert library.stat().st_mtime_ns == written
+
+
+@needs_compiler
+def test_kernels_built_in_advance_need_no_compiler(model, tmp_path, monkeypatch):
+    built = build_all(tmp_path / "built")
+    assert all(library.exists() for library in built)
+    monkeypatch.setattr(native, "BUILT", tmp_path / "built")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "empty"))
+    monkeypatch.delenv(native.FLAGS_VARIABLE, raising=False)
+    native.library.cache_clear()
+    engine = load(model, fallback=False)
+    native.library.cache_clear()
+    assert engine.backend == "seam" and not (tmp_path / "empty").exists()
 
 
 def test_an_instruction_set_that_is_missing(model):

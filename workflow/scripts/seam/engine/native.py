@@ -148,10 +148,10 @@ def library(name: str | None = None) -> Library:
     """
     instructions = instruction_set(name)
     extra = tuple(os.environ.get(FLAGS_VARIABLE, "").split())
-    built = BUILT / _file_name(instructions, ())
+    built = BUILT / file_name(instructions)
     if not extra and built.exists():
         return Library(built, instructions)
-    path = cache_folder() / _file_name(instructions, extra)
+    path = cache_folder() / file_name(instructions, extra)
     if not path.exists():
         build(instructions, path, extra)
     return Library(path, instructions)
@@ -197,7 +197,7 @@ def cache_folder() -> Path:
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fvisibility=default")
 
 
-def _file_name(instructions: InstructionSet, extra: tuple[str, ...]) -> str:
+def file_name(instructions: InstructionSet, extra: tuple[str, ...] = ()) -> str:
     """Return a name that changes with the sources, the flags and the kind of machine."""
     digest = hashlib.sha256()
     for source in sorted(KERNELS.iterdir()):
