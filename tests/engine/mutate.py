@@ -8,7 +8,6 @@ than EngineError ends the run with the file that caused it.
 
 import faulthandler
 import resource
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ from random_models import RandomModel  # noqa: E402
 
 SECONDS = 30  # for one file
 MEMORY = 8 << 30  # bytes of address space beyond what the process begins with; reserved, not used
-USED = 1 << 30  # bytes that the process may really use more
+USED = 2 << 30  # bytes that the process may really use more
 SPECIAL = [
     0,
     1,
@@ -115,12 +114,14 @@ def check(first: int, last: int) -> dict[str, int]:
     ends = {"result": 0, "sentence": 0}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
+        current = Path(tempfile.gettempdir()) / f"mutate-{first}.txt"  # which file it was, after a crash
         for index in range(first, last):
             random = np.random.default_rng(index)
             data = RandomModel(index % 200, largest=17).draw(1 + index % 4)
             data = (damage_bytes if index % 2 else damage_fields)(data, random)
             path.write_bytes(data)
-            signal.alarm(SECONDS)
+            current.write_text(f"{index}\n")
+            faulthandler.dump_traceback_later(SECONDS, exit=True)
             try:
                 engine = load(path, fallback=False)
                 if np.prod(engine.input_shape, dtype=float) <= 1e7:
@@ -130,11 +131,9 @@ def check(first: int, last: int) -> dict[str, int]:
             except EngineError as error:
                 assert str(error).strip() and "\n" not in str(error), f"file {index}: no sentence: {error!r}"
                 ends["sentence"] += 1
-            except BaseException:
-                print(f"damaged file {index}", file=sys.stderr)
-                raise
             finally:
-                signal.alarm(0)
+                faulthandler.cancel_dump_traceback_later()
+        current.unlink()
     return ends
 
 

@@ -14,7 +14,7 @@ from .errors import EngineError, UnsupportedError
 from .reader import Model, Node
 
 BATCH = -(1 << 40)  # stands for the batch's size in computed shapes
-MOST_VALUES = 1 << 26  # of one tensor and image
+MOST_VALUES = 1 << 25  # of one tensor and image
 MOST_WORK = 1 << 38  # multiply-adds, or pixels seen by a pooling, of one layer and image
 LARGEST_SIZE = 1 << 20  # of a kernel, stride, dilation or padding
 

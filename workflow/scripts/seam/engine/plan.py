@@ -67,8 +67,15 @@ class Planner:
         self.cuts = _cuts(self.network)
 
     def sizes(self) -> list[int]:
-        """Return the numbers of images that there are plans for."""
-        return [1 << i for i in range(self.machine.lanes.bit_length())]
+        """Return the numbers of images that there are plans for: powers of two, at most one image per lane."""
+        sizes = []
+        for size in (1 << i for i in range(self.machine.lanes.bit_length())):
+            try:
+                self.plan(size)
+            except UnsupportedError:
+                break  # too large
+            sizes.append(size)
+        return sizes
 
     def plan(self, images: int) -> Plan:
         """Return the cheapest plan for some images at once. Raises UnsupportedError if there is none."""
@@ -78,11 +85,12 @@ class Planner:
 
     def _plan(self, images: int) -> Plan:
         splits = _splits(self.machine.lanes, images)
+        handed = [4 * images * math.prod(self.network.shapes[name]) for _, name in self.cuts]
         best: list[Plan | None] = [Plan(images, [], 0.0)] + [None] * (len(self.cuts) - 1)
         for end in range(1, len(self.cuts)):
             for begin in range(end):
                 before = best[begin]
-                if before is None:
+                if before is None or (begin and handed[begin] > MOST_BYTES // 4):
                     continue
                 for split in splits:
                     segment = self.segment(begin, end, split)

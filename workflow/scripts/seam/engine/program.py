@@ -132,7 +132,8 @@ class Program:
         op.groups = (len(lists["first"]) - 1) // tiling.parts
         op.first, op.offset = self._keep(lists["first"]), self._keep(lists["offset"])
         op.value, op.bias = self._keep(lists["value"]), self._keep(lists["bias"])
-        op.blocks, op.block = len(tiling.blocks), self._keep(np.array(tiling.blocks, np.int32))
+        blocks = tiling.blocks(self.planner.machine)
+        op.blocks, op.block = len(blocks), self._keep(blocks)
         if layer.residual:
             op.other = self._map(segment.placements[layer.residual])
 

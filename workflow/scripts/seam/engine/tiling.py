@@ -30,18 +30,39 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Area:
+    """A rectangle of blocks of one kernel: where it begins, and how many blocks it has down and across."""
+
+    y: int
+    x: int
+    down: int
+    across: int
+    kernel: int
+
+
+@dataclass(frozen=True)
 class Tiling:
     """How a convolution runs. `cycles` is what the cost model expects of one block of images."""
 
     outputs: int  # output channels that share a list of inputs
     parts: int  # ranges of input channels
-    blocks: tuple[tuple[int, int, int], ...]  # (y, x, index of the kernel)
+    areas: tuple[Area, ...]  # that cover a cell
     entries: int  # of all lists
     cycles: float
 
     def main(self, machine: Machine) -> tuple[int, int]:
         """Return rows and columns of the largest block."""
-        return max((machine.shapes[kernel][1:3] for _, _, kernel in self.blocks), key=math.prod)
+        return max((machine.shapes[area.kernel][1:3] for area in self.areas), key=math.prod)
+
+    def blocks(self, machine: Machine) -> np.ndarray:
+        """Return every block as (y, x, index of the kernel): int32 [blocks, 3]."""
+        blocks = []
+        for area in self.areas:
+            _, rows, columns, _ = machine.shapes[area.kernel]
+            y, x = np.divmod(np.arange(area.down * area.across), area.across)
+            kernel = np.full(len(y), area.kernel)
+            blocks.append(np.stack([area.y + y * rows, area.x + x * columns, kernel], axis=1))
+        return np.concatenate(blocks).astype(np.int32)
 
 
 class Pattern:
@@ -83,11 +104,11 @@ def choose(layer: Layer, pattern: Pattern, source: Placement, output: Placement,
         if not pattern.can_share(outputs) or outputs > max(1, pattern.channels):
             continue
         for rows, columns in _mains(machine, outputs, stride, output.height, output.width):
-            blocks = _cover(machine, outputs, stride, output.height, output.width, rows, columns)
+            areas = _cover(machine, outputs, stride, output.height, output.width, rows, columns)
             for parts in _part_counts(pattern):
-                cycles = _cycles(layer, pattern, machine, outputs, parts, blocks, (rows, columns), sizes)
+                cycles = _cycles(layer, pattern, machine, outputs, parts, areas, (rows, columns), sizes)
                 if best is None or cycles < best.cycles:
-                    best = Tiling(outputs, parts, blocks, pattern.entries(outputs), cycles)
+                    best = Tiling(outputs, parts, areas, pattern.entries(outputs), cycles)
     assert best is not None
     return best
 
@@ -126,12 +147,12 @@ def _cycles(
     machine: Machine,
     outputs: int,
     parts: int,
-    blocks: tuple[tuple[int, int, int], ...],
+    areas: tuple[Area, ...],
     main: tuple[int, int],
     sizes: tuple[int, int],
     costs: Costs = COSTS,
 ) -> float:
-    """Return the expected cycles of one pass over blocks, most of which are of `main` rows and columns.
+    """Return the expected cycles of one pass over blocks, the first of which are of `main` rows and columns.
 
     An entry of a list costs its loads or its multiply-adds, whatever takes longer, and at least the latency of a
     chain of additions. sizes: bytes of the input and of the output in memory.
@@ -149,8 +170,9 @@ def _cycles(
     bytes_ = entries * 4 * (1 + outputs)
     stream = costs.byte * bytes_ if bytes_ > 0.75 * machine.second_cache else 0.0
     total = 0.0
-    for count, kernel in _counted(blocks):
-        _, high, wide, _ = machine.shapes[kernel]
+    for area in areas:
+        count = area.down * area.across
+        _, high, wide, _ = machine.shapes[area.kernel]
         pixels = high * wide
         sums = pixels * outputs
         chains = 8 if sums < 2 else 4 if sums < 4 else 2 if sums < 8 else 1
@@ -163,13 +185,6 @@ def _cycles(
         moved = pixels * (fetch * step * pattern.per_group * pattern.groups + store * pattern.channels)
         total += count * (entries * entry + lists * ends + moved + stream)
     return total
-
-
-def _counted(blocks) -> Iterable[tuple[int, int]]:
-    counts: dict[int, int] = {}
-    for _, _, kernel in blocks:
-        counts[kernel] = counts.get(kernel, 0) + 1
-    return ((count, kernel) for kernel, count in counts.items())
 
 
 @lru_cache(maxsize=4096)
@@ -187,10 +202,12 @@ def _fitting(machine: Machine, outputs: int, stride: int) -> dict[tuple[int, int
 
 
 @lru_cache(maxsize=4096)
-def _cover(machine: Machine, outputs: int, stride: int, height: int, width: int, rows: int, columns: int):
-    """Return blocks that cover a cell: as many of rows x columns as fit, then the largest that fit into the rest."""
+def _cover(
+    machine: Machine, outputs: int, stride: int, height: int, width: int, rows: int, columns: int
+) -> tuple[Area, ...]:
+    """Return areas that cover a cell: as many of rows x columns as fit, then the largest that fit into the rest."""
     shapes = _fitting(machine, outputs, stride)
-    blocks: list[tuple[int, int, int]] = []
+    areas: list[Area] = []
 
     def fill(y: int, x: int, high: int, wide: int, shape: tuple[int, int] | None = None) -> None:
         if not high or not wide:
@@ -198,15 +215,13 @@ def _cover(machine: Machine, outputs: int, stride: int, height: int, width: int,
         if shape is None:
             shape = max((s for s in shapes if s[0] <= high and s[1] <= wide), key=lambda s: (math.prod(s), s[1]))
         down, across = high // shape[0], wide // shape[1]
-        for i in range(down):
-            for j in range(across):
-                blocks.append((y + i * shape[0], x + j * shape[1], shapes[shape]))
+        areas.append(Area(y, x, down, across, shapes[shape]))
         used_high, used_wide = down * shape[0], across * shape[1]
         fill(y, x + used_wide, used_high, wide - used_wide)
         fill(y + used_high, x, high - used_high, wide)
 
     fill(0, 0, height, width, (rows, columns))
-    return tuple(blocks)
+    return tuple(areas)
 
 
 def pack(layer: Layer, pattern: Pattern, tiling: Tiling, source: Placement, lanes: int) -> dict[str, np.ndarray]:
