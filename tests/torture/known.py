@@ -23,10 +23,6 @@ class Hole:
     always: bool = True
 
 
-_CAST = "other types of numbers are cast to float32 in silence"
-_NUMBERS = "NaN and infinite weights are taken, and so are those that become so"
-_TYPES = "tensors of other layouts end in a RuntimeError of torch"
-_KEYS = "two sets of keys: one is taken, without a word about which"
 _CODE = "metadata make code run"
 _DIGEST = "digests are not recorded, or not checked when a file is opened"
 _OCTAL = "YAML 1.1 reads 007 as 7, 0777 as 511 and 1:30 as 90"
@@ -36,24 +32,6 @@ KNOWN: list[Hole] = [
     Hole("images", "EPS: *", RUN, "Pillow starts Ghostscript"),
     Hole("images", "PostScript: *", RUN, "Pillow starts Ghostscript"),
     Hole("images", "FIFO: *", UNCLEAR, "it is waited for, without end"),
-    Hole("weights", "FIFO", UNCLEAR, "it is waited for, without end"),
-    Hole("weights", "NaN in a weight", SILENT, _NUMBERS),
-    Hole("weights", "NaN in a running mean", SILENT, _NUMBERS),
-    Hole("weights", "infinity in a weight", SILENT, _NUMBERS),
-    Hole("weights", "too large for float32", SILENT, _NUMBERS),
-    Hole("weights", "negative running variance", SILENT, _NUMBERS),
-    Hole("weights", "complex", SILENT, _CAST),
-    Hole("weights", "integers", SILENT, _CAST),
-    Hole("weights", "small integers", SILENT, _CAST),
-    Hole("weights", "booleans", SILENT, _CAST),
-    Hole("weights", "sparse", UNCLEAR, _TYPES),
-    Hole("weights", "sparse rows", UNCLEAR, _TYPES),
-    Hole("weights", "quantized", UNCLEAR, _TYPES),
-    Hole("weights", "meta", UNCLEAR, _TYPES),
-    Hole("weights", "nested", UNCLEAR, _TYPES),
-    Hole("weights", "prefixed and plain keys", SILENT, _KEYS),
-    Hole("weights", "one prefixed key beside the plain one", SILENT, _KEYS),
-    Hole("weights", "two state dictionaries", SILENT, _KEYS),
     Hole("strangers", "code *", RUN, _CODE),
     Hole("strangers", "source_sha256 null, code: *", RUN, _CODE),
     Hole("strangers", "source folder of the sender: *", RUN, _CODE),

@@ -323,3 +323,66 @@ def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
 def test_unknown_architectures_are_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):
         build_model(name, 2)
+
+
+def state_with(change):
+    """Write a state dictionary of a small ResNet20 with a change."""
+
+    def write(path):
+        state = {name: value.detach().clone() for name, value in build_model("resnet20", 4).state_dict().items()}
+        torch.save(change(state), path)
+
+    return write
+
+
+def first(name, number):
+    """Set the first number of a tensor."""
+
+    def change(state):
+        state[name].view(-1)[0] = number
+        return state
+
+    return change
+
+
+def converted(name, function):
+    return lambda state: {**state, name: function(state[name])}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (first("fc.weight", float("nan")), "fc.weight has values that are not finite"),
+        (first("fc.weight", float("-inf")), "fc.weight has values that are not finite"),
+        (first("bn1.running_mean", float("nan")), "bn1.running_mean has values that are not finite"),
+        (first("bn1.running_var", -1.0), "bn1.running_var has negative variances"),
+        (converted("fc.weight", lambda value: value.double() * 1e300), "not finite as float32"),
+        (converted("fc.weight", lambda value: value.to(torch.complex64)), "type complex64"),
+        (converted("fc.weight", lambda value: value.long()), "type int64"),
+        (converted("fc.weight", lambda value: value > 0), "type bool"),
+        (converted("fc.weight", lambda value: value.to_sparse()), "fc.weight as a sparse tensor"),
+        (converted("fc.weight", lambda value: value.to_sparse_csr()), "fc.weight as a sparse tensor"),
+        (converted("fc.weight", lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8)), "as a quantized tensor"),
+        (converted("fc.weight", lambda value: value.to("meta")), "fc.weight as a meta tensor"),
+        (converted("fc.weight", lambda v: torch.nested.nested_tensor([v, v])), "fc.weight as a nested tensor"),
+        (lambda state: {**state, "module.fc.bias": state["fc.bias"] + 1}, "both fc.bias and module.fc.bias"),
+        (lambda state: {"state_dict": state, "model": state}, "under state_dict and model: save one"),
+        (lambda state: {**state, "model": state}, "under model and beside it: save one"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_or_not_clear_are_refused(tmp_path, change, sentence):
+    state_with(change)(tmp_path / "mine.pt")
+    arguments = ("resnet20", str(tmp_path / "mine.pt"), "imagefolder", [list("abcd")], tmp_path / "source.safetensors")
+    with pytest.raises(UserError, match=sentence) as error:
+        fetch_weights(*arguments, ((0.5,) * 3, (0.2,) * 3))
+    assert "mine.pt" in str(error.value)
+    assert not (tmp_path / "source.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_are_converted(tmp_path, dtype):
+    state_with(
+        lambda state: {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    )(tmp_path / "mine.pt")
+    assert load_state(build_model("resnet20", 4), read_state(tmp_path / "mine.pt"), "mine") is None

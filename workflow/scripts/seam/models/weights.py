@@ -58,8 +58,36 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
         name = misshapen[0]
         shape, expected = tuple(state[name].shape), tuple(own[name].shape)
         return f"{origin} does not fit the architecture and the classes: {name} is {shape}, not {expected}."
+    for name in own:
+        if problem := _numeric_problem(name, state[name], own[name]):
+            return f"{origin} cannot be used: {name} {problem}."
     module.load_state_dict(state)
     return None
+
+
+def _numeric_problem(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Return why the numbers of `value` cannot become those of the model's tensor `own`; None if they can."""
+    import torch
+
+    if own.dtype.is_floating_point:
+        if not value.dtype.is_floating_point:
+            return f"holds numbers of type {_type_name(value)}, not floating-point ones: save the trained weights"
+        try:
+            numbers = value.to(own.dtype)
+            finite, negative = bool(torch.isfinite(numbers).all()), bool((numbers < 0).any())
+        except RuntimeError:  # types without conversions, such as float4
+            return f"holds numbers of type {_type_name(value)}, which torch cannot convert: save them as float32"
+        if not finite:
+            return f"has values that are not finite as {_type_name(own)}: train the model again with a lower lr"
+        if negative and name.rpartition(".")[2] == "running_var":
+            return "has negative variances: save the model's state_dict() again"
+    elif not name.endswith("num_batches_tracked") and (value.dtype.is_floating_point or value.dtype.is_complex):
+        return f"holds numbers of type {_type_name(value)}, not {_type_name(own)}: save the model's state_dict() again"
+    return None
+
+
+def _type_name(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def save_source(path: str | os.PathLike[str], source: Source) -> None:
