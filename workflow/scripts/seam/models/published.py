@@ -149,7 +149,9 @@ def _state_dictionary(content: object, path: str | os.PathLike[str]) -> dict[str
 
     Raises UserError if there is none, or if the file leaves open which of two values a name has.
     """
-    while isinstance(content, dict):
+    for _ in range(2):  # such as {"model": {"state_dict": ...}}, no deeper
+        if not isinstance(content, dict):
+            break
         inner = {key: content[key] for key in CONTAINERS if isinstance(content.get(key), dict)}
         keys = [key for key, value in inner.items() if any(map(_is_tensor, value.items()))] or list(inner)[:1]
         if len(keys) > 1:
