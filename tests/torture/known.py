@@ -23,7 +23,6 @@ class Hole:
     always: bool = True
 
 
-_CODE = "metadata make code run"
 _DIGEST = "digests are not recorded, or not checked when a file is opened"
 _OCTAL = "YAML 1.1 reads 007 as 7, 0777 as 511 and 1:30 as 90"
 _TRACEBACK = "a traceback on the terminal"
@@ -32,12 +31,6 @@ KNOWN: list[Hole] = [
     Hole("images", "EPS: *", RUN, "Pillow starts Ghostscript"),
     Hole("images", "PostScript: *", RUN, "Pillow starts Ghostscript"),
     Hole("images", "FIFO: *", UNCLEAR, "it is waited for, without end"),
-    Hole("strangers", "code *", RUN, _CODE),
-    Hole("strangers", "source_sha256 null, code: *", RUN, _CODE),
-    Hole("strangers", "source folder of the sender: *", RUN, _CODE),
-    Hole("strangers", "source_sha256 null, other weights: *", SILENT, "the digest can be switched off"),
-    Hole("strangers", "malformed metadata: *", UNCLEAR, "a bare KeyError or TypeError", always=False),
-    Hole("strangers", "no metadata: *", UNCLEAR, "a bare KeyError or TypeError", always=False),
     Hole("flips", "*: flip", SILENT, _DIGEST, always=False),
     Hole("flips", "*: truncation", SILENT, _DIGEST, always=False),
     Hole("flips", "manifest: *", UNCLEAR, "a bare KeyError or TypeError", always=False),

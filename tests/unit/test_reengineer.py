@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from colours import ARCHITECTURE
 from safetensors.torch import load_file
 
 import seam
@@ -22,7 +23,7 @@ def run(folder, model_folder, dataset_folder, problem="binary", target="red", me
     return reengineer(
         folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, model="small", dataset="colours",
         problem=problem, target=target, members=list(members), settings=SETTINGS | settings, seed=seed, device="cpu",
-        checkpoint=folder / "checkpoint.pt",
+        checkpoint=folder / "checkpoint.pt", architecture=ARCHITECTURE,
     )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_the_history_leads_to_the_selected_epoch(red):
 
 
 def test_the_loaded_model_is_plain_and_as_accurate_as_said(red, dataset_folder):
-    model, metrics = seam.load(red), json.loads((red / "metrics.json").read_text())
+    model, metrics = seam.load(red, architecture=ARCHITECTURE), json.loads((red / "metrics.json").read_text())
     assert not model.training and model.classes == ["red", "rest"]
     assert not any(p.requires_grad for p in model.parameters())
     masked = maskable(model.source)
@@ -107,7 +108,7 @@ def test_a_group_is_judged_against_both_baselines(results, dataset_folder):
     assert accuracy["source_restricted"] >= accuracy["source"]
     assert metrics["classes"] == ["yellow", "red"] and metrics["images"]["test"] == 40
     # Both, by hand.
-    source, dataset = open_source(results / "models" / "small"), open_dataset(dataset_folder)
+    source, dataset = open_source(results / "models" / "small", architecture=ARCHITECTURE), open_dataset(dataset_folder)
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in source.normalization)
     right = {"source": 0, "source_restricted": 0}
     members = [dataset.classes.index(name) for name in members]
@@ -124,7 +125,10 @@ def test_a_folder_that_moved_can_be_loaded_with_its_source(red, results, tmp_pat
     shutil.copytree(red, tmp_path / "red")
     with pytest.raises(UserError, match="missing"):
         seam.load(tmp_path / "red")
-    moved, original = seam.load(tmp_path / "red", source=results / "models" / "small"), seam.load(red)
+    moved, original = (
+        seam.load(tmp_path / "red", source=results / "models" / "small", architecture=ARCHITECTURE),
+        seam.load(red, architecture=ARCHITECTURE),
+    )
     assert all(
         torch.equal(a, b) for a, b in zip(moved.state_dict().values(), original.state_dict().values(), strict=True)
     )
@@ -145,4 +149,4 @@ def test_a_damaged_file_is_one_sentence(red, results, tmp_path):
     path = tmp_path / "red" / "masks.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="masks.safetensors is not a whole safetensors file"):
-        seam.load(tmp_path / "red", source=results / "models" / "small")
+        seam.load(tmp_path / "red", source=results / "models" / "small", architecture=ARCHITECTURE)

@@ -28,6 +28,8 @@ rule count_macs:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        architecture=architecture,
     message:
         "Counting the MACs of {wildcards.model}, {wildcards.problem} {wildcards.target}"
     script:
@@ -51,6 +53,8 @@ rule export_onnx:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        architecture=architecture,
     message:
         "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
@@ -73,6 +77,8 @@ rule export_source:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        architecture=architecture,
     message:
         "Exporting the source model {wildcards.model} to ONNX"
     script:

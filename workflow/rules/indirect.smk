@@ -193,6 +193,7 @@ rule evaluate_defects:
         runtime=minutes(60),
         gpu=gpu,
     params:
+        architecture=architecture,
         device=device,
     message:
         "Evaluating {wildcards.method} of {wildcards.model} on {wildcards.dataset} and its inherited defects"

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,3 +137,8 @@ def reserve(path: str | os.PathLike[str]) -> None:
         except OSError as error:  # some network drives cannot allocate: the file is then written as it is
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether `value` is a SHA-256 in hexadecimal, as `sha256` gives it."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from seam.download import fetch
 from seam.errors import UserError
 from seam.log import log
-from seam.models.architectures import AUXILIARY, build_model
+from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _torchvision_state(
     """Return (state dictionary, normalization) of torchvision's published weights."""
     import torchvision
 
-    enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
+    enum = torchvision.models.get_model_weights(torchvision_name(architecture))
     if weights not in enum.__members__:
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
@@ -158,8 +158,7 @@ def _state_dictionary(content: object, path: str | os.PathLike[str]) -> dict[str
             raise UserError(f"{path} holds weights under {' and '.join(keys)}: save one state dictionary alone.")
         if not keys:
             break
-        others = sum(map(_is_tensor, content.items()))
-        if others:
+        if not inner[keys[0]].keys().isdisjoint(content):
             raise UserError(f"{path} holds weights under {keys[0]} and beside it: save one state dictionary alone.")
         content = content[keys[0]]
         log.info("%s: its weights are those under %s", path, keys[0])

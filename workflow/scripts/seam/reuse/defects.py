@@ -32,14 +32,16 @@ def attack_source(
     settings: dict[str, Any],
     seed: int,
     device: str,
+    architecture: str | None = None,
 ) -> None:
     """Perturb the data set's test images against the source model; write perturbations.npy and attack.json.
 
     perturbations.npy: int8 [N, H, W, 3], in steps of eps / 127. settings: a dictionary of `AttackSettings`.
+    architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
     common = {"batch_size": settings["batch_size"], "selection": "test", "holdout": 0.0, "last_layer": last_layer}
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device, architecture)
     attack = AttackSettings(**{**settings, "clip": tuple(settings["clip"])})
     network = feature_extractor(transfer.source.module, transfer.last_layer)
     network = to_channels_last(network, transfer.device)
@@ -58,11 +60,19 @@ def attack_source(
 
 
 def evaluate_defects(
-    folder: str | Path, attack_folder: str | Path, dataset_folder: str | Path, device: str, batch_size: int = 64
+    folder: str | Path,
+    attack_folder: str | Path,
+    dataset_folder: str | Path,
+    device: str,
+    batch_size: int = 64,
+    architecture: str | None = None,
 ) -> None:
-    """Evaluate the student in `folder` on the test images as they are and perturbed; write metrics.json."""
+    """Evaluate the student in `folder` on the test images as they are and perturbed; write metrics.json.
+
+    architecture: the source model's, needed if it is a file.
+    """
     folder, torch_device = Path(folder), select_device(device)
-    student, images = load_student(folder), open_dataset(dataset_folder)
+    student, images = load_student(folder, architecture), open_dataset(dataset_folder)
     training, attack = read_json(folder / "training.json"), read_json(Path(attack_folder) / "attack.json")
     levels = np.load(Path(attack_folder) / "perturbations.npy", mmap_mode="r")
     weights, normalization = maskable(student), student.normalization

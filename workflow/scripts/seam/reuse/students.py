@@ -37,14 +37,15 @@ def train_head(
     seed: int,
     device: str,
     checkpoint: str | Path,
+    architecture: str | None = None,
 ) -> None:
     """Train a new last layer on the source model's features; write head.safetensors and head.csv into `folder`.
 
     common: a dictionary of `TransferSettings`. head: a dictionary of `LastLayerSettings`. checkpoint: the path of the
-    file to resume from.
+    file to resume from. architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device, architecture)
     state = Checkpoint(checkpoint, transfer.provenance | {"settings": head}, __file__)
     student = transfer.student()
     history, epoch = train_last_layer(
@@ -100,16 +101,19 @@ def train_student(
     device: str,
     checkpoint: str | Path,
     masks: str | Path | None = None,
+    architecture: str | None = None,
 ) -> dict[str, Any]:
     """Train a student; write student.safetensors, history.csv and training.json into `folder`; return the latter.
 
     student: standard, retrain, seam, magnitude or random. The last three need `threshold` and `masks`, the path of the
     file by `search_masks`. common: a dictionary of `TransferSettings`. settings: a dictionary of `FinetuningSettings`.
     origin: the "architecture" and "weights_origin" of the source model, for the tables. checkpoint: the path of the
-    file to resume from. Raises UserError if the search did not reach the threshold.
+    file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the search did
+    not reach the threshold.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, student, threshold), common, seed, device)
+    names = model, dataset, student, threshold
+    transfer = Transfer(model_folder, dataset_folder, names, common, seed, device, architecture)
     source = transfer.source
     specific: dict[str, Any] = {"settings": settings}
     bits: dict[str, torch.Tensor] | None = None
@@ -137,7 +141,7 @@ def train_student(
         folder / "student.safetensors",
         module.state_dict(),
         {
-            **describe_architecture(source.architecture),
+            **describe_architecture(source.architecture, source.checksum),
             "source_classes": len(source.classes),
             "last_layer": transfer.last_layer,
             "classes": transfer.classes,

@@ -28,16 +28,17 @@ def search_masks(
     seed: int,
     device: str,
     checkpoint: str | Path,
+    architecture: str | None = None,
 ) -> None:
     """Search the masks of all `thresholds`, and write masks.safetensors and history.csv into `folder`.
 
     It starts from head.safetensors in the same folder, which `train_head` wrote. common: a dictionary of
     `TransferSettings`. search: a dictionary of `ThresholdSearchSettings`. A threshold that the search does not reach
     has no masks: the log has a warning, and `bits_of` raises for the students that need it. checkpoint: the path of the
-    file to resume from.
+    file to resume from. architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device, architecture)
     student, head_file = transfer.student(), folder / "head.safetensors"
     head, head_metadata = load_tensors(head_file)
     student.get_submodule(transfer.last_layer).load_state_dict(head)
