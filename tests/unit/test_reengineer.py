@@ -12,6 +12,7 @@ import seam
 from seam import evaluation
 from seam.data.storage import open_dataset
 from seam.errors import UserError
+from seam.files import load_tensors, save_tensors
 from seam.masks.layers import maskable
 from seam.models.weights import open_source
 from seam.reuse.direct import reengineer
@@ -150,3 +151,41 @@ def test_a_damaged_file_is_one_sentence(red, results, tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="masks.safetensors is not a whole safetensors file"):
         seam.load(tmp_path / "red", source=results / "models" / "small", architecture=ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, about: about.update(source_sha256=None),
+        lambda tensors, about: about.update(source_sha256=""),
+        lambda tensors, about: about.pop("source_sha256"),
+        lambda tensors, about: about.update(source=7),
+        lambda tensors, about: about.update(source="a\0b"),
+        lambda tensors, about: about.update(classes=None),
+        lambda tensors, about: about.update(classes=["a"]),
+        lambda tensors, about: about.pop("unmasked"),
+        lambda tensors, about: about.update(unmasked=[["0.weight"]]),
+        lambda tensors, about: tensors.pop("mask/0.weight"),
+        lambda tensors, about: tensors.pop("head/weight"),
+        lambda tensors, about: tensors.update({"mask/0.weight": tensors["mask/0.weight"].float()}),
+        lambda tensors, about: tensors.update({"mask/0.weight": tensors["mask/0.weight"][:-1]}),
+        lambda tensors, about: tensors.update({"mask/more": tensors["mask/0.weight"]}),
+        lambda tensors, about: tensors.update({"head/weight": tensors["head/weight"] * float("nan")}),
+        lambda tensors, about: tensors.update({"more": tensors["mask/0.weight"]}),
+    ],
+)
+def test_malformed_masks_are_one_sentence(red, results, tmp_path, change):
+    """Also if their sender has computed the digest again."""
+    tensors, about = load_tensors(red / "masks.safetensors")
+    arguments = {"source": results / "models" / "small", "architecture": ARCHITECTURE}
+    save_tensors(tmp_path / "masks.safetensors", tensors, about)
+    seam.load(tmp_path, **arguments)
+    change(tensors, about)
+    save_tensors(tmp_path / "masks.safetensors", tensors, about)
+    with pytest.raises(UserError, match="masks.safetensors"):
+        seam.load(tmp_path, **(arguments if about.get("source") not in (7, "a\0b") else {}))
+
+
+def test_a_file_of_an_architecture_must_be_passed(red):
+    with pytest.raises(UserError, match=r'pass architecture="path/to/small.py:build"'):
+        seam.load(red)

@@ -20,6 +20,7 @@ from seam.evaluation import predict, require_better_than_guessing, source_accura
 from seam.files import save_tensors, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
+from seam.masks.layers import maskable
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
 from seam.models.surgery import to_channels_last, with_head
@@ -189,6 +190,7 @@ class Reengineering:
                 "source": os.path.relpath(self.model_folder, folder),
                 "source_sha256": self.provenance["source model"],
                 "classes": problem.classes,
+                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
             },
         )
         write_csv(folder / "history.csv", pd.DataFrame(result.history))

@@ -11,6 +11,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.files import is_sha256, load_tensors
 from seam.masks.bits import bake, unpack_bits
+from seam.masks.layers import maskable
 from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.weights import load_state, open_source, read_classes, read_normalization
@@ -40,13 +41,10 @@ def load_reengineered(folder: str | Path, source: str | Path | None = None, arch
     tensors, metadata = load_tensors(folder / "masks.safetensors")
     path = folder / "masks.safetensors"
     place, checksum = metadata.get("source"), metadata.get("source_sha256")
-    if not isinstance(place, str) or not is_sha256(checksum):
+    if not isinstance(place, str) or "\0" in place or not is_sha256(checksum):
         raise UserError(f"{path} does not say which source model it belongs to: run the workflow again to make it.")
     classes = read_classes(metadata, path)
-    try:
-        origin = open_source(source or folder / place, checksum, architecture)
-    except ValueError as error:  # a path with a null byte
-        raise UserError(f"{path} has no path of its source model ({error}): give the source model's folder.") from error
+    origin = open_source(source or folder / place, checksum, architecture)
     groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
@@ -55,6 +53,11 @@ def load_reengineered(folder: str | Path, source: str | Path | None = None, arch
     try:
         if unknown := groups.keys() - {"mask", "head"}:
             raise ValueError(f"it has {min(unknown)} beside masks and a head")
+        unmasked = metadata.get("unmasked")  # on which no output depends
+        if not isinstance(unmasked, list) or not all(isinstance(name, str) for name in unmasked):
+            raise ValueError("it does not say which parameters have no mask")
+        if missing := maskable(origin.module).keys() - groups["mask"].keys() - set(unmasked):
+            raise ValueError(f"the mask of {min(missing)} is missing")
         bake(origin.module, unpack_bits(groups["mask"], origin.module))
     except ValueError as error:
         raise UserError(
