@@ -44,7 +44,11 @@ def binary_searches(root, targets, model_folder, dataset_folder, settings):
             "dataset_folder": str(dataset_folder),
             "checkpoint": str(root / f"checkpoints/{target}.pt"),
             **{"model": model, "dataset": "colours", "problem": "binary", "target": target, "members": [target]},
-            **{"settings": settings, "seed": 0},
+            **{
+                "settings": settings,
+                "seed": 0,
+                "architecture": ARCHITECTURE if model == "small" else PLAIN_ARCHITECTURE,
+            },
         }
         for target in targets
     }

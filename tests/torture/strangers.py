@@ -34,11 +34,16 @@ def edit(path: Path, change: Callable[[dict], Any]) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    from seam.files import tensors_digest
+
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
         header = file.metadata() or {}
     about = json.loads(header.get("seam", "{}"))
+    about.pop("sha256", None)
     about = change(about) or about
+    if isinstance(about, dict):
+        about = {**about, "sha256": tensors_digest(tensors, about)}
     save_file(tensors, path, {**header, "seam": json.dumps(about, sort_keys=True)})
 
 
@@ -119,14 +124,11 @@ def _null_source(folder: Path, file: str, chance: random.Random) -> None:
 
 def _null_source_plain(folder: Path, file: str, chance: random.Random) -> None:
     """Another source model under masks without a digest: no code, but another model."""
-    from safetensors.torch import load_file, save_file
+    from seam.files import load_tensors, save_tensors
 
     edit(folder / MASKS, lambda about: about.update(source_sha256=None))
-    path = folder / SOURCE
-    about: dict = {}
-    edit(path, lambda old: about.update(old))
-    tensors = load_file(path)
-    save_file({name: value + (value.ndim > 1) for name, value in tensors.items()}, path, {"seam": json.dumps(about)})
+    tensors, about = load_tensors(folder / SOURCE)
+    save_tensors(folder / SOURCE, {name: value + (value.ndim > 1) for name, value in tensors.items()}, about)
 
 
 def _other_source(folder: Path, file: str, chance: random.Random) -> None:

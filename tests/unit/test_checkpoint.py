@@ -109,7 +109,16 @@ def test_a_checkpoint_of_another_job_is_set_aside_with_a_sentence(tmp_path, capl
     assert (tmp_path / "run.pt.aside").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1],
+        lambda b: b"",
+        lambda b: b"nonsense",
+        lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1 :],
+    ],
+)
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, caplog, damage):
     path = tmp_path / "run.pt"
     with pytest.raises(InterruptedError):

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from dataclasses import replace
 
 import cifar_archives
@@ -16,7 +17,7 @@ from seam.data.kinds import cifar, cifar10, cifar100
 from seam.data.kinds.registry import KINDS, class_groups, class_names, prepare_dataset
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.files import sha256
+from seam.files import json_digest, sha256
 
 # ------------------------------------------------------------------ what is known before any job
 
@@ -163,9 +164,34 @@ def test_what_is_not_prepared_or_damaged_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="dataset.json is missing"):
         open_dataset(tmp_path)
     prepare_dataset({"kind": "digits"}, tmp_path)
-    path = tmp_path / "arrays" / "test_images.npy"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="is damaged .*: delete it and run again"):
+    open_dataset(tmp_path)
+    for name in ("test_images.npy", "train_labels.npy"):
+        path = tmp_path / "arrays" / name
+        before, content = path.stat(), path.read_bytes()
+        for damage in (content[:-1], content[:-1] + bytes([content[-1] ^ 1]), b"", None):
+            path.unlink(missing_ok=True)
+            if damage is not None:
+                path.write_bytes(damage)
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            with pytest.raises(UserError, match=f"is damaged .*{name}.*: delete .*dataset.json and run again"):
+                open_dataset(tmp_path)
+        path.write_bytes(content)
+    open_dataset(tmp_path)
+
+
+def test_a_damaged_manifest_is_one_sentence(tmp_path):
+    prepare_dataset({"kind": "digits"}, tmp_path)
+    path = tmp_path / "dataset.json"
+    manifest = json.loads(path.read_text())
+    for name in manifest:
+        for value in (None, 7, [], ...):
+            changed = {key: each for key, each in (manifest | {name: value}).items() if each != ...}
+            for content in (changed, changed | {"digest": json_digest(changed)}):  # damage, or a sender's work
+                path.write_text(json.dumps(content))
+                with suppress(UserError):
+                    open_dataset(tmp_path)
+    path.write_text(json.dumps(manifest | {"mean": [0.0, 0.0, 0.0]}))
+    with pytest.raises(UserError, match="its manifest does not have its digest"):
         open_dataset(tmp_path)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from seam.cost.export import export, onnx_metadata
 from seam.errors import UserError
+from seam.files import check_onnx_seal
 
 
 def run(path, images):
@@ -61,6 +62,8 @@ def test_the_file_says_what_its_outputs_are_and_what_its_images_take(tmp_path):
     export(Viewed(), tmp_path / "model.onnx", (3, 8, 8), metadata=metadata)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     said = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert len(said.pop("sha256")) == 64
+    check_onnx_seal(tmp_path / "model.onnx")
     assert said == {"classes": ["ä cat", "rest"], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.25]}
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from server import serve
 from torch import nn
 
@@ -23,7 +25,18 @@ from seam.data.preparation import decode_array, save_array
 from seam.data.storage import Split
 from seam.download import fetch, unpack
 from seam.errors import UserError
-from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_csv, write_json, write_text
+from seam.files import (
+    atomic_write,
+    check_seal,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sealed_write,
+    sha256,
+    write_csv,
+    write_json,
+    write_text,
+)
 from seam.report.style import blank, save
 from seam.report.tables import read_table
 from seam.training.checkpoint import Checkpoint
@@ -346,7 +359,8 @@ def test_nothing_in_the_workflow_runs_code_from_a_file():
         "eval",
         "exec",
     )
-    assert not [(file, name) for file, name, _ in found if name in unsafe]
+    # The text of an architecture that the caller names, whose digest was checked.
+    assert [(file, name) for file, name, _ in found if name in unsafe] == [("seam/models/architectures.py", "exec")]
     assert [file for file, name, _ in found if name.endswith("Unpickler")] == ["seam/data/kinds/cifar.py"]
     assert [file for file, name, _ in found if name.endswith(("extractall", "extract", "unpack_archive"))] == []
 
@@ -356,3 +370,46 @@ def test_tensors_are_kept_as_safetensors_but_for_checkpoints():
         (file, name) for file, name, _ in calls() if name in ("torch.save", "pickle.dump", "np.savez", "save_file")
     }
     assert saved == {("seam/training/checkpoint.py", "torch.save"), ("seam/files.py", "save_file")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_damage_to_tensors_that_matters_is_noticed(tmp_path, seed):
+    random, path = np.random.default_rng(seed), tmp_path / "tensors.safetensors"
+    tensors = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.tensor(3), "c": torch.tensor([True, False])}
+    save_tensors(path, tensors, {"classes": ["x", "y"]})
+    content = path.read_bytes()
+    for place in random.choice(len(content), 60, replace=False):
+        path.write_bytes(
+            content[:place] + bytes([content[place] ^ 1 << int(random.integers(8))]) + content[place + 1 :]
+        )
+        with suppress(UserError):
+            found, metadata = load_tensors(path)
+            assert metadata == {"classes": ["x", "y"]} and found.keys() == tensors.keys()
+            assert all(torch.equal(found[name], value) for name, value in tensors.items())
+        path.write_bytes(content[:place])
+        with pytest.raises(UserError, match="is not a whole safetensors file"):
+            load_tensors(path)
+
+
+@pytest.mark.parametrize("about", ["{}", "[]", "7", "null", "{", '{"sha256": 7}', "[" * 100_000])
+def test_tensors_without_a_digest_are_one_sentence(tmp_path, about):
+    path = tmp_path / "tensors.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {"seam": about})
+    with pytest.raises(UserError, match="digest|not a whole safetensors file"):
+        load_tensors(path)
+
+
+def test_a_sealed_file_is_verified(tmp_path):
+    path = tmp_path / "x.npy"
+    with sealed_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.arange(6))
+    check_seal(path)
+    assert np.load(path).tolist() == np.load(path, mmap_mode="r").tolist() == list(range(6))
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(UserError, match="x.npy is damaged"):
+            check_seal(path)
+        path.write_bytes(content[:place])
+        with pytest.raises(UserError, match="x.npy is damaged"):
+            check_seal(path)

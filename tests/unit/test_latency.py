@@ -13,6 +13,7 @@ from seam.cost.engines import find_python, why_no_engine
 from seam.cost.latency import ENGINES, time_models
 from seam.cost.processor import describe_cpu, physical_cores, widest_instructions
 from seam.errors import UserError
+from seam.files import seal_onnx
 from seam.imports import dependencies
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def imitation(tmp_path):
 
         class Engine:
             def __init__(self, model, batch_size, num_cores):
-                if not os.path.getsize(model):
+                if os.path.getsize(model) < 80:  # the digest alone
                     raise RuntimeError("NM: error: no model\\nmore of it")
                 self.input_shapes, self.fraction_of_supported_ops = [(batch_size, 3, 4, 4)], 0.5
 
@@ -179,6 +180,7 @@ def imitation(tmp_path):
 
     for name in ("a", "b"):
         (tmp_path / f"{name}.onnx").write_text("a model")
+        seal_onnx(tmp_path / f"{name}.onnx")
     return time_deepsparse
 
 
@@ -199,6 +201,7 @@ def test_the_script_writes_latency_and_log_and_keeps_the_terminal_quiet(imitatio
 
 def test_a_failure_is_one_sentence_and_leaves_no_file(imitation, tmp_path):
     (tmp_path / "b.onnx").write_text("")
+    seal_onnx(tmp_path / "b.onnx")
     done = imitation("--source", "a.onnx", "--reengineered", "b.onnx", "--output", "out.json", "--log", "out.log")
     assert done.returncode == 1
     assert done.stderr.strip() == (
@@ -351,3 +354,11 @@ def test_what_native_code_prints_is_in_the_log_file_if_it_crashes(tmp_path):
         "a banner",
         "goes on",
     ]
+
+
+def test_a_damaged_model_is_not_timed(imitation, tmp_path):
+    content = (tmp_path / "b.onnx").read_bytes()
+    (tmp_path / "b.onnx").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    done = imitation("--source", "a.onnx", "--reengineered", "b.onnx", "--output", "out.json", "--log", "out.log")
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("Error: b.onnx is damaged, its content does not have its digest: delete it")

@@ -1,6 +1,11 @@
+import importlib.util
+import os
 import pickle
+import py_compile
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +15,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seam.errors import UserError
-from seam.files import sha256
+from seam.files import load_tensors, save_tensors, sha256
 from seam.masks.layers import unused_parameters
 from seam.models import published
 from seam.models.architectures import build_model, require_classifier
 from seam.models.published import HUB, HUB_NORMALIZATION, fetch_weights, read_state
 from seam.models.surgery import find_last_layer
 from seam.models.weights import Source, load_state, open_source, save_source
+
+SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
 
 
 def count(module):
@@ -161,15 +168,15 @@ def test_a_project_or_its_results_can_be_moved(tmp_path, monkeypatch):
     source = Source(build_model("mine.py:build", 2), ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "mine.py:build")
     save_source(project / weights, source)
     shutil.copytree(project / "results", tmp_path / "elsewhere")
-    assert torch.equal(open_source(tmp_path / "elsewhere/models/mine").module.weight, source.module.weight)
-    (tmp_path / "mine.py").write_text("what lies nearby but is another file")
+    found = open_source(tmp_path / "elsewhere/models/mine", architecture="mine.py:build")
+    assert torch.equal(found.module.weight, source.module.weight)
     moved = project.rename(tmp_path / "moved")
-    found = open_source((moved / weights).parent)
+    found = open_source((moved / weights).parent, architecture=f"{moved}/mine.py:build")
     assert torch.equal(found.module.weight, source.module.weight)
     assert found.architecture == f"{moved}/mine.py:build"
     (moved / "mine.py").unlink()
-    with pytest.raises(UserError, match="does not exist: put it back there"):
-        open_source((moved / weights).parent)
+    with pytest.raises(UserError, match="does not exist: correct its path"):
+        open_source((moved / weights).parent, architecture=f"{moved}/mine.py:build")
 
 
 def test_another_architecture_is_another_source_model(tmp_path, monkeypatch):
@@ -248,7 +255,9 @@ def test_an_architecture_may_import_what_lies_beside_it(tmp_path, monkeypatch):
     source = Source(build_model("mine.py:build", 2), ["a", "b"], ((0.0,) * 3, (1.0,) * 3), "mine.py:build")
     save_source(tmp_path / "source.safetensors", source)
     monkeypatch.chdir("/")
-    assert open_source(tmp_path).module[1].in_features == 7  # found from another working directory
+    found = open_source(tmp_path, architecture=f"{tmp_path}/mine.py:build")
+    assert found.module[1].in_features == 7  # found from another working directory
+    assert str(tmp_path) not in sys.path and "mine" not in sys.modules
 
 
 class Bomb:
@@ -323,3 +332,179 @@ def test_another_source_file_than_the_one_searched_is_refused(tmp_path):
 def test_unknown_architectures_are_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):
         build_model(name, 2)
+
+
+def state_with(change):
+    """Write a state dictionary of a small ResNet20 with a change."""
+
+    def write(path):
+        state = {name: value.detach().clone() for name, value in build_model("resnet20", 4).state_dict().items()}
+        torch.save(change(state), path)
+
+    return write
+
+
+def first(name, number):
+    """Set the first number of a tensor."""
+
+    def change(state):
+        state[name].view(-1)[0] = number
+        return state
+
+    return change
+
+
+def converted(name, function):
+    return lambda state: {**state, name: function(state[name])}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (first("fc.weight", float("nan")), "fc.weight has values that are not finite"),
+        (first("fc.weight", float("-inf")), "fc.weight has values that are not finite"),
+        (first("bn1.running_mean", float("nan")), "bn1.running_mean has values that are not finite"),
+        (first("bn1.running_var", -1.0), "bn1.running_var has negative variances"),
+        (converted("fc.weight", lambda value: value.double() * 1e300), "not finite as float32"),
+        (converted("fc.weight", lambda value: value.to(torch.complex64)), "type complex64"),
+        (converted("fc.weight", lambda value: value.long()), "type int64"),
+        (converted("fc.weight", lambda value: value > 0), "type bool"),
+        (converted("fc.weight", lambda value: value.to_sparse()), "fc.weight as a sparse tensor"),
+        (converted("fc.weight", lambda value: value.to_sparse_csr()), "fc.weight as a sparse tensor"),
+        (converted("fc.weight", lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8)), "as a quantized tensor"),
+        (converted("fc.weight", lambda value: value.to("meta")), "fc.weight as a meta tensor"),
+        (converted("fc.weight", lambda v: torch.nested.nested_tensor([v, v])), "fc.weight as a nested tensor"),
+        (lambda state: {**state, "module.fc.bias": state["fc.bias"] + 1}, "both fc.bias and module.fc.bias"),
+        (lambda state: {"state_dict": state, "model": state}, "under state_dict and model: save one"),
+        (lambda state: {**state, "model": state}, "under model and beside it: save one"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_or_not_clear_are_refused(tmp_path, change, sentence):
+    state_with(change)(tmp_path / "mine.pt")
+    arguments = ("resnet20", str(tmp_path / "mine.pt"), "imagefolder", [list("abcd")], tmp_path / "source.safetensors")
+    with pytest.raises(UserError, match=sentence) as error:
+        fetch_weights(*arguments, ((0.5,) * 3, (0.2,) * 3))
+    assert "mine.pt" in str(error.value)
+    assert not (tmp_path / "source.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_are_converted(tmp_path, dtype):
+    state_with(
+        lambda state: {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    )(tmp_path / "mine.pt")
+    assert load_state(build_model("resnet20", 4), read_state(tmp_path / "mine.pt"), "mine") is None
+
+
+CODE = """from pathlib import Path
+import torch
+Path({marker!r}).touch()
+def build(classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, classes))
+"""
+
+
+@pytest.fixture
+def sent(tmp_path, monkeypatch):
+    """A model whose architecture is a file, in a folder in which its code left the file `ran`, which is removed."""
+    monkeypatch.chdir(tmp_path)
+    Path("arch.py").write_text(CODE.format(marker=str(tmp_path / "ran")))
+    module = build_model("arch.py:build", 2)
+    save_source("source.safetensors", Source(module, ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "arch.py:build"))
+    (tmp_path / "ran").unlink()
+    return tmp_path
+
+
+def resent(folder, **changes):
+    """Change the metadata of a model, as its sender could, with the right digest; None removes an entry."""
+    tensors, metadata = load_tensors(folder / "source.safetensors")
+    metadata = {key: value for key, value in (metadata | changes).items() if value is not ...}
+    save_tensors(folder / "source.safetensors", tensors, metadata)
+
+
+def test_a_model_whose_architecture_is_a_file_needs_it_from_the_caller(sent):
+    with pytest.raises(
+        UserError, match=r'arch.py:build \(SHA-256 [0-9a-f]{64}\).*architecture="path/to/arch.py:build"'
+    ):
+        open_source(sent)
+    assert not (sent / "ran").exists()
+    assert open_source(sent, architecture="arch.py:build").module[1].out_features == 2
+    assert (sent / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["arch.py:build", "other/arch.py:build", "./arch.py:build", "/dev/null.py:build"])
+@pytest.mark.parametrize("digest", ["right", None, "", "0" * 64, 7, ...])
+def test_metadata_make_no_code_run(sent, name, digest):
+    (sent / "other").mkdir()
+    shutil.copy(sent / "arch.py", sent / "other")
+    resent(sent, architecture=name, architecture_sha256=sha256(sent / "arch.py") if digest == "right" else digest)
+    with pytest.raises(UserError):
+        open_source(sent)
+    if digest != "right":
+        with pytest.raises(UserError, match="no digest of its architecture|not the architecture that"):
+            open_source(sent, architecture="arch.py:build")
+    assert not (sent / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["arch:build", "os:system", "torchvision:../arch", "torchvision:fcn_resnet50", "", "a\nb"]
+)
+def test_an_architecture_in_metadata_that_is_no_known_one_is_refused(sent, name):
+    resent(sent, architecture=name)
+    with pytest.raises(UserError):
+        open_source(sent)
+
+
+def test_an_edited_architecture_is_refused_also_by_way_of_a_cache(sent):
+    before, path = Path("arch.py").stat(), Path("arch.py")
+    text = path.read_text()
+    path.write_text(text.replace("Flatten()", "Softmax()"))  # as many characters
+    py_compile.compile("arch.py", cfile=importlib.util.cache_from_source("arch.py"))
+    with pytest.raises(UserError, match="not the architecture that .* was made with"):
+        open_source(sent, architecture="arch.py:build")
+    with pytest.raises(UserError, match="not the architecture that .* was made with"):
+        open_source(sent, architecture="arch.py:other")
+    os.utime("arch.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    py_compile.compile("arch.py", cfile=importlib.util.cache_from_source("arch.py"))
+    path.write_text(text)
+    os.utime("arch.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    module = open_source(sent, architecture="arch.py:build").module
+    assert isinstance(module[0], nn.Flatten)  # of the text that was checked, not of the compiled file
+
+
+@pytest.mark.parametrize("name", ["random", "json", "torch", "numpy", "seam"])
+def test_an_architecture_named_like_a_module_replaces_nothing(tmp_path, name):
+    """Nor does one that lies beside the architecture."""
+    for file in (f"{name}.py", "mine.py"):
+        (tmp_path / file).write_text("from torch import nn\ndef build(classes): return nn.Linear(3, classes)\n")
+    (tmp_path / "mine.py").open("a").write(f"import {name}\nassert not hasattr({name}, 'build')\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from seam.models.architectures import build_model\n"
+        f"for file in ({name + '.py'!r}, 'mine.py'): build_model({str(tmp_path)!r} + f'/{{file}}:build', 2)\n"
+        f"import {name}; assert not hasattr({name}, 'build'), {name}.__file__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": None}, {"classes": []}, {"classes": "ab"}, {"classes": [1, 2]}, {"classes": ...},
+        {"normalization": None}, {"normalization": ...}, {"normalization": [[0, 0, 0], [1, 1]]}, {"normalization": 7},
+        {"normalization": [[0, 0, 0], [1, 0, 1]]}, {"normalization": [["a"] * 3] * 2}, {"architecture": 7},
+        {"architecture": ...}, {"architecture": None}, {"architecture": []},
+    ],
+)  # fmt: skip
+def test_malformed_metadata_are_one_sentence(tmp_path, changes):
+    save_source(
+        tmp_path / "source.safetensors",
+        Source(build_model("resnet20", 2), ["a", "b"], ((0.5,) * 3, (0.2,) * 3), "resnet20"),
+    )
+    assert open_source(tmp_path, architecture="resnet20").classes == ["a", "b"]
+    with pytest.raises(UserError, match="has the architecture resnet20, not vgg16_bn"):
+        open_source(tmp_path, architecture="vgg16_bn")
+    resent(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"source.safetensors"):
+        open_source(tmp_path)

@@ -5,12 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from colours import ARCHITECTURE
 from safetensors.torch import load_file
 
 import seam
 from seam import evaluation
 from seam.data.storage import open_dataset
 from seam.errors import UserError
+from seam.files import load_tensors, save_tensors
 from seam.masks.layers import maskable
 from seam.models.weights import open_source
 from seam.reuse.direct import reengineer
@@ -22,7 +24,7 @@ def run(folder, model_folder, dataset_folder, problem="binary", target="red", me
     return reengineer(
         folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, model="small", dataset="colours",
         problem=problem, target=target, members=list(members), settings=SETTINGS | settings, seed=seed, device="cpu",
-        checkpoint=folder / "checkpoint.pt",
+        checkpoint=folder / "checkpoint.pt", architecture=ARCHITECTURE,
     )  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def test_the_history_leads_to_the_selected_epoch(red):
 
 
 def test_the_loaded_model_is_plain_and_as_accurate_as_said(red, dataset_folder):
-    model, metrics = seam.load(red), json.loads((red / "metrics.json").read_text())
+    model, metrics = seam.load(red, architecture=ARCHITECTURE), json.loads((red / "metrics.json").read_text())
     assert not model.training and model.classes == ["red", "rest"]
     assert not any(p.requires_grad for p in model.parameters())
     masked = maskable(model.source)
@@ -107,7 +109,7 @@ def test_a_group_is_judged_against_both_baselines(results, dataset_folder):
     assert accuracy["source_restricted"] >= accuracy["source"]
     assert metrics["classes"] == ["yellow", "red"] and metrics["images"]["test"] == 40
     # Both, by hand.
-    source, dataset = open_source(results / "models" / "small"), open_dataset(dataset_folder)
+    source, dataset = open_source(results / "models" / "small", architecture=ARCHITECTURE), open_dataset(dataset_folder)
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in source.normalization)
     right = {"source": 0, "source_restricted": 0}
     members = [dataset.classes.index(name) for name in members]
@@ -124,7 +126,10 @@ def test_a_folder_that_moved_can_be_loaded_with_its_source(red, results, tmp_pat
     shutil.copytree(red, tmp_path / "red")
     with pytest.raises(UserError, match="missing"):
         seam.load(tmp_path / "red")
-    moved, original = seam.load(tmp_path / "red", source=results / "models" / "small"), seam.load(red)
+    moved, original = (
+        seam.load(tmp_path / "red", source=results / "models" / "small", architecture=ARCHITECTURE),
+        seam.load(red, architecture=ARCHITECTURE),
+    )
     assert all(
         torch.equal(a, b) for a, b in zip(moved.state_dict().values(), original.state_dict().values(), strict=True)
     )
@@ -145,4 +150,42 @@ def test_a_damaged_file_is_one_sentence(red, results, tmp_path):
     path = tmp_path / "red" / "masks.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="masks.safetensors is not a whole safetensors file"):
-        seam.load(tmp_path / "red", source=results / "models" / "small")
+        seam.load(tmp_path / "red", source=results / "models" / "small", architecture=ARCHITECTURE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, about: about.update(source_sha256=None),
+        lambda tensors, about: about.update(source_sha256=""),
+        lambda tensors, about: about.pop("source_sha256"),
+        lambda tensors, about: about.update(source=7),
+        lambda tensors, about: about.update(source="a\0b"),
+        lambda tensors, about: about.update(classes=None),
+        lambda tensors, about: about.update(classes=["a"]),
+        lambda tensors, about: about.pop("unmasked"),
+        lambda tensors, about: about.update(unmasked=[["0.weight"]]),
+        lambda tensors, about: tensors.pop("mask/0.weight"),
+        lambda tensors, about: tensors.pop("head/weight"),
+        lambda tensors, about: tensors.update({"mask/0.weight": tensors["mask/0.weight"].float()}),
+        lambda tensors, about: tensors.update({"mask/0.weight": tensors["mask/0.weight"][:-1]}),
+        lambda tensors, about: tensors.update({"mask/more": tensors["mask/0.weight"]}),
+        lambda tensors, about: tensors.update({"head/weight": tensors["head/weight"] * float("nan")}),
+        lambda tensors, about: tensors.update({"more": tensors["mask/0.weight"]}),
+    ],
+)
+def test_malformed_masks_are_one_sentence(red, results, tmp_path, change):
+    """Also if their sender has computed the digest again."""
+    tensors, about = load_tensors(red / "masks.safetensors")
+    arguments = {"source": results / "models" / "small", "architecture": ARCHITECTURE}
+    save_tensors(tmp_path / "masks.safetensors", tensors, about)
+    seam.load(tmp_path, **arguments)
+    change(tensors, about)
+    save_tensors(tmp_path / "masks.safetensors", tensors, about)
+    with pytest.raises(UserError, match="masks.safetensors"):
+        seam.load(tmp_path, **(arguments if about.get("source") not in (7, "a\0b") else {}))
+
+
+def test_a_file_of_an_architecture_must_be_passed(red):
+    with pytest.raises(UserError, match=r'pass architecture="path/to/small.py:build"'):
+        seam.load(red)

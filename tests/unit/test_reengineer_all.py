@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from colours import binary_searches
+from colours import ARCHITECTURE, binary_searches
 from contents import content
 
 from seam.errors import UserError
@@ -159,7 +159,7 @@ def test_a_stack_does_without_a_search_that_cannot_begin(searches, passes, caplo
 def test_a_model_that_cannot_be_vectorised_is_searched_one_by_one(searches, passes, model_folder, caplog):
     caplog.set_level("INFO")
     for arguments in searches:
-        arguments["model_folder"] = str(model_folder)  # it has dropout
+        arguments |= {"model_folder": str(model_folder), "architecture": ARCHITECTURE}  # it has dropout
     reengineer_all(searches, "cpu")
     assert "searched one by one, not in one pass: vmap: called random operation" in caplog.text
     assert all(Path(arguments["folder"], "metrics.json").exists() for arguments in searches)

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import torch
+from colours import ARCHITECTURE
 from torch import nn
 
 from seam.errors import UserError
@@ -21,7 +22,7 @@ def test_training_learns_and_its_history_tells(model_folder):
     assert history["epoch"].tolist() == [1, 2, 3, 4]
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert history["test_accuracy"].iloc[-1] > 0.8
-    source = open_source(model_folder)
+    source = open_source(model_folder, architecture=ARCHITECTURE)
     assert source.classes == ["blue", "green", "red", "yellow"]
     assert all(0.3 < mean < 0.7 for mean in source.normalization[0])  # of the training images
 

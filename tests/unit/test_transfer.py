@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from colours import ARCHITECTURE
 from safetensors.torch import load_file
 
 from seam.data.storage import open_dataset
@@ -28,7 +29,9 @@ THRESHOLDS = [0.3, 0.5, 0.6]
 
 @pytest.fixture(scope="module")
 def places(model_folder, dataset_folder):
-    return {"model_folder": model_folder, "dataset_folder": dataset_folder, "model": "small", "dataset": "colours"}
+    return {"model_folder": model_folder, "dataset_folder": dataset_folder, "model": "small", "dataset": "colours"} | {
+        "architecture": ARCHITECTURE
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def training(folder):
 def bits(search, threshold, model_folder):
     tensors, _ = load_tensors(search / "masks.safetensors")
     chosen = {key.partition("/")[2]: value for key, value in tensors.items() if key.startswith(f"{threshold:g}/")}
-    return unpack_bits(chosen, open_source(model_folder).module)
+    return unpack_bits(chosen, open_source(model_folder, architecture=ARCHITECTURE).module)
 
 
 # ---------------------------------------------------------------------- steps 1 and 2
@@ -98,7 +101,7 @@ def test_a_threshold_that_was_not_reached_is_an_error_of_its_student(search, pla
     (tmp_path / "head.csv").write_bytes((search / "head.csv").read_bytes())
     epochs = load_tensors(search / "masks.safetensors")[1]["reached"]["0.3"]
     search_masks(tmp_path, search=SEARCH | {"epochs": epochs}, thresholds=[0.3, 0.9], **shared)
-    source = open_source(places["model_folder"]).module
+    source = open_source(places["model_folder"], architecture=ARCHITECTURE).module
     assert bits_of(tmp_path / "masks.safetensors", "seam", 0.3, source, None)[1] == epochs
     with pytest.raises(UserError, match=r"removed at most 0\.\d+ of the weights, not 0.9: give transfer.search more"):
         bits_of(tmp_path / "masks.safetensors", "seam", 0.9, source, None)
@@ -129,14 +132,14 @@ def test_zeros_grow_back_as_published_unless_they_are_kept(student, search, mode
     masks = bits(search, 0.5, model_folder)
     settings = SGD | {"lr_last": 0.1, "keep_zeros": True}
     for folder, kept in ((student("seam", 0.5), False), (student("seam", 0.5, settings=settings), True)):
-        weights = maskable(load_student(folder))
+        weights = maskable(load_student(folder, ARCHITECTURE))
         removed = torch.cat([weights[name][~bit] for name, bit in masks.items()])
         assert bool((removed == 0).all()) is kept
         assert training(folder)["settings"]["finetune"].get("keep_zeros", False) is kept
 
 
 def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, model_folder):
-    source, path = open_source(model_folder).module, search / "masks.safetensors"
+    source, path = open_source(model_folder, architecture=ARCHITECTURE).module, search / "masks.safetensors"
     seam = bits(search, 0.5, model_folder)
     for name in ("magnitude", "random"):
         generator = torch.Generator().manual_seed(0)
@@ -150,9 +153,9 @@ def test_masks_for_comparison_keep_as_many_weights_of_each_parameter(search, mod
 
 
 def test_retraining_knows_nothing_of_the_source_model(student, model_folder):
-    source = open_source(model_folder).module.state_dict()
+    source = open_source(model_folder, architecture=ARCHITECTURE).module.state_dict()
     for name, near in (("standard", True), ("retrain", False)):
-        weights = load_student(student(name)).state_dict()["0.weight"]
+        weights = load_student(student(name), ARCHITECTURE).state_dict()["0.weight"]
         assert torch.allclose(weights, source["0.weight"], atol=0.2) is near
 
 
@@ -197,9 +200,9 @@ def test_the_same_perturbations_are_made_again(attack, places, tmp_path):
 
 def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):
     folder = student("standard")
-    evaluate_defects(folder, attack, dataset_folder, "cpu", batch_size=7)
+    evaluate_defects(folder, attack, dataset_folder, "cpu", batch_size=7, architecture=ARCHITECTURE)
     found, images = json.loads((folder / "metrics.json").read_text()), open_dataset(dataset_folder)
-    model, levels = load_student(folder), np.load(attack / "perturbations.npy")
+    model, levels = load_student(folder, ARCHITECTURE), np.load(attack / "perturbations.npy")
     mean, std = (torch.tensor(v)[:, None, None] for v in model.normalization)
     right = inherited = 0
     for image, level, label in zip(images.test.images, levels, images.test.labels, strict=True):
@@ -218,12 +221,13 @@ def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):
 
 def test_a_student_that_keeps_its_zeros_is_sparse(attack, student, dataset_folder):
     folder = student("seam", 0.5, settings=SGD | {"lr_last": 0.1, "keep_zeros": True})
-    evaluate_defects(folder, attack, dataset_folder, "cpu")
+    evaluate_defects(folder, attack, dataset_folder, "cpu", architecture=ARCHITECTURE)
     assert json.loads((folder / "metrics.json").read_text())["sparsity"] > 0.35
 
 
 def test_held_out_images_are_not_trained_on(places):
-    transfer = Transfer(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
+    folders = {name: places[name] for name in ("model_folder", "dataset_folder", "architecture")}
+    transfer = Transfer(**folders, names=("small", "colours", "x"),
                         common=COMMON, seed=0, device="cpu")  # fmt: skip
     assert not set(transfer.train.indices) & set(transfer.holdout.indices)
     assert len(transfer.test) == 80
@@ -233,4 +237,4 @@ def test_a_damaged_student_is_one_sentence(student, tmp_path):
     source = student("standard") / "student.safetensors"
     (tmp_path / "student.safetensors").write_bytes(source.read_bytes()[:-10])
     with pytest.raises(UserError, match="is not a whole safetensors file"):
-        load_student(tmp_path)
+        load_student(tmp_path, ARCHITECTURE)

@@ -43,6 +43,7 @@ def work(tmp_path_factory, model_folder, dataset_folder):
         "dataset": "colours",
         "seed": 0,
         "device": "cpu",
+        "architecture": ARCHITECTURE,
     }
     common = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
     sgd = {"epochs": 8, "patience": 8, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}

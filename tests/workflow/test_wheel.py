@@ -11,6 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from colours import ARCHITECTURE
 from packaging.requirements import Requirement
 from workflows import ROOT
 
@@ -51,13 +52,13 @@ def test_the_wheel_loads_a_result_that_was_copied_elsewhere(python, model_folder
     names = {"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "members": ["red"]}
     reengineer(
         **names, folder=tmp_path / "direct/red", model_folder=model_folder, dataset_folder=dataset_folder,
-        settings=settings, seed=0, device="cpu", checkpoint=tmp_path / "red.pt",
+        settings=settings, seed=0, device="cpu", checkpoint=tmp_path / "red.pt", architecture=ARCHITECTURE,
     )  # fmt: skip
     away = tmp_path / "away"
     shutil.copytree(tmp_path / "direct/red", away / "red")
     shutil.copytree(model_folder, away / "small")
     code = (
-        "import seam, sys, torch; model = seam.load('red', 'small'); print(seam.__file__);"
+        f"import seam, sys, torch; model = seam.load('red', 'small', {ARCHITECTURE!r}); print(seam.__file__);"
         "print(model.classes, tuple(model(torch.zeros(2, 3, 16, 16)).shape))"
     )
     file, shown = run(python, "-c", code, cwd=away).splitlines()

@@ -141,6 +141,11 @@ def dataset_entry(wildcards):
     return plan.dataset_entry(config, wildcards.dataset)
 
 
+def architecture(wildcards):
+    """Return a source model's architecture. If it is a file, its code runs only because a job is given this name."""
+    return find_entry(wildcards.model, config["models"], "a model")["architecture"]
+
+
 def model_settings(wildcards):
     return plan.model_settings(config, wildcards.model)
 
@@ -188,6 +193,7 @@ def search_arguments(problem):
         sorted(
             {
                 "folder": f"results/direct/{problem.model}/{problem.problem}/{problem.target}",
+                "architecture": config["models"][problem.model]["architecture"],
                 "model_folder": f"results/models/{problem.model}",
                 "dataset_folder": f"results/datasets/{problem.dataset}",
                 "checkpoint": f"results/checkpoints/reengineer/{problem.model}/{problem.problem}/{problem.target}.pt",
@@ -232,7 +238,8 @@ def transfer_settings(wildcards, transfer, **more):
     """Return everything that a step of indirect reuse depends on, as one sorted dictionary."""
     common = {name: transfer[name] for name in ("batch_size", "holdout", "selection")}
     common["last_layer"] = config["models"][wildcards.model].get("last_layer")
-    return dict(sorted({"common": common, "seed": config["seed"], **more}.items()))
+    every = {"architecture": architecture(wildcards), "common": common, "seed": config["seed"]}
+    return dict(sorted({**every, **more}.items()))
 
 
 def head_settings(wildcards):
@@ -281,6 +288,7 @@ def student_settings(block):
 
 def attack_settings(wildcards):
     return {
+        "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
         "settings": transfer_of(wildcards).attack,

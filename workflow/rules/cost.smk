@@ -29,6 +29,8 @@ rule count_macs:
     resources:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
+    params:
+        architecture=architecture,
     message:
         "Counting the MACs of {wildcards.model}, {wildcards.problem} {wildcards.target}"
     script:
@@ -54,6 +56,7 @@ rule export_onnx:
         runtime=minutes(15),
     params:
         versions=versions("torch", "onnx"),
+        architecture=architecture,
     message:
         "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
@@ -78,6 +81,7 @@ rule export_source:
         runtime=minutes(15),
     params:
         versions=versions("torch", "onnx"),
+        architecture=architecture,
     message:
         "Exporting the source model {wildcards.model} to ONNX"
     script:

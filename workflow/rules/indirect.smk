@@ -202,6 +202,7 @@ rule evaluate_defects:
         gpu=gpu,
     params:
         torch=versions("torch"),
+        architecture=architecture,
         device=device,
     message:
         "Evaluating {wildcards.method} of {wildcards.model} on {wildcards.dataset} and its inherited defects"

@@ -14,9 +14,10 @@ if "snakemake" in globals():
     from seam.reuse.load import load_reengineered
 
     with job_log(snakemake.log[0]):
+        source, architecture = Path(snakemake.input.weights).parent, snakemake.params.architecture
         write_macs(
             snakemake.output.macs,
-            open_source(Path(snakemake.input.weights).parent).module,
-            load_reengineered(Path(snakemake.input.masks).parent, Path(snakemake.input.weights).parent),
+            open_source(source, architecture=architecture).module,
+            load_reengineered(Path(snakemake.input.masks).parent, source, architecture),
             (3, *read_json(snakemake.input.manifest)["size"]),
         )

@@ -18,4 +18,5 @@ if "snakemake" in globals():
             attack_folder=Path(snakemake.input.attack).parent,
             dataset_folder=Path(snakemake.input.manifest).parent,
             device=snakemake.params.device,
+            architecture=snakemake.params.architecture,
         )

@@ -15,7 +15,8 @@ if "snakemake" in globals():
 
     with job_log(snakemake.log[0]):
         use_threads(1)
-        model = load_reengineered(Path(snakemake.input.masks).parent, Path(snakemake.input.weights).parent)
+        source, architecture = Path(snakemake.input.weights).parent, snakemake.params.architecture
+        model = load_reengineered(Path(snakemake.input.masks).parent, source, architecture)
         export(
             model,
             snakemake.output.model,

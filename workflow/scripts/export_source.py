@@ -15,7 +15,7 @@ if "snakemake" in globals():
 
     with job_log(snakemake.log[0]):
         use_threads(1)
-        source = open_source(Path(snakemake.input.weights).parent)
+        source = open_source(Path(snakemake.input.weights).parent, architecture=snakemake.params.architecture)
         export(
             source.module,
             snakemake.output.model,

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from seam.cost.latency import time_models
-from seam.files import write_json
+from seam.files import check_onnx_seal, write_json
 from seam.log import job_log
 from seam.process import start_job
 
@@ -27,6 +27,8 @@ def main() -> None:
     output, log = options.pop("output"), options.pop("log")
     models = {name: options.pop(name) for name in ("source", "reengineered")}
     with job_log(log):
+        for path in models.values():
+            check_onnx_seal(path)
         write_json(output, time_models("deepsparse", models, **options))
 
 

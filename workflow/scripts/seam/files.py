@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,11 @@ from seam.errors import UserError, cannot_read, cannot_write
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+SEAL_BYTES = 32  # of a SHA-256
+# The 14th field of an ONNX model, metadata_props: an entry of 76 bytes, the key sha256 and a value of 66, in JSON.
+ONNX_SEAL = b"\x72\x4c\x0a\x06sha256\x12\x42"
+SEAL_LENGTH = len(ONNX_SEAL) + 66
 
 
 @contextlib.contextmanager
@@ -70,6 +76,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
 
 
+def json_digest(data: dict[str, Any]) -> str:
+    """Return the SHA-256 of a JSON object without its key `digest`, which records it."""
+    content = {name: value for name, value in data.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
     """Write a pandas frame as CSV without its index, atomically. Floats have their shortest exact form."""
     with atomic_write(path) as temporary:
@@ -79,12 +91,13 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
 def save_tensors(
     path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Write tensors as safetensors, atomically. The header keeps `metadata` as JSON."""
+    """Write tensors as safetensors, atomically. The header keeps `metadata` as JSON, with a digest of the content."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # A single entry, because safetensors writes several in any order: equal content must give equal files.
-    header = {"seam": json.dumps(metadata or {}, sort_keys=True)}
+    metadata = {**(metadata or {}), "sha256": tensors_digest(tensors, metadata or {})}
+    header = {"seam": json.dumps(metadata, sort_keys=True)}
     storages, separate = set(), {}
     for name, tensor in tensors.items():
         tensor = tensor.contiguous()
@@ -102,20 +115,100 @@ def save_tensors(
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return (tensors, metadata) of a file that `save_tensors` wrote. Raises UserError if it is missing or damaged."""
+    """Return (tensors, metadata) of a file that `save_tensors` wrote.
+
+    Raises UserError if it is missing, or damaged: if its content does not have the digest that it records.
+    """
     from safetensors import SafetensorError, safe_open
 
+    require_file(path)
     try:
         # Opened by Python first, because safetensors reports a file without read permission as missing.
         with open(path, "rb"), safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("seam", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dictionary)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the workflow again to make it.") from error
     except OSError as error:
         raise cannot_read(path, error) from error
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}): delete it and run again.") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a whole safetensors file ({reason}): delete it and run again.") from error
+    digest = metadata.pop("sha256", None) if isinstance(metadata, dict) else None
+    if digest is None:
+        raise UserError(f"{path} records no digest of its content: delete it and run the workflow again to make it.")
+    if digest != tensors_digest(tensors, metadata):
+        raise damaged(path)
+    return tensors, metadata
+
+
+def tensors_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> str:
+    """Return the SHA-256 of metadata and of the names, types, shapes and values of tensors, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def sealed_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Like `atomic_write`; the file then ends with the SHA-256 of what the block wrote, 32 bytes.
+
+    For formats whose readers ignore what follows the content: .npy and torch's archives. `check_seal` verifies it.
+    """
+    with atomic_write(path) as temporary:
+        yield temporary
+        digest = bytes.fromhex(sha256(temporary))
+        with open(temporary, "ab") as file:
+            file.write(digest)
+
+
+def check_seal(path: str | os.PathLike[str]) -> None:
+    """Raise UserError unless a file is as `sealed_write` wrote it. FileNotFoundError if it is missing."""
+    digest, size = hashlib.sha256(), os.path.getsize(path) - SEAL_BYTES
+    with open(path, "rb") as file:
+        while size > 0 and (part := file.read(min(size, 1 << 20))):
+            digest.update(part)
+            size -= len(part)
+        if size or file.read() != digest.digest():
+            raise damaged(path)
+
+
+def seal_onnx(path: str | os.PathLike[str]) -> None:
+    """Append the SHA-256 of an ONNX file to it, as its metadata `sha256`.
+
+    A message of protobuf that follows another one adds to its lists: the file stays an ONNX file.
+    """
+    digest = sha256(path)
+    with open(path, "ab") as file:
+        file.write(ONNX_SEAL + json.dumps(digest).encode())
+
+
+def check_onnx_seal(path: str | os.PathLike[str]) -> None:
+    """Raise UserError unless an ONNX file is as `seal_onnx` left it."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run the workflow again to make it.") from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    body, seal = content[:-SEAL_LENGTH], content[-SEAL_LENGTH:]
+    if seal != ONNX_SEAL + json.dumps(hashlib.sha256(body).hexdigest()).encode():
+        raise damaged(path)
+
+
+def damaged(path: str | os.PathLike[str]) -> UserError:
+    """Return the UserError for a file whose content does not have the digest that was recorded."""
+    return UserError(f"{path} is damaged, its content does not have its digest: delete it and run the workflow again.")
+
+
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if `path` exists and is no file: opening a FIFO would wait without end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is no file: delete it and run the workflow again.")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -136,3 +229,8 @@ def reserve(path: str | os.PathLike[str]) -> None:
         except OSError as error:  # some network drives cannot allocate: the file is then written as it is
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
+
+
+def is_sha256(value: object) -> bool:
+    """Return whether `value` is a SHA-256 in hexadecimal, as `sha256` gives it."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

@@ -124,7 +124,7 @@ def search_arguments(
             "folder": str(folder / "direct" / str(target)), "model_folder": str(folder),
             "dataset_folder": str(prepared), "checkpoint": str(folder / f"{target}.pt"),
             "model": "bench", "dataset": kind, "problem": "binary", "target": str(target), "members": [str(target)],
-            "settings": {}, "seed": 0,
+            "settings": {}, "seed": 0, "architecture": architecture,
         }
         for target in targets
     ]  # fmt: skip

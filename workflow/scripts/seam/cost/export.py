@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.files import atomic_write
+from seam.files import atomic_write, seal_onnx
 from seam.log import log
 
 OPSET = 13  # the newest that DeepSparse 1.8.0 supports completely
@@ -33,7 +33,7 @@ def export(
     image_shape: (channels, height, width). The file's input is `images` [batch, *image_shape], float32, and its output
     `logits`. The batch size is free: both engines fix it when they load a model, and are then as fast as with a fixed
     one. Weights are stored as they are, zeros included. The module stays as it is.
-    metadata: {name: value}, written into the file with each value as JSON.
+    metadata: {name: value}, written into the file with each value as JSON. The digest of all this ends the file.
 
     Raises UserError if ONNX cannot express the module or if the file computes something else.
     """
@@ -49,6 +49,7 @@ def export(
             ) from error
         for size in {batch_size, 1}:
             _check(module, temporary, _random_images(size, image_shape), path)
+        seal_onnx(temporary)
 
 
 def onnx_metadata(classes: Sequence[str], normalization: Sequence[Sequence[float]]) -> dict[str, Any]:

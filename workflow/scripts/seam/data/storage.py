@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from seam.errors import UserError
-from seam.files import read_json
+from seam.files import json_digest, read_json, sha256
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,60 @@ class Dataset:
 def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
     """Return the data set that was prepared in `folder`; its images are memory-mapped.
 
-    Raises UserError if it is missing or damaged.
+    Raises UserError if it is missing or damaged: each file has the digest that the manifest records.
     """
     folder = Path(folder)
     manifest = read_json(folder / "dataset.json")
-    height, width = manifest["size"]
-    splits = {}
-    for name in ("train", "test"):
-        try:
-            labels = np.load(folder / "arrays" / f"{name}_labels.npy")
-            if manifest["storage"] == "arrays":
-                images = np.load(folder / "arrays" / f"{name}_images.npy", mmap_mode="r")
-                splits[name] = Split(labels, (height, width), images)
-            else:
-                lines = (folder / "arrays" / f"{name}_files.jsonl").read_text(encoding="utf-8").splitlines()
-                splits[name] = Split(labels, (height, width), files=[json.loads(line) for line in lines])
-            if len(labels) != sum(manifest["counts"][name].values()):
-                raise ValueError("labels are missing")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The data set in {folder} is damaged ({error}): delete it and run again.") from error
-    return Dataset(
-        manifest["kind"],
-        manifest["classes"],
-        (height, width),
-        tuple(manifest["mean"]),
-        tuple(manifest["std"]),
-        tuple(manifest["augmentation"]),
-        **splits,
-    )
+    try:
+        if manifest["digest"] != json_digest(manifest):
+            raise ValueError("its manifest does not have its digest")
+        height, width = manifest["size"]
+        splits = {name: _open_split(folder, manifest, name, (int(height), int(width))) for name in ("train", "test")}
+        return Dataset(
+            str(manifest["kind"]),
+            [str(name) for name in manifest["classes"]],
+            (int(height), int(width)),
+            tuple(map(float, manifest["mean"])),
+            tuple(map(float, manifest["std"])),
+            tuple(map(str, manifest["augmentation"])),
+            **splits,
+        )
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(
+            f"The data set in {folder} is damaged ({reason}): delete {folder / 'dataset.json'} and run again."
+        ) from error
+
+
+def _open_split(folder: Path, manifest: dict[str, Any], name: str, size: tuple[int, int]) -> Split:
+    """Return a split of the data set. Raises ValueError and the like if its files are not those of the manifest."""
+    arrays, digests = folder / "arrays", manifest["sha256"]
+    labels = np.load(checked(arrays / f"{name}_labels.npy", digests))
+    if len(labels) != sum(manifest["counts"][name].values()):
+        raise ValueError("labels are missing")
+    if manifest["storage"] == "arrays":
+        images = np.load(checked(arrays / f"{name}_images.npy", digests), mmap_mode="r")
+        if len(images) != len(labels):
+            raise ValueError("images are missing")
+        return Split(labels, size, images)
+    lines = checked(arrays / f"{name}_files.jsonl", digests).read_text(encoding="utf-8").splitlines()
+    return Split(labels, size, files=[json.loads(line) for line in lines])
+
+
+def checked(path: Path, digests: Mapping[str, str]) -> Path:
+    """Return `path`. Raises ValueError unless its content has the digest that `digests` gives for its name.
+
+    A file is read once in a process, as long as its size, its dates and its inode stay.
+    """
+    status = path.stat()
+    state = str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    if state not in _DIGESTS:
+        if not path.is_file():
+            raise ValueError(f"{path.name} is no file")
+        _DIGESTS[state] = sha256(path)
+    if _DIGESTS[state] != digests[path.name]:
+        raise ValueError(f"{path.name} does not have its digest")
+    return path
+
+
+_DIGESTS: dict[tuple[str, int, int, int, int], str] = {}  # what `checked` has read

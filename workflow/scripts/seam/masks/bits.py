@@ -55,7 +55,8 @@ def unpack_bits(packed: dict[str, torch.Tensor], module: nn.Module) -> dict[str,
     shapes = {name: parameter.shape for name, parameter in maskable(module).items()}
     bits = {}
     for name, data in packed.items():
-        if name not in shapes or data.numel() != -(-shapes[name].numel() // 8):
+        fits = name in shapes and data.shape == (-(-shapes[name].numel() // 8),) and data.dtype == torch.uint8
+        if not fits:
             raise ValueError(f"mask {name} does not fit the model")
         flat = np.unpackbits(data.numpy(), count=shapes[name].numel())
         bits[name] = torch.from_numpy(flat.astype(bool)).reshape(shapes[name])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seam.errors import UserError, one_line
-from seam.files import sha256
+from seam.errors import UserError, cannot_read, one_line
+from seam.files import is_sha256, sha256
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +19,12 @@ ARCHITECTURES = ("resnet20", "vgg16_bn")
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception
 
 
-def build_model(architecture: str, classes: int) -> torch.nn.Module:
+def build_model(architecture: str, classes: int, checksum: str | None = None) -> torch.nn.Module:
     """Return a new module of this architecture with `classes` outputs, randomly initialised.
 
-    architecture: one of ARCHITECTURES, `torchvision:NAME` or `file.py:factory`. Raises UserError if it is unknown or
-    if the user's file fails.
+    architecture: one of ARCHITECTURES, `torchvision:NAME` or `file.py:factory`. The code of a file runs: never take its
+    name from a file of results (see `trusted_architecture`). checksum: the SHA-256 that the file must have, if given.
+    Raises UserError if the architecture is unknown, if the file has another digest or if its code fails.
     """
     if architecture in ARCHITECTURES:
         from seam.models import cifar
@@ -36,7 +38,7 @@ def build_model(architecture: str, classes: int) -> torch.nn.Module:
         raise UserError(f"{architecture} is no known architecture: write {names}, torchvision:NAME or file.py:factory.")
     if not Path(path).is_file():
         raise UserError(f"{path}, the file of architecture {architecture}, does not exist: put it back there.")
-    return _model_of_file(architecture, path, factory, classes)
+    return _model_of_file(architecture, path, factory, classes, checksum)
 
 
 def require_classifier(module: torch.nn.Module, outputs: int, size: tuple[int, int], owner: str) -> None:
@@ -74,43 +76,78 @@ def architecture_file(architecture: str) -> str | None:
     return sha256(path) if path.endswith(".py") else None
 
 
-def describe_architecture(architecture: str) -> dict[str, Any]:
+def describe_architecture(architecture: str, checksum: str | None = None) -> dict[str, Any]:
     """Return the metadata that files keep of the architecture: its name, and the digest of the user's file.
 
     The name has the absolute path of the user's file. Through the digest, everything made from the model depends on
-    the file's content.
+    the file's content. checksum: the digest of the file whose code ran, if it is known; else the file is read.
     """
     path, _, factory = architecture.rpartition(":")
     name = f"{Path(path).resolve()}:{factory}" if path.endswith(".py") else architecture
-    return {"architecture": name, "architecture_sha256": architecture_file(architecture)}
+    return {"architecture": name, "architecture_sha256": checksum or architecture_file(architecture)}
 
 
-def locate_architecture(folder: str | os.PathLike[str], description: dict[str, Any]) -> str:
-    """Return the architecture that `describe_architecture` described in a file in `folder`.
+def trusted_architecture(
+    file: str | os.PathLike[str], metadata: dict[str, Any], given: str | None
+) -> tuple[str, str | None]:
+    """Return (architecture, SHA-256 of its file) of the model in `file`, from what `describe_architecture` described.
 
-    If the user's file is not at its old path, because the project was moved, it is searched in the parents of `folder`
-    under the end of that path, and recognised by its digest.
+    Nobody knows who wrote the metadata, so they never name code that runs. If the architecture is a file, `given` must
+    name it, and it must be the file that the model was made with: it has the recorded digest. The digest is None for a
+    registered architecture or a model of torchvision. Raises UserError if `given` is needed or another architecture.
     """
-    path, _, factory = description["architecture"].rpartition(":")
-    if path.endswith(".py") and not Path(path).is_file():
-        parts = Path(path).parts
-        for parent in Path(folder).resolve().parents:
-            for count in range(1, len(parts)):
-                candidate = parent.joinpath(*parts[-count:])
-                if candidate.is_file() and sha256(candidate) == description.get("architecture_sha256"):
-                    return f"{candidate}:{factory}"
-    return description["architecture"]
+    recorded, digest = metadata.get("architecture"), metadata.get("architecture_sha256")
+    if not isinstance(recorded, str) or not recorded.isprintable():
+        raise UserError(f"{file} was not written by this workflow: delete it, and it is made again.")
+    path, _, factory = recorded.rpartition(":")
+    if not path.endswith(".py"):
+        if given is not None and given != recorded:
+            raise UserError(f"{file} has the architecture {recorded}, not {given}: pass the right one, or none.")
+        return recorded, None
+    if not is_sha256(digest):
+        raise UserError(f"{file} has no digest of its architecture's file {path}: run the workflow again to make it.")
+    name = f"{Path(path).name}:{factory}"
+    if given is None:
+        raise UserError(
+            f"{file} was made with the architecture {recorded} (SHA-256 {digest}), a file whose code would run: if you "
+            f'trust your copy of it, pass architecture="path/to/{name}".'
+        )
+    own, _, own_factory = given.rpartition(":")
+    if not own.endswith(".py"):
+        raise UserError(f'{file} needs the architecture {name}, not {given}: pass architecture="path/to/{name}".')
+    if not Path(own).is_file():
+        raise UserError(f"{own}, the file of architecture {given}, does not exist: correct its path.")
+    if own_factory != factory or sha256(own) != digest:
+        raise UserError(
+            f"{given} is not the architecture that {file} was made with (SHA-256 {digest}): pass {name} as it was, or "
+            "run the workflow again."
+        )
+    return given, digest
 
 
-def _model_of_file(architecture: str, path: str, factory: str, classes: int) -> torch.nn.Module:
+def _model_of_file(architecture: str, path: str, factory: str, classes: int, checksum: str | None) -> torch.nn.Module:
+    """Return the module of the user's file.
+
+    The file's text is compiled here, so that the code that runs is the text that was checked, and no cache beside it.
+    Neither the file nor its neighbours take the place of a module of the same name: the file gets a name of its own,
+    and its folder comes last among the places of modules.
+    """
     from torch import nn
 
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    file = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(path).parent))  # the file may import its neighbours
     try:
-        spec.loader.exec_module(file)
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    digest = hashlib.sha256(content).hexdigest()
+    if checksum is not None and digest != checksum:
+        raise UserError(f"{path}, the file of architecture {architecture}, has changed: put it back, or run again.")
+    spec = importlib.util.spec_from_file_location(f"seam_architecture_{digest}", path)
+    assert spec is not None
+    file = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    folder = str(Path(path).resolve().parent)
+    sys.path.append(folder)  # the file may import its neighbours
+    try:
+        exec(compile(content, path, "exec"), file.__dict__)
         if not callable(getattr(file, factory, None)):
             raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
         module = getattr(file, factory)(classes)
@@ -121,7 +158,8 @@ def _model_of_file(architecture: str, path: str, factory: str, classes: int) -> 
             f"{path}, the file of architecture {architecture}, fails ({one_line(error)}): correct it."
         ) from error
     finally:
-        sys.path.pop(0)
+        if folder in sys.path:  # the last one: the folder may have been there before
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(folder)]
     if not isinstance(module, nn.Module):
         kind = type(module).__name__
         raise UserError(f"{architecture} gives an object of type {kind}: let it return a torch.nn.Module.")
@@ -131,14 +169,20 @@ def _model_of_file(architecture: str, path: str, factory: str, classes: int) -> 
 def _torchvision_model(architecture: str, classes: int) -> torch.nn.Module:
     import torchvision
 
-    name = architecture.removeprefix("torchvision:")
-    try:
-        module: Any = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    except ValueError as error:
-        raise UserError(f"torchvision has no model called {name}.") from error
+    module: Any = torchvision.models.get_model(torchvision_name(architecture), weights=None, num_classes=classes)
     if hasattr(module, "aux_logits"):  # GoogLeNet and Inception: give one output, also in training
         module.aux_logits, module.transform_input = False, True  # inputs as the trained weights expect them
         for head in AUXILIARY:
             if hasattr(module, head):
                 setattr(module, head, None)
     return module
+
+
+def torchvision_name(architecture: str) -> str:
+    """Return NAME of `torchvision:NAME`. Raises UserError unless it is a classification model of torchvision."""
+    import torchvision
+
+    name = architecture.removeprefix("torchvision:")
+    if name.lower() not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"torchvision has no model called {name} for classification.")
+    return name

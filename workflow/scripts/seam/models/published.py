@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from seam.download import fetch
 from seam.errors import UserError
-from seam.models.architectures import AUXILIARY, build_model
+from seam.log import log
+from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with th
     ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
     ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
 }
+CONTAINERS = ("state_dict", "model", "net")  # keys under which training scripts save the weights
+PREFIX = "module."  # which torch's DataParallel puts before each name
 HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpoints were trained with
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
@@ -79,7 +82,7 @@ def _torchvision_state(
     """Return (state dictionary, normalization) of torchvision's published weights."""
     import torchvision
 
-    enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
+    enum = torchvision.models.get_model_weights(torchvision_name(architecture))
     if weights not in enum.__members__:
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
@@ -102,7 +105,8 @@ def _checksum(pattern: str, name: str) -> str:
 def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Return the state dictionary in a safetensors file or a torch checkpoint.
 
-    Code in a pickle is never run (`weights_only`). Raises UserError for any other content.
+    Code in a pickle is never run (`weights_only`). Raises UserError for any other content, for two state dictionaries
+    in one file, and for tensors that are not plain arrays of numbers.
     """
     import torch
     from safetensors import SafetensorError
@@ -110,6 +114,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 
     damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError)
     ending, start = Path(path).suffix, b""
+    if Path(path).exists() and not Path(path).is_file():  # opening a FIFO would wait without end
+        raise UserError(f"{path} is no file: give a file of weights.")
     try:
         with Path(path).open("rb") as file:
             start = file.read(2)
@@ -131,12 +137,53 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         raise UserError(
             f"{path} is not a whole weights file of the kind that its name says ({ending}): copy or download it again."
         ) from error
-    for key in ("state_dict", "model", "net"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not state or not all(map(_is_tensor, state.items())):
+    state = _state_dictionary(state, path)
+    for name, value in state.items():
+        if unusual := _unusual_storage(value):
+            raise UserError(f"{path} has {name} as a {unusual} tensor: save it as a plain one, with its numbers.")
+    return state
+
+
+def _state_dictionary(content: object, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the state dictionary in the content of a file, without the prefix that torch's DataParallel gives names.
+
+    Raises UserError if there is none, or if the file leaves open which of two values a name has.
+    """
+    for _ in range(2):  # such as {"model": {"state_dict": ...}}, no deeper
+        if not isinstance(content, dict):
+            break
+        inner = {key: content[key] for key in CONTAINERS if isinstance(content.get(key), dict)}
+        keys = [key for key, value in inner.items() if any(map(_is_tensor, value.items()))] or list(inner)[:1]
+        if len(keys) > 1:
+            raise UserError(f"{path} holds weights under {' and '.join(keys)}: save one state dictionary alone.")
+        if not keys:
+            break
+        if not inner[keys[0]].keys().isdisjoint(content):
+            raise UserError(f"{path} holds weights under {keys[0]} and beside it: save one state dictionary alone.")
+        content = content[keys[0]]
+        log.info("%s: its weights are those under %s", path, keys[0])
+    if not isinstance(content, dict) or not content or not all(map(_is_tensor, content.items())):
         raise UserError(f"{path} holds no state dictionary (names and tensors): save the model's state_dict().")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    if twice := [name for name in content if f"{PREFIX}{name}" in content]:
+        raise UserError(
+            f"{path} has both {twice[0]} and {PREFIX}{twice[0]} ({len(twice)} such): save one of the two alone."
+        )
+    if any(name.startswith(PREFIX) for name in content):
+        log.info("%s: the prefix %s of its names is left out", path, PREFIX)
+    return {name.removeprefix(PREFIX): value for name, value in content.items()}
+
+
+def _unusual_storage(value: torch.Tensor) -> str | None:
+    """Return in a word how a tensor is stored, if it is not a plain array of numbers."""
+    import torch
+
+    if value.is_nested:
+        return "nested"
+    if value.is_quantized:
+        return "quantized"
+    if value.is_meta:
+        return "meta"
+    return None if value.layout == torch.strided else "sparse"
 
 
 def _is_tensor(item: tuple[object, object]) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError
 from seam.files import load_tensors, save_tensors, sha256
-from seam.models.architectures import build_model, describe_architecture, locate_architecture
+from seam.models.architectures import build_model, describe_architecture, trusted_architecture
 
 if TYPE_CHECKING:
     import torch
@@ -24,13 +25,14 @@ class Source:
     """A trained model.
 
     module: maps normalised images [B, 3, H, W] to logits [B, len(classes)]; normalization: (mean, standard deviation)
-    per channel, for images in 0..1.
+    per channel, for images in 0..1; checksum: the SHA-256 of the architecture's file, None if it is not a file.
     """
 
     module: torch.nn.Module
     classes: list[str]
     normalization: Sequence[Sequence[float]]
     architecture: str
+    checksum: str | None = None
 
 
 def is_weights_file(weights: str) -> bool:
@@ -58,37 +60,86 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
         name = misshapen[0]
         shape, expected = tuple(state[name].shape), tuple(own[name].shape)
         return f"{origin} does not fit the architecture and the classes: {name} is {shape}, not {expected}."
+    for name in own:
+        if problem := _numeric_problem(name, state[name], own[name]):
+            return f"{origin} cannot be used: {name} {problem}."
     module.load_state_dict(state)
     return None
+
+
+def _numeric_problem(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
+    """Return why the numbers of `value` cannot become those of the model's tensor `own`; None if they can."""
+    import torch
+
+    if own.dtype.is_floating_point:
+        if not value.dtype.is_floating_point:
+            return f"holds numbers of type {_type_name(value)}, not floating-point ones: save the trained weights"
+        try:
+            numbers = value.to(own.dtype)
+            finite, negative = bool(torch.isfinite(numbers).all()), bool((numbers < 0).any())
+        except RuntimeError:  # types without conversions, such as float4
+            return f"holds numbers of type {_type_name(value)}, which torch cannot convert: save them as float32"
+        if not finite:
+            return f"has values that are not finite as {_type_name(own)}: train the model again, or take other weights"
+        if negative and name.rpartition(".")[2] == "running_var":
+            return "has negative variances: save the model's state_dict() again"
+    elif not name.endswith("num_batches_tracked") and (value.dtype.is_floating_point or value.dtype.is_complex):
+        return f"holds numbers of type {_type_name(value)}, not {_type_name(own)}: save the model's state_dict() again"
+    return None
+
+
+def _type_name(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def save_source(path: str | os.PathLike[str], source: Source) -> None:
     """Write a source model, atomically."""
     metadata = {
-        **describe_architecture(source.architecture),
+        **describe_architecture(source.architecture, source.checksum),
         "classes": source.classes,
         "normalization": source.normalization,
     }
     save_tensors(path, source.module.state_dict(), metadata)
 
 
-def open_source(folder: str | os.PathLike[str], checksum: str | None = None) -> Source:
+def open_source(folder: str | os.PathLike[str], checksum: str | None = None, architecture: str | None = None) -> Source:
     """Return the source model in `folder`/source.safetensors, in eval mode.
 
-    Raises UserError if the file is missing or damaged, or does not have the SHA-256 `checksum`, if one is given.
+    architecture: `path.py:factory` if the model's architecture is a file. Its code runs, so it is never taken from the
+    model's folder, and it must be the file that the model was made with. Raises UserError if the file is missing or
+    damaged, or does not have the SHA-256 `checksum`, if one is given.
     """
     path = Path(folder) / "source.safetensors"
     state, metadata = load_tensors(path)
-    if "architecture" not in metadata:
+    if not {"architecture", "classes", "normalization"} <= metadata.keys():
         raise UserError(f"{path} was not written by this workflow: delete it, and it is made again.")
     if checksum is not None and sha256(path) != checksum:
         raise UserError(
             f"{path} is not the source model that the masks were searched for: give its folder, or run again."
         )
-    architecture = locate_architecture(folder, metadata)
-    module = build_model(architecture, len(metadata["classes"]))
+    classes, normalization = read_classes(metadata, path), read_normalization(metadata, path)
+    trusted, digest = trusted_architecture(path, metadata, architecture)
+    module = build_model(trusted, len(classes), digest)
     problem = load_state(module, state, path)
     if problem:
         raise UserError(problem)
-    normalization = tuple(map(tuple, metadata["normalization"]))
-    return Source(module.eval(), metadata["classes"], normalization, architecture)
+    return Source(module.eval(), classes, normalization, trusted, digest)
+
+
+def read_classes(metadata: dict[str, Any], path: str | os.PathLike[str]) -> list[str]:
+    """Return the names of a model's outputs from the metadata of the file `path`. Raises UserError if it has none."""
+    classes = metadata.get("classes")
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path} has no list of classes: delete it and run the workflow again.")
+    return classes
+
+
+def read_normalization(metadata: dict[str, Any], path: str | os.PathLike[str]) -> tuple[tuple[float, ...], ...]:
+    """Return (mean, standard deviation) per channel from the metadata of `path`. Raises UserError if it has none."""
+    try:
+        mean, std = (tuple(map(float, values)) for values in metadata["normalization"])
+        if len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0:
+            return tuple(map(tuple, metadata["normalization"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{path} has no normalization (mean and standard deviation): delete it and run the workflow again.")

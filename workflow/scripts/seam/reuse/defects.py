@@ -12,7 +12,8 @@ import numpy as np
 from seam.data.batches import batches
 from seam.data.storage import open_dataset
 from seam.device import select_device
-from seam.files import atomic_write, read_json, reserve, write_json
+from seam.errors import UserError
+from seam.files import check_seal, read_json, reserve, sealed_write, write_json
 from seam.log import log
 from seam.masks.layers import maskable
 from seam.models.surgery import feature_extractor, to_channels_last
@@ -32,18 +33,20 @@ def attack_source(
     settings: dict[str, Any],
     seed: int,
     device: str,
+    architecture: str | None = None,
 ) -> None:
     """Perturb the data set's test images against the source model; write perturbations.npy and attack.json.
 
     perturbations.npy: int8 [N, H, W, 3], in steps of eps / 127. settings: a dictionary of `AttackSettings`.
+    architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
     common = {"batch_size": settings["batch_size"], "selection": "test", "holdout": 0.0, "last_layer": last_layer}
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device, architecture)
     attack = AttackSettings(**{**settings, "clip": tuple(settings["clip"])})
     network = feature_extractor(transfer.source.module, transfer.last_layer)
     network = to_channels_last(network, transfer.device)
-    with atomic_write(folder / "perturbations.npy") as temporary:
+    with sealed_write(folder / "perturbations.npy") as temporary:
         shape = (len(transfer.images.test), *transfer.images.size, 3)
         levels = np.lib.format.open_memmap(temporary, "w+", np.int8, shape)
         reserve(temporary)  # a memory map that outgrows the disk would kill the process
@@ -58,13 +61,21 @@ def attack_source(
 
 
 def evaluate_defects(
-    folder: str | Path, attack_folder: str | Path, dataset_folder: str | Path, device: str, batch_size: int = 64
+    folder: str | Path,
+    attack_folder: str | Path,
+    dataset_folder: str | Path,
+    device: str,
+    batch_size: int = 64,
+    architecture: str | None = None,
 ) -> None:
-    """Evaluate the student in `folder` on the test images as they are and perturbed; write metrics.json."""
+    """Evaluate the student in `folder` on the test images as they are and perturbed; write metrics.json.
+
+    architecture: the source model's, needed if it is a file.
+    """
     folder, torch_device = Path(folder), select_device(device)
-    student, images = load_student(folder), open_dataset(dataset_folder)
+    student, images = load_student(folder, architecture), open_dataset(dataset_folder)
     training, attack = read_json(folder / "training.json"), read_json(Path(attack_folder) / "attack.json")
-    levels = np.load(Path(attack_folder) / "perturbations.npy", mmap_mode="r")
+    levels = _open_perturbations(Path(attack_folder) / "perturbations.npy", (len(images.test), *images.size, 3))
     weights, normalization = maskable(student), student.normalization
     count, zeros = sum(p.numel() for p in weights.values()), sum(int((p == 0).sum()) for p in weights.values())
     student = to_channels_last(student, torch_device)
@@ -78,3 +89,15 @@ def evaluate_defects(
         folder / "metrics.json", {**names, **figures, "weights": count, "zeros": zeros, "sparsity": zeros / count}
     )
     log.info("accuracy %.4f, defect inheritance rate %s", figures["accuracy"], figures["defect_inheritance_rate"])
+
+
+def _open_perturbations(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the perturbations that `attack_source` wrote, memory-mapped. Raises UserError if they are damaged."""
+    try:
+        check_seal(path)
+        levels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it and run the workflow again.") from error
+    if levels.shape != shape or levels.dtype != np.int8:
+        raise UserError(f"{path} is not of the test images of this data set: delete it and run the workflow again.")
+    return levels

@@ -20,6 +20,7 @@ from seam.evaluation import predict, require_better_than_guessing, source_accura
 from seam.files import save_tensors, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
+from seam.masks.layers import maskable
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
 from seam.models.surgery import to_channels_last, with_head
@@ -116,17 +117,20 @@ class Reengineering:
         seed: int,
         device: str,
         checkpoint: str | Path,
+        architecture: str | None = None,
     ) -> None:
         """Draw the problem's images, measure the source model on them, and prepare the search.
 
         model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
-        file to resume from. Raises UserError if the source model is no better than guessing.
+        file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the source
+        model is no better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
         self.target, self.settings, self.device = target, SearchSettings(**settings), select_device(device)
-        images, source = open_dataset(dataset_folder), open_source(model_folder)
+        self.architecture = architecture
+        images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
         self.uses_holdout = self.settings.selection == "holdout"
         share = self.settings.holdout if self.uses_holdout else 0.0
         # Drawn from the problem alone, so that all models are compared on the same images.
@@ -186,11 +190,13 @@ class Reengineering:
                 "source": os.path.relpath(self.model_folder, folder),
                 "source_sha256": self.provenance["source model"],
                 "classes": problem.classes,
+                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
             },
         )
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
-        accuracy = evaluation.accuracy(*predict(load_reengineered(folder).to(self.device), self.test))
+        model = load_reengineered(folder, architecture=self.architecture)
+        accuracy = evaluation.accuracy(*predict(model.to(self.device), self.test))
         row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
         count = sum(bits.numel() for bits in result.bits.values())
         kept = sum(int(bits.sum()) for bits in result.bits.values())

@@ -6,21 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from seam.errors import UserError
-from seam.files import load_tensors
+from seam.files import is_sha256, load_tensors
 from seam.masks.bits import bake, unpack_bits
-from seam.models.architectures import build_model, locate_architecture
+from seam.masks.layers import maskable
+from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
-from seam.models.weights import load_state, open_source
+from seam.models.weights import load_state, open_source, read_classes, read_normalization
 
 
-def load_reengineered(folder: str | Path, source: str | Path | None = None) -> Any:
+def load_reengineered(folder: str | Path, source: str | Path | None = None, architecture: str | None = None) -> Any:
     """Return the re-engineered model in `folder`: a plain module for inference, without gradients.
 
     Its removed weights are zero. It maps images [B, 3, H, W] to logits [B, n] over its attribute `classes`. The images
     are normalised by its attribute `normalization` (mean and standard deviation per channel). source: the folder of the
-    source model, if that has moved. Raises UserError if a file is missing, damaged or of another kind.
+    source model, if that has moved. architecture: `path.py:factory` if the source model's architecture is a file, whose
+    code then runs. Nothing in the folder makes code run. Raises UserError if a file is missing, damaged or of another
+    kind, or if the architecture is not the one that the source model was made with.
 
     >>> model = load_reengineered("results/direct/resnet20-cifar10/binary/cat")      # doctest: +SKIP
     >>> model(images).argmax(1)
@@ -35,37 +39,56 @@ def load_reengineered(folder: str | Path, source: str | Path | None = None) -> A
         if (folder / name).is_file():
             raise UserError(f"{folder} holds {name} and no re-engineered model: open it by {function}.")
     tensors, metadata = load_tensors(folder / "masks.safetensors")
-    if not {"source", "source_sha256", "classes"} <= metadata.keys():
-        raise UserError(f"{folder}/masks.safetensors was not written by a search: run the workflow again.")
-    origin = open_source(source or folder / metadata["source"], metadata["source_sha256"])
+    path = folder / "masks.safetensors"
+    place, checksum = metadata.get("source"), metadata.get("source_sha256")
+    if not isinstance(place, str) or "\0" in place or not is_sha256(checksum):
+        raise UserError(f"{path} does not say which source model it belongs to: run the workflow again to make it.")
+    classes = read_classes(metadata, path)
+    origin = open_source(source or folder / place, checksum, architecture)
     groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
-        groups[kind][name] = tensor
+        groups.setdefault(kind, {})[name] = tensor
+    model = with_head(origin.module, len(origin.classes), len(classes))
     try:
+        if unknown := groups.keys() - {"mask", "head"}:
+            raise ValueError(f"it has {min(unknown)} beside masks and a head")
+        unmasked = metadata.get("unmasked")  # on which no output depends
+        if not isinstance(unmasked, list) or not all(isinstance(name, str) for name in unmasked):
+            raise ValueError("it does not say which parameters have no mask")
+        if missing := maskable(origin.module).keys() - groups["mask"].keys() - set(unmasked):
+            raise ValueError(f"the mask of {min(missing)} is missing")
         bake(origin.module, unpack_bits(groups["mask"], origin.module))
-        model = with_head(origin.module, len(origin.classes), len(metadata["classes"]))
-        model.get_submodule("head").load_state_dict(groups["head"])
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"{folder}/masks.safetensors does not fit its source model ({error}).") from error
-    return _for_inference(model, metadata["classes"], origin.normalization)
+    except ValueError as error:
+        raise UserError(
+            f"{path} does not fit its source model ({error}): run the workflow again to make it."
+        ) from error
+    if problem := load_state(model.get_submodule("head"), groups["head"], f"The head in {path}"):
+        raise UserError(problem)
+    return _for_inference(model, classes, origin.normalization)
 
 
-def load_student(folder: str | Path) -> Any:
+def load_student(folder: str | Path, architecture: str | None = None) -> Any:
     """Return the student in `folder`: a plain module for inference, without gradients.
 
     It maps images [B, 3, H, W] to logits [B, n] over its attribute `classes`. The images are normalised by its
-    attribute `normalization` (mean and standard deviation per channel). Raises UserError if a file is damaged.
+    attribute `normalization` (mean and standard deviation per channel). architecture: as in `load_reengineered`. Raises
+    UserError if the file is missing or damaged, or if the architecture is not the one that it was made with.
     """
     path = Path(folder) / "student.safetensors"
     state, metadata = load_tensors(path)
-    if "source_classes" not in metadata:
+    outputs, last_layer = metadata.get("source_classes"), metadata.get("last_layer")
+    if type(outputs) is not int or outputs < 1 or not isinstance(last_layer, str):
         raise UserError(f"{path} was not written by this workflow: delete it and run the workflow again.")
-    module = build_model(locate_architecture(folder, metadata), metadata["source_classes"])
-    replace_last_layer(module, metadata["last_layer"], len(metadata["classes"]))
+    classes, normalization = read_classes(metadata, path), read_normalization(metadata, path)
+    trusted, digest = trusted_architecture(path, metadata, architecture)
+    module = build_model(trusted, outputs, digest)
+    if not isinstance(dict(module.named_modules()).get(last_layer), (nn.Linear, nn.Conv2d)):
+        raise UserError(f"{path} does not fit its architecture, which has no layer {last_layer}: run again.")
+    replace_last_layer(module, last_layer, len(classes))
     if problem := load_state(module, state, path):
         raise UserError(problem)
-    return _for_inference(module, metadata["classes"], tuple(map(tuple, metadata["normalization"])))
+    return _for_inference(module, classes, normalization)
 
 
 def _for_inference(module: Any, classes: list[str], normalization: Any) -> Any:

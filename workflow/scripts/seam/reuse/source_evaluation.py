@@ -29,7 +29,8 @@ def evaluate_source(
     weights: the path of its weights. dataset: the folder of the data set. settings: the model's config entry. Raises
     UserError if the model does not know a class, or is worse than guessing.
     """
-    images, source, torch_device = open_dataset(dataset), open_source(Path(weights).parent), select_device(device)
+    images, torch_device = open_dataset(dataset), select_device(device)
+    source = open_source(Path(weights).parent, architecture=settings["architecture"])
     unknown = [name for name in images.classes if name not in source.classes]
     if unknown:
         raise UserError(f"The source model {model} does not know the class {unknown[0]} of its data set.")

@@ -44,7 +44,9 @@ def train_source(
     torch.manual_seed(seed)
     given = settings["normalization"]
     normalization = (given["mean"], given["std"]) if given else (images.mean, images.std)
-    module = build_model(settings["architecture"], len(images.classes))
+    architecture = settings["architecture"]
+    checksum = architecture_file(architecture)  # of the code that runs, whatever happens to the file until the end
+    module = build_model(architecture, len(images.classes), checksum)
     module = to_channels_last(module, torch_device)
     require_classifier(module, len(images.classes), images.size, f"The model {model}")
     # Raises for a model that could not be searched, before the training is spent on it.
@@ -58,7 +60,7 @@ def train_source(
 
     origin = provenance(
         [model], settings, settings["seed"], torch_device, dataset,
-        architecture=architecture_file(settings["architecture"]),
+        architecture=checksum,
     )  # fmt: skip
     state = Checkpoint(checkpoint, origin, __file__)
     generator = torch.Generator().manual_seed(seed)
@@ -69,6 +71,6 @@ def train_source(
         batches_of(images.test),
         state,
     )
-    save_source(weights, Source(module.cpu(), images.classes, normalization, settings["architecture"]))
+    save_source(weights, Source(module.cpu(), images.classes, normalization, architecture, checksum))
     write_csv(history, pd.DataFrame(rows))
     state.remove()

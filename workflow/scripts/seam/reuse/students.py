@@ -37,14 +37,15 @@ def train_head(
     seed: int,
     device: str,
     checkpoint: str | Path,
+    architecture: str | None = None,
 ) -> None:
     """Train a new last layer on the source model's features; write head.safetensors and head.csv into `folder`.
 
     common: a dictionary of `TransferSettings`. head: a dictionary of `LastLayerSettings`. checkpoint: the path of the
-    file to resume from.
+    file to resume from. architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device, architecture)
     state = Checkpoint(checkpoint, transfer.provenance | {"settings": head}, __file__)
     student = transfer.student()
     history, epoch = train_last_layer(
@@ -60,23 +61,35 @@ def train_head(
 
 
 def bits_of(
-    path: str | Path, student: str, threshold: float, source: nn.Module, generator: torch.Generator | None
+    path: str | Path,
+    student: str,
+    threshold: float,
+    source: nn.Module,
+    generator: torch.Generator | None,
+    checksum: str | None = None,
 ) -> tuple[dict[str, torch.Tensor], int, dict[str, Any]]:
     """Return (masks, epoch, settings) of a masked student from the masks.safetensors at `path`.
 
     masks: {name: boolean mask}; magnitude and random keep as many weights of each parameter as the search does. epoch:
-    when the search reached the threshold. settings: the hyper-parameters of the search and of the last layer. Raises
-    UserError if the search did not reach the threshold.
+    when the search reached the threshold. settings: the hyper-parameters of the search and of the last layer. checksum:
+    of the source model, if the masks must be its own. Raises UserError if the search did not reach the threshold.
     """
     tensors, metadata = load_tensors(path)
     name = f"{threshold:g}"
+    if not {"reached", "most_removed", "settings", "source_sha256"} <= metadata.keys():
+        raise UserError(f"{path} was not written by a search: delete it and run the workflow again.")
+    if checksum is not None and metadata["source_sha256"] != checksum:
+        raise UserError(f"{path} was searched for another source model: delete it and run the workflow again.")
     if name not in metadata["reached"]:
         raise UserError(
             f"The search of {path} removed at most {metadata['most_removed']:.4f} of the weights, not {name}: give "
             "transfer.search more epochs, a higher lr_mask or alpha, or take the threshold out."
         )
     packed = {key.partition("/")[2]: value for key, value in tensors.items() if key.partition("/")[0] == name}
-    bits = unpack_bits(packed, source)
+    try:
+        bits = unpack_bits(packed, source)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit its source model ({error}): delete it and run again.") from error
     if student == "magnitude":
         bits = magnitude_bits(source, bits)
     elif student == "random":
@@ -100,16 +113,19 @@ def train_student(
     device: str,
     checkpoint: str | Path,
     masks: str | Path | None = None,
+    architecture: str | None = None,
 ) -> dict[str, Any]:
     """Train a student; write student.safetensors, history.csv and training.json into `folder`; return the latter.
 
     student: standard, retrain, seam, magnitude or random. The last three need `threshold` and `masks`, the path of the
     file by `search_masks`. common: a dictionary of `TransferSettings`. settings: a dictionary of `FinetuningSettings`.
     origin: the "architecture" and "weights_origin" of the source model, for the tables. checkpoint: the path of the
-    file to resume from. Raises UserError if the search did not reach the threshold.
+    file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the search did
+    not reach the threshold.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, student, threshold), common, seed, device)
+    names = model, dataset, student, threshold
+    transfer = Transfer(model_folder, dataset_folder, names, common, seed, device, architecture)
     source = transfer.source
     specific: dict[str, Any] = {"settings": settings}
     bits: dict[str, torch.Tensor] | None = None
@@ -120,7 +136,8 @@ def train_student(
         assert masks is not None and threshold is not None
         specific["masks"] = sha256(masks)
         generator = torch.Generator().manual_seed(derive_seed(seed, model, dataset, student, threshold, "masks"))
-        bits, epoch, search_settings = bits_of(masks, student, threshold, source.module, generator)
+        checksum = transfer.provenance["source model"]
+        bits, epoch, search_settings = bits_of(masks, student, threshold, source.module, generator, checksum)
         head, history = (pd.read_csv(Path(masks).parent / name) for name in ("head.csv", "history.csv"))
         seconds: Any = head["seconds"].sum() + history["seconds"][:epoch].sum()
         search = {"search_epochs": epoch, "search_seconds": float(seconds)}
@@ -137,7 +154,7 @@ def train_student(
         folder / "student.safetensors",
         module.state_dict(),
         {
-            **describe_architecture(source.architecture),
+            **describe_architecture(source.architecture, source.checksum),
             "source_classes": len(source.classes),
             "last_layer": transfer.last_layer,
             "classes": transfer.classes,

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from seam.errors import UserError
 from seam.files import load_tensors, save_tensors, sha256, write_csv
 from seam.log import log
+from seam.models.weights import load_state
 from seam.reuse.transfer import Transfer
 from seam.search.by_threshold import search_by_threshold
 from seam.settings import ThresholdSearchSettings
@@ -28,19 +30,21 @@ def search_masks(
     seed: int,
     device: str,
     checkpoint: str | Path,
+    architecture: str | None = None,
 ) -> None:
     """Search the masks of all `thresholds`, and write masks.safetensors and history.csv into `folder`.
 
     It starts from head.safetensors in the same folder, which `train_head` wrote. common: a dictionary of
     `TransferSettings`. search: a dictionary of `ThresholdSearchSettings`. A threshold that the search does not reach
     has no masks: the log has a warning, and `bits_of` raises for the students that need it. checkpoint: the path of the
-    file to resume from.
+    file to resume from. architecture: the source model's, needed if it is a file.
     """
     folder = Path(folder)
-    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device, architecture)
     student, head_file = transfer.student(), folder / "head.safetensors"
     head, head_metadata = load_tensors(head_file)
-    student.get_submodule(transfer.last_layer).load_state_dict(head)
+    if problem := load_state(student.get_submodule(transfer.last_layer), head, head_file):
+        raise UserError(problem)
     specific = {"settings": search, "thresholds": list(thresholds), "head": sha256(head_file)}
     state = Checkpoint(checkpoint, transfer.provenance | specific, __file__)
     result = search_by_threshold(

@@ -33,16 +33,18 @@ class Transfer:
         common: dict[str, Any],
         seed: int,
         device: str,
+        architecture: str | None = None,
     ) -> None:
         """Open both folders, draw the held-out set and seed torch.
 
         names: the model's, the data set's and the procedure's own, from which, with `seed`, every random choice
-        derives. common: a dictionary of `TransferSettings`. Raises UserError if the data set misses a class in one of
-        its splits, or if the source model does not fit.
+        derives. common: a dictionary of `TransferSettings`. architecture: the source model's, needed if it is a file.
+        Raises UserError if the data set misses a class in one of its splits, or if the source model does not fit.
         """
         model, dataset, *_ = names
         self.device, self.settings = select_device(device), TransferSettings(**common)
-        self.images, self.source = open_dataset(dataset_folder), open_source(model_folder)
+        self.images = open_dataset(dataset_folder)
+        self.source = open_source(model_folder, architecture=architecture)
         self.classes, shape = self.images.classes, (3, *self.images.size)
         source_classes = len(self.source.classes)
         require_classifier(self.source.module, source_classes, self.images.size, f"The source model {model}")
@@ -66,7 +68,7 @@ class Transfer:
         """
         module = self.source.module
         if not pretrained:
-            module = build_model(self.source.architecture, len(self.source.classes))
+            module = build_model(self.source.architecture, len(self.source.classes), self.source.checksum)
         module = replace_last_layer(module, self.last_layer, len(self.classes)).requires_grad_(True)
         return to_channels_last(module, self.device)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from seam.files import atomic_write
+from seam.errors import UserError
+from seam.files import check_seal, sealed_write
 from seam.imports import code_digest
 from seam.log import log
 
@@ -32,10 +33,13 @@ class Checkpoint:
     def read(self) -> dict[str, Any] | None:
         """Return the state that was written last, or None if there is none for this job."""
         try:
+            check_seal(self.path)
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             provenance, state = content["provenance"], content["state"]
         except FileNotFoundError:
             return None
+        except UserError:
+            return self._set_aside("it cannot be read: it is damaged")
         except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
             return self._set_aside("it cannot be read")
         names = provenance.keys() | self.provenance
@@ -46,7 +50,7 @@ class Checkpoint:
 
     def write(self, state: dict[str, Any]) -> None:
         """Write the state atomically. Raises UserError if the disk is full or the folder cannot be written."""
-        with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
+        with sealed_write(self.path) as temporary, open(temporary, "wb") as file:
             try:
                 torch.save({"provenance": self.provenance, "state": state}, file)
             except RuntimeError as error:  # torch's writer hides the error of the file, such as that of a full disk
