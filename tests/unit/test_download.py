@@ -38,14 +38,14 @@ def test_the_first_characters_of_a_checksum_are_enough(site, tmp_path):
     assert fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM[:8]).read_bytes() == CONTENT
 
 
-def test_a_cut_transfer_goes_on_where_it_stopped(site, tmp_path):
+def test_a_cut_transfer_is_resumed(site, tmp_path):
     site.cuts = [100_000, 50_000]
     fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM)
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
     assert [asked for _, asked in site.requests] == [None, "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_later_run_goes_on_too(site, tmp_path):
+def test_a_later_run_resumes_too(site, tmp_path):
     site.cuts = [100_000]
     with pytest.raises(UserError, match="broke off"):
         fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM, attempts=1)
@@ -68,7 +68,7 @@ def test_the_part_of_another_file_is_dropped(site, tmp_path, stale):
     assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
-def test_a_whole_part_needs_no_transfer(site, tmp_path):
+def test_a_complete_partial_file_needs_no_transfer(site, tmp_path):
     (tmp_path / "file.bin.partial").write_bytes(CONTENT)
     fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM)
     assert names(tmp_path) == {"file.bin"}
@@ -93,7 +93,7 @@ def test_a_server_in_trouble_is_asked_again(site, tmp_path):
     assert len(site.requests) == 3
 
 
-def test_a_server_in_lasting_trouble(site, tmp_path):
+def test_a_server_whose_trouble_lasts(site, tmp_path):
     site.failures = [503] * 4
     with pytest.raises(UserError, match="503"):
         fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM)
@@ -153,7 +153,7 @@ def test_whatever_else_the_server_sends_is_refused(site, tmp_path, sent):
     assert names(tmp_path) == set()
 
 
-def test_the_checksum_is_looked_at_whole(site, tmp_path):
+def test_the_complete_checksum_is_compared(site, tmp_path):
     """One digit off, at either end."""
     for wrong in ("0" + CHECKSUM[1:], CHECKSUM[:-1] + ("0" if CHECKSUM[-1] != "0" else "1")):
         with pytest.raises(UserError, match=f"SHA-256 {CHECKSUM}, not {wrong}"):
