@@ -1,5 +1,7 @@
-# demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm, on this machine. test: the tests. bench:
-# how fast the search is. Each sets up what it needs.
+# demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm on this machine. test: the tests.
+# lint: style and types. bench: how fast the search is. golden: digests of results, see tests/helpers/golden.py.
+# torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for a whole campaign.
+# gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md. docs: docs/configuration.md. Each target sets up what it needs. ARGS passes options to most of them.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -9,32 +11,43 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test lint bench golden docs clean
+.PHONY: demo demo-slurm test torture lint bench gpu-check golden docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
 	@echo
 	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
 	@echo
-	@echo "Tables are in results/tables, figures in results/figures, the models in results/direct, the students in results/indirect."
+	@echo "Tables are in results/tables, figures in results/figures, re-engineered models in results/direct, students in results/indirect."
 
 demo-slurm: .venv/dev
-	@$(BIN)/pytest tests/demo_on_slurm.py $(ARGS)
+	@$(BIN)/pytest tests/workflow/demo_on_slurm.py $(ARGS)
 
-# All tests go in two processes of one thread, a file's in one of them; those that take longest first (tests/conftest.py).
-ALL_TESTS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# All tests run in two processes of one thread each, the longest files first (tests/conftest.py), with coverage.
+# With ARGS one process runs: tests/unit unless ARGS names a path below tests/. While you work, say
+# make test ARGS="-k masks", or make test ARGS=tests/workflow/test_envs.py.
+ALL_TESTS := --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov
 
 test: .venv/dev
-	@$(if $(ARGS),$(BIN)/pytest $(ARGS),OMP_NUM_THREADS=1 $(BIN)/pytest $(ALL_TESTS))
+	@$(if $(ARGS),$(BIN)/pytest $(if $(findstring tests/,$(ARGS)),,tests/unit) $(ARGS),OMP_NUM_THREADS=1 $(BIN)/pytest $(ALL_TESTS))
+
+SNAKEFILES := Snakefile workflow/Snakefile workflow/rules docs/examples/module/Snakefile
 
 lint: .venv/dev
 	$(BIN)/ruff check workflow tests
 	$(BIN)/ruff format --check workflow tests
-	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+gpu-check: .venv/seam
+	@$(BIN)/python tests/gpu/prepare.py $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+torture: .venv/dev
+	@PYTHONPATH=tests:tests/helpers:workflow/scripts $(BIN)/python -m torture $(ARGS)
 
 golden: .venv/dev
 	PYTHONPATH=tests/helpers:workflow/scripts $(BIN)/python tests/helpers/golden.py
@@ -45,7 +58,7 @@ docs: .venv/seam
 .venv/python:
 	@case "$(CURDIR)" in *[\ {}]*) echo "Snakemake cannot work in $(CURDIR), which has a space or a brace in its path: move the clone."; exit 1;; esac
 	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "SeaM needs Python 3.11, 3.12 or 3.13 with the module venv, and none of $(PYTHONS) on the PATH is one: install one, or run make PYTHON=/path/to/it."; exit 1; }
-	@echo "Making .venv with $(PYTHON); the packages take about 6 GB and some minutes."
+	@echo "Creating .venv with $(PYTHON). The packages take about 6 GB and some minutes."
 	@$(PYTHON) -m venv .venv
 	@touch $@
 

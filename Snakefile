@@ -1,12 +1,12 @@
 # SeaM: re-engineer trained networks to the weights that a target problem needs.
-# The stages are under workflow/rules, in the order of the pipeline; README.md says how to run them.
+# The stages are in workflow/rules, in the order of the pipeline. README.md says how to run them.
 
 from snakemake.utils import min_version
 
 min_version("9.12")
 
 
-configfile: f"{workflow.basedir}/config.yaml"
+configfile: f"{workflow.current_basedir}/config.yaml"
 
 
 report: "workflow/report/workflow.rst"
@@ -48,4 +48,4 @@ rule all:
         rules.indirect.input,
         rules.summary.input,
     message:
-        "All of it is there"
+        "All results are complete"

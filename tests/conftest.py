@@ -1,7 +1,7 @@
 """A small world for the tests: images of four colours as files, a small network trained on them."""
 
 import pytest
-from colours import ARCHITECTURE, paint, trained_model
+from colours import ARCHITECTURE, PLAIN_ARCHITECTURE, paint, trained_model
 from devices import pretend_gpus, restored_device  # noqa: F401 (fixtures)
 
 # What takes minutes begins first, so that the processes of `make test` end at about the same time.
@@ -28,6 +28,12 @@ def dataset_folder(colours, tmp_path_factory):
 def model_folder(dataset_folder, tmp_path_factory):
     """A small source model trained on it, as the workflow keeps it."""
     return trained_model(tmp_path_factory.mktemp("models") / "small", ARCHITECTURE, dataset_folder)
+
+
+@pytest.fixture(scope="session")
+def plain_model_folder(dataset_folder, tmp_path_factory):
+    """A small source model without dropout, so that searches can be stacked."""
+    return trained_model(tmp_path_factory.mktemp("models") / "plain", PLAIN_ARCHITECTURE, dataset_folder)
 
 
 def pytest_collection_modifyitems(items):

@@ -7,7 +7,7 @@ COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60), 
 
 
 def paint(root, train=40, test=20, size=16, seed=0):
-    """train/CLASS/*.png and test/CLASS/*.png: noise around the colour of the class."""
+    """Write train/CLASS/*.png and test/CLASS/*.png, noise around the colour of the class; return `root`."""
     random = np.random.default_rng(seed)
     for split, count in (("train", train), ("test", test)):
         for name, colour in COLOURS.items():
@@ -20,8 +20,8 @@ def paint(root, train=40, test=20, size=16, seed=0):
 
 
 def trained_model(folder, architecture, dataset_folder):
-    """The folder, with a source model that is called like it."""
-    from train_source import train_source
+    """Train a small source model into `folder`, which gives it its name; return the folder."""
+    from seam.reuse.source_training import train_source
 
     settings = {
         "architecture": str(architecture),
@@ -34,20 +34,21 @@ def trained_model(folder, architecture, dataset_folder):
     return folder
 
 
-def binary_searches(root, names, model_folder, dataset_folder, settings):
-    """{target: arguments of `reengineer`, but for the device}, in folders as the workflow has them."""
+def binary_searches(root, targets, model_folder, dataset_folder, settings):
+    """Return {target: arguments of `reengineer` without the device}, in folders as the workflow has them."""
     model = model_folder.name
     return {
-        name: {
-            "folder": str(root / "direct" / model / "binary" / name),
+        target: {
+            "folder": str(root / "direct" / model / "binary" / target),
             "model_folder": str(model_folder),
             "dataset_folder": str(dataset_folder),
-            "checkpoint": str(root / f"checkpoints/{name}.pt"),
-            **{"model": model, "dataset": "colours", "problem": "binary", "target": name, "members": [name]},
+            "checkpoint": str(root / f"checkpoints/{target}.pt"),
+            **{"model": model, "dataset": "colours", "problem": "binary", "target": target, "members": [target]},
             **{"settings": settings, "seed": 0},
         }
-        for name in names
+        for target in targets
     }
 
 
 ARCHITECTURE = f"{__file__.rsplit('/', 1)[0]}/small.py:build"
+PLAIN_ARCHITECTURE = f"{ARCHITECTURE}_plain"  # without dropout

@@ -1,4 +1,4 @@
-"""What the files of a folder hold."""
+"""The content of result folders, without clock times."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ import pandas as pd
 
 
 def content(folder):
-    """{file: bytes} of a result folder; timing is taken out of tables and JSON files."""
-    found = {}
+    """Return {file name: content} of a result folder; tables and JSON files are without their clock times."""
+    contents = {}
     for path in sorted(Path(folder).iterdir()):
         if path.suffix == ".csv":
-            found[path.name] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv()
+            contents[path.name] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv()
         elif path.suffix == ".json":
             data = json.loads(path.read_text())
-            found[path.name] = {key: value for key, value in data.items() if not key.endswith("seconds")}
+            contents[path.name] = {key: value for key, value in data.items() if not key.endswith("seconds")}
         else:
-            found[path.name] = path.read_bytes()
-    return found
+            contents[path.name] = path.read_bytes()
+    return contents

@@ -1,7 +1,8 @@
-"""Run a job in a process of its own that is killed again and again until it ends: what test_checkpoint.py compares.
+"""Run a job in a process of its own that is stopped again and again until the job ends.
 
-python interrupted.py ARGUMENTS.json: {"signal": 9 or 15, "module", "function", "arguments": {...}}; prints the exit
-statuses of all attempts as JSON. A signal of 0 lets the first attempt end.
+`python interrupted.py ARGUMENTS.json`, where the file holds {"signal", "seed", "seconds", "module", "function",
+"arguments"}: the signal that stops the job (9 or 15; 0 lets the first attempt end), the seed of the moments, the most
+seconds between a checkpoint and the signal, and the call. Prints the exit statuses of all attempts as JSON.
 """
 
 import importlib
@@ -18,46 +19,49 @@ import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo  # an optimizer's first step asks for it
 
-from seam.training.run import EVERY, RARELY, STOPPED
+from seam.training import run as training_run
 
-EVERY = 0.01  # seconds: after every few steps
-RARELY = 0  # and after every epoch
+SHORTEST = 0.01  # seconds before the signal in the first attempts, so that some come early on any machine
 
 
-def attempt(work, run, most):
-    """Start `run` in a child and, with a signal to send, stop it within `most` seconds of its first
-    checkpoint; its exit status."""
+def attempt(work, function, seconds):
+    """Run the job in a child process; return its exit status, which is negative if a signal ended it.
+
+    If there is a signal to send, it comes within `seconds` of the child's first checkpoint.
+    """
     child = os.fork()
     if not child:
         torch.set_num_threads(1)
         try:
-            run()
+            function(**work["arguments"])
             os._exit(0)
         except SystemExit as end:
             os._exit(end.code)
     if work["signal"]:
-        kept = Path(work["arguments"]["checkpoint"])
-        before = stamp(kept)
-        while stamp(kept) == before:  # it comes at least one step further
+        checkpoint = Path(work["arguments"]["checkpoint"])
+        before = modified(checkpoint)
+        while modified(checkpoint) == before:  # each attempt gets at least one step further
             time.sleep(0.005)
             if os.waitpid(child, os.WNOHANG)[0]:
                 return 0
-        time.sleep(random.uniform(0, most))
+        time.sleep(random.uniform(0, seconds))
         os.kill(child, work["signal"])
     status = os.waitpid(child, 0)[1]
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def stamp(path):
+def modified(path):
+    """Return when the file was written, None if there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 if __name__ == "__main__":
+    training_run.SAVE_SECONDS = 0.01  # a checkpoint after every few steps
+    training_run.SAVE_RATIO = 0  # and after every epoch
     work = json.loads(Path(sys.argv[1]).read_text())
     function = getattr(importlib.import_module(work["module"]), work["function"])
     random.seed(work["seed"])
     statuses = []
-    while not statuses or statuses[-1] in (-signal.SIGKILL, -signal.SIGTERM, STOPPED):
-        most = 0.01 if len(statuses) < 4 else work["seconds"]  # however fast the machine is, some come too early
-        statuses.append(attempt(work, lambda: function(**work["arguments"]), most))
+    while not statuses or statuses[-1] in (-signal.SIGKILL, -signal.SIGTERM, training_run.EXIT_STOPPED):
+        statuses.append(attempt(work, function, SHORTEST if len(statuses) < 4 else work["seconds"]))
     print(json.dumps(statuses))

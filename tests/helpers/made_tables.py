@@ -1,4 +1,4 @@
-"""Tables of made-up results."""
+"""Read, write and change files of made-up results."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,11 @@ from seam.report.tables import read_table
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "workflow/scripts/seam/resources/published.csv"
-
-
 ENGINES = ["deepsparse", "onnxruntime"]
 
 
 def stored(frame, path="table.csv"):
-    """The frame after a trip to the disk and back."""
+    """Return the table after it was written to the disk and read back."""
     write_csv(path, frame)
     return read_table(path)
 

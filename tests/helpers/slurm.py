@@ -1,6 +1,6 @@
 """A Slurm of one node for the tests: started in a folder of its own, without systemd, stopped with nothing left behind.
 
-python tests/slurm.py COMMAND ...: run a command beside it, e.g. snakemake --workflow-profile profiles/slurm.
+python tests/helpers/slurm.py COMMAND ...: run a command beside it, e.g. snakemake --workflow-profile profiles/slurm.
 """
 
 import contextlib

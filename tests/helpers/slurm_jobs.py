@@ -1,4 +1,4 @@
-"""What the tests on a Slurm share."""
+"""Snakemake jobs on a Slurm, for the tests."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ GPU = {
 
 
 class Going:
-    """Snakemake with the slurm profile, as a person calls it, going on in `folder` meanwhile; `log` is what it says."""
+    """Snakemake with the slurm profile, as a person calls it, running in `folder`; `log` is its output."""
 
     def __init__(self, folder, log, cluster, *arguments):
         self.folder, self.cluster, self.log = folder, cluster, log

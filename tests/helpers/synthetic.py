@@ -1,4 +1,4 @@
-"""Made-up results in the exact layout of real ones, small (the demo's) and large (like the published evaluation)."""
+"""Make up results of direct reuse in the layout of real ones: as many as in the demo, or in the full config."""
 
 import json
 import math
@@ -22,22 +22,8 @@ SETTINGS = {
 }
 SIZES = {"resnet20": (272_474, 41_200_000), "vgg16_bn": (15_245_130, 314_000_000)}  # weights, MACs
 WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "heron",
-    "inlet",
-    "juniper",
-    "kelp",
-    "lotus",
-    "maple",
-    "nectar",
-    "olive",
-    "pine",
+    *["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron"],
+    *["inlet", "juniper", "kelp", "lotus", "maple", "nectar", "olive", "pine"],
 ]
 
 DEMO = [
@@ -64,7 +50,7 @@ FULL = [
 
 
 def history(random, epochs, level, floor, start=0.5):
-    """(rows of a search that falls to about `floor` retention while its accuracy rises to `level`, selected epoch)."""
+    """Return (rows, selected epoch) of a search: retention falls to about `floor`, accuracy rises to `level`."""
     rows, best, selected = [], math.inf, 0
     retention = 1.0
     for epoch in range(1, epochs + 1):
@@ -84,7 +70,7 @@ def history(random, epochs, level, floor, start=0.5):
 
 
 def make(folder, problems, engines=("deepsparse", "onnxruntime"), origin="train", epochs=40, seed=0):
-    """Write the problems' JSON and CSV files under `folder`/results. Returns {name: [paths]}, in the config's order."""
+    """Write the problems' JSON and CSV files under `folder`/results; return {name: paths} in the config's order."""
     root = Path(folder) / "results"
     made = {"metrics.json": [], "macs.json": [], "history.csv": [], "latency": [], "models": []}
     for model, architecture, dataset, problem, targets in problems:

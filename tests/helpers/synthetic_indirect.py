@@ -1,4 +1,4 @@
-"""Made-up students in the exact layout of real ones: the demo's, three thresholds, the full config's."""
+"""Make up students in the layout of real ones: the demo's, some with three thresholds, or the full config's."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ IMAGES = {"mit67": 1340, "cub200": 5794, "flower102": 6149, "dog120": 8580, "act
 
 
 def students(thresholds, compare_at=None):
-    """[(student, threshold or None)] in the config's order."""
+    """Return [(student, threshold or None)] in the config's order."""
     at = {"seam": thresholds, **dict.fromkeys(("magnitude", "random"), compare_at or thresholds)}
     return [
         (student, t)
@@ -51,7 +51,7 @@ FULL = [
 
 
 def rates(random, student, threshold, level, inherited):
-    """(accuracy, DIR) that such a student might have."""
+    """Return (accuracy, DIR) that such a student might have."""
     if student == "retrain":
         return 0.55 * level + 0.05 * random.random(), 0.04 + 0.06 * random.random()
     if student == "standard":
@@ -62,7 +62,7 @@ def rates(random, student, threshold, level, inherited):
 
 
 def make(folder, entries, seed=0):
-    """Write the students' JSON files under `folder`/results. Returns {"training": [paths], "metrics": [paths]}."""
+    """Write the students' JSON files under `folder`/results; return {"training": paths, "metrics": paths}."""
     made = {"training": [], "metrics": []}
     for model, architecture, dataset, origin, wanted in entries:
         random = np.random.default_rng([seed, len(model), len(dataset), ord(dataset[0])])

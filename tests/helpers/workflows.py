@@ -1,6 +1,5 @@
 """Run the workflow as its users do, on small images."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,14 +11,12 @@ from colours import ARCHITECTURE
 from seam.cost.engines import why_no_engine
 
 ROOT = Path(__file__).parents[2]
-
-
-# Where DeepSparse cannot run, the workflow says so and stops: the tests of other things do without it.
+# The workflow stops with a sentence if DeepSparse cannot be installed. Tests of other features run without it.
 ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not why_no_engine(engine)]
 
 
 def snakemake(folder, *arguments, config=None, check=True, workflow=ROOT):
-    """Run the workflow in `folder` with `config` merged over the default; gives its exit status and what it says."""
+    """Run the workflow in `folder` with `config` merged over the default; return its exit status and output."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", workflow / "Snakefile", "--directory", folder]
     command += ["--cores", "2"]
     if config is not None:
@@ -33,7 +30,7 @@ def snakemake(folder, *arguments, config=None, check=True, workflow=ROOT):
 
 
 def jobs(said):
-    """{rule: number of jobs} from the table that a dry run prints."""
+    """Return {rule: number of jobs} from the table that a dry run prints."""
     table = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", said, re.DOTALL)
     return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()} if table else {}
 
@@ -74,10 +71,16 @@ def small_config(images):
 
 
 def change(config, path, value):
-    config = json.loads(json.dumps(config))
+    """Return a copy of the config with `value` at `path`, which may lie behind the end of a list."""
+    config = yaml.safe_load(yaml.safe_dump(config))
+    if not path:
+        return value
     *parents, last = path
     place = config
     for key in parents:
-        place = place[key]
-    place[last] = value
+        place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+    if isinstance(place, list) and last == len(place):
+        place.append(value)
+    else:
+        place[last] = value
     return config

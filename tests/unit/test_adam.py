@@ -57,7 +57,10 @@ def test_the_rates_follow_the_factor():
 
 def test_parameters_can_be_updated_one_by_one_within_a_step():
     one, other = layers(), layers()
-    rate = lambda step: 0.9**step
+
+    def rate(step):
+        return 0.9**step
+
     mine, reference = (Adam([(n[0].parameters(), 0.05), (n[2].parameters(), 0.1)], rate) for n in (one, other))
 
     class Early:
@@ -74,7 +77,7 @@ def test_parameters_can_be_updated_one_by_one_within_a_step():
     assert all(torch.equal(a, b) for mine, other in moments for a, b in zip(mine, other, strict=True))
 
 
-def test_it_goes_on_from_its_state_as_if_never_interrupted(tmp_path):
+def test_it_resumes_from_its_state_as_if_never_interrupted(tmp_path):
     whole, first = layers(), layers()
     wanted = steps(whole, whole_adam := Adam([(whole.parameters(), 0.1)], lambda step: 0.9**step), 5)
     steps(whole, whole_adam, 5, seed=2)
@@ -94,6 +97,6 @@ def test_a_state_of_other_tensors_is_refused():
 
 
 def test_a_search_does_not_import_torchs_compiler():
-    code = "import sys, seam.reengineer, seam.adam as a, torch; p = torch.ones(2); p.grad = torch.ones(2);" \
+    code = "import sys, seam.reuse.direct, seam.training.adam as a, torch; p = torch.ones(2); p.grad = torch.ones(2);" \
         " a.Adam([([p], 0.1)]).step(); sys.exit('torch._dynamo' in sys.modules)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS).returncode == 0

@@ -1,105 +1,19 @@
-"""Jobs that are killed and started again end as if nothing had happened: byte for byte, timing aside."""
+"""Checkpoints and the training loop: what is written when, and which state a run resumes from."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from colours import ARCHITECTURE
-from contents import content
 
 from seam.data.batches import batches
 from seam.data.storage import Split
 from seam.errors import UserError
-from seam.reuse.indirect import search_masks, train_head
+from seam.training import checkpoint as checkpoints
+from seam.training import run as training_run
 from seam.training.checkpoint import Checkpoint
-from seam.training.run import STOPPED, Run
-
-TESTS = Path(__file__).parent
-SCRIPTS = TESTS.parent / "workflow" / "scripts"
-
-
-def interrupted(tmp_path, function, arguments, number, seconds=0.1, module="seam.transfer"):
-    """Run a job whose process gets the signal at random moments until it is through; its exit statuses."""
-    work = {"signal": number, "seconds": seconds, "seed": 0, "module": module, "function": function}
-    path = tmp_path / f"work{number}.json"
-    path.write_text(json.dumps(work | {"arguments": arguments}))
-    paths = os.pathsep.join([str(TESTS.parent / "workflow/scripts"), str(TESTS)])
-    command = [sys.executable, TESTS / "interrupted.py", path]
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory, model_folder, dataset_folder):
-    """Arguments of each procedure by its name, but for the folder and the checkpoint; made with a head and masks."""
-    root = tmp_path_factory.mktemp("search")
-    shared = {
-        "model_folder": str(model_folder),
-        "dataset_folder": str(dataset_folder),
-        "model": "small",
-        "dataset": "colours",
-        "seed": 0,
-        "device": "cpu",
-    }
-    common = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
-    sgd = {"epochs": 8, "patience": 8, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
-    last = {"lr_last": 0.1}
-    search = {"epochs": 80, "lr_mask": 0.02, "lr_last": 0.01, "alpha": 0.03}
-    origin = {"architecture": "small", "weights_origin": "train"}
-    train_head(root, **shared, common=common, head=sgd, checkpoint=root / "x.pt")
-    masks = {"common": common, "search": search, "thresholds": [0.3, 0.5]}
-    search_masks(root, **shared, **masks, checkpoint=root / "x.pt")
-    student = {"common": common, "settings": sgd | last, "origin": origin}
-    seam = {"student": "seam", "threshold": 0.5, "masks": str(root / "masks.safetensors")}
-    training = {"epochs": 8, "batch_size": 16, "lr": 0.05}
-    source = {"architecture": ARCHITECTURE, "normalization": None, "seed": 0, "training": training}
-    settings = {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
-    return {
-        "train_head": shared | {"common": common, "head": sgd},
-        "search_masks": shared | masks,
-        "train_student": shared | student | seam,
-        "reengineer": shared | {"problem": "binary", "target": "red", "members": ["red"], "settings": settings},
-        "train_source": {"model": "small", "dataset": str(dataset_folder), "settings": source, "device": "cpu"},
-        "head": (root / "head.safetensors").read_bytes(),
-    }
-
-
-MODULES = {"reengineer": "seam.reengineer", "train_source": "train_source"}
-
-
-def prepared(name, work, folder):
-    """The arguments of a procedure that works in `folder`."""
-    folder.mkdir()
-    arguments = work[name] | {"checkpoint": str(folder.parent / f"{folder.name}.pt")}
-    if name == "search_masks":
-        (folder / "head.safetensors").write_bytes(work["head"])
-    if name == "train_source":
-        return arguments | {"weights": str(folder / "source.safetensors"), "history": str(folder / "training.csv")}
-    return arguments | {"folder": str(folder)}
-
-
-@pytest.mark.parametrize("name", ["train_source", "reengineer", "train_head", "search_masks", "train_student"])
-def test_a_job_that_is_killed_again_and_again_ends_as_if_it_had_not_been(name, work, tmp_path):
-    whole, module = prepared(name, work, tmp_path / "whole"), MODULES.get(name, "seam.transfer")
-    assert interrupted(tmp_path, name, whole, 0, module=module) == [0]
-    for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, STOPPED)):
-        arguments = prepared(name, work, tmp_path / f"killed{number}")
-        statuses = interrupted(tmp_path, name, arguments, int(number), module=module)
-        assert len(statuses) > 2 and status in statuses, statuses
-        assert content(arguments.get("folder", tmp_path / f"killed{number}")) == content(tmp_path / "whole")
-        assert not Path(arguments["checkpoint"]).exists()  # a job that is done removes it
-        assert not list(tmp_path.glob(".*.part"))
-
-
-# ---------------------------------------------------------------------- the parts
+from seam.training.run import TrainingRun
 
 
 def images(augmentation=("crop", "flip")):
@@ -110,8 +24,8 @@ def images(augmentation=("crop", "flip")):
     return batches(split, np.arange(40), split.labels, 8, generator=generator, shuffle=True, **options)
 
 
-def trained(checkpoint, stop_at=None, scale=1.0, about=None):
-    """The weights of a small model after three epochs; `stop_at` a step, the process "dies" there."""
+def trained(path, stop_at=None, scale=1.0, provenance=None):
+    """Return (weights, history, steps) of a small model after three epochs; it "dies" at the step `stop_at`."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(192, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9)
@@ -128,17 +42,17 @@ def trained(checkpoint, stop_at=None, scale=1.0, about=None):
         optimizer.step()
         return logits, loss
 
-    kept = checkpoint and Checkpoint(checkpoint, about or {"lr": 0.01})
-    with Run(images(), {"model": model, "optimizer": optimizer}, kept) as run:
+    checkpoint = path and Checkpoint(path, provenance or {"lr": 0.01}, __file__)
+    with TrainingRun(images(), {"model": model, "optimizer": optimizer}, checkpoint) as run:
         while run.epoch <= 3:
-            _, right, loss = run.one_epoch(step)
+            _, right, loss = run.train_epoch(step)
             run.end_epoch({"right": right, "loss": loss})
     return model[2].weight, run.history, len(steps)
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 10, 14])
-def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at):
-    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+def test_a_run_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", -1)
     expected, history, _ = trained(None)
     with pytest.raises(InterruptedError):
         trained(tmp_path / "run.pt", stop_at)
@@ -149,21 +63,21 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, stop_at)
 
 def test_checkpoints_of_short_epochs_take_a_hundredth_of_the_time(tmp_path, monkeypatch):
     written, now = [], [0.0]
-    monkeypatch.setattr("seam.checkpoint.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(training_run.time, "perf_counter", lambda: now[0])
 
     def write(*_):
         written.append(now[0])
         now[0] += 0.02  # seconds
 
     monkeypatch.setattr(Checkpoint, "write", write)
-    with Run([], {}, Checkpoint(tmp_path / "run.pt", {})) as run:
+    with TrainingRun([], {}, Checkpoint(tmp_path / "run.pt", {}, __file__)) as run:
         for _ in range(100):
             now[0] += 0.1
             run.end_epoch({})
     between = np.diff(written)
     assert len(written) > 2 and between.min() >= 2 and between.max() < 2.3  # seconds: the first, then each 100 x 0.02 s
     now[0] = written[-1] + 2.5
-    assert run.is_worth_saving() and not run.is_worth_saving(runs=10)  # ten take ten times as long
+    assert run.is_save_worthwhile() and not run.is_save_worthwhile(runs=10)  # ten take ten times as long
 
 
 def test_without_its_random_state_a_run_would_end_otherwise(tmp_path, monkeypatch):
@@ -189,22 +103,10 @@ def test_a_checkpoint_of_another_job_is_set_aside_with_a_sentence(tmp_path, capl
         trained(path, 7)
     before = path.read_bytes()
     if change is None:
-        monkeypatch.setattr("seam.checkpoint.code", lambda: "another version")
-    assert trained(path, about=change)[2] == 15  # from the beginning
+        monkeypatch.setattr(checkpoints, "code_digest", lambda module: "another version")
+    assert trained(path, provenance=change)[2] == 15  # from the beginning
     assert "is not continued" in caplog.text and reason in caplog.text
     assert (tmp_path / "run.pt.aside").read_bytes() == before
-
-
-def test_a_search_goes_on_in_a_job_that_searches_for_others_and_back():
-    """The digest of the code does not hang on what such a job loads besides."""
-    digests = set()
-    for more in ("", "seam.together", "seam.together, seam.vectorised"):
-        script = f"import seam.reengineer, seam.checkpoint{', ' if more else ''}{more}; print(seam.checkpoint.code())"
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-        command = [sys.executable, "-c", script]
-        made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        digests.add(made.stdout)
-    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense"])
@@ -224,14 +126,14 @@ class Bomb:
 
 def test_no_code_in_a_checkpoint_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"about": {}, "state": Bomb()}, "run.pt")
-    assert Checkpoint("run.pt", {}).read() is None
+    torch.save({"provenance": {}, "state": Bomb()}, "run.pt")
+    assert Checkpoint("run.pt", {}, __file__).read() is None
     assert not Path("bomb").exists()
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
-    monkeypatch.setattr("seam.checkpoint.EVERY", -1)
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", -1)
     with pytest.raises(InterruptedError):
         trained(path, 7)
     before = path.read_bytes()

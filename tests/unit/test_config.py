@@ -6,24 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import document_config
 import pytest
 import yaml
 
-from seam.config import plan
-from seam.config.checks import torchvision_weights
+from seam.config import entries, plan
+from seam.config.checks.models import torchvision_weights
+from seam.config.document import document
 from seam.config.entries import folder_name
 from seam.config.plan import (
     dataset_entry,
     left_out,
     model_files,
     model_settings,
+    source_weights,
+    stacks,
     target_problems,
     validate,
-    weights_entry,
 )
 from seam.config.schema import require_unique_keys
-from seam.data.kinds.registry import class_names, why_unavailable
+from seam.data.kinds.registry import why_unavailable
 from seam.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,10 +123,12 @@ search/lr_msk = 0.1
 indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
-    cores is not a known key: known are seed, device, precision, engines, array_gb, together, datasets, models,
+    cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
     training, search, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
+together = 8
+    together is not a known key: it is called stack now.
 datasets/pets/path = pets
     datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, augmentation.
 models/mine/weight = mine.pt
@@ -257,8 +260,8 @@ datasets/scenes = {kind: mit67, download: true}
     datasets.scenes.download: mit67 has no published checksum, ...
 array_gb = -1
     array_gb is -1, but must be at least 0.
-together = 0
-    together is 0, but must be at least 1.
+stack = 0
+    stack is 0, but must be at least 1.
 
 # models
 models/mine/last_layer = 6
@@ -822,12 +825,58 @@ def test_weights_of_imagenet_do_not_depend_on_where_its_images_lie(small, tmp_pa
             (tmp_path / "ilsvrc" / split / wnid).mkdir(parents=True)
     small["models"]["own"] = {**small["models"]["mine"], "dataset": "imagenet"}
     without, there = validated(small), validated(changed(small, "datasets/imagenet/root", "ilsvrc"))
-    assert weights_entry(without, "resnet50") == weights_entry(there, "resnet50")
+    assert source_weights(without, "resnet50") == source_weights(there, "resnet50")
     assert model_settings(without, "resnet50") == model_settings(there, "resnet50")
-    assert len(class_names(weights_entry(there, "resnet50"))) == 1000
-    # A file of one's own has the classes of one's own folder.
-    assert class_names(weights_entry(there, "own")) == ["n01440764", "n01443537"]
-    assert weights_entry(there, "mine") == dataset_entry(there, "pets")
+    assert [len(names) for names in source_weights(there, "resnet50")["class_lists"]] == [1000]
+    # A weights file of one's own has the classes of one's own folder.
+    assert source_weights(there, "own")["class_lists"] == [["n01440764", "n01443537"]] * 2
+
+
+def test_a_stack_is_searched_on_a_gpu_only(small):
+    small["stack"] = 4
+    for device in ("auto", "cuda", "mps"):
+        assert validated(small | {"device": device})["stack"] == 4
+    sentence = "stack is 4, but device is cpu, .*: set stack to 1, or name another device"
+    with pytest.raises(UserError, match=sentence):
+        validated(small | {"device": "cpu"})
+    assert validated(small | {"device": "cpu", "stack": 1})["stack"] == 1
+
+
+def test_a_stack_has_problems_that_one_pass_can_search(small):
+    small["direct_reuse"] = [
+        {"model": "resnet20-cifar10", "problem": "binary", "targets": ["cat", "dog", "frog", "ship", "bird"]},
+        {"model": "resnet20-cifar100", "problem": "binary", "targets": ["otter"]},
+        {"model": "resnet20-cifar10", "problem": "multiclass", "targets": {"pets": ["cat", "dog"]}},
+        {
+            "model": "resnet20-cifar100",
+            "problem": "multiclass",
+            "targets": {"sea": ["otter", "seal"], "air": ["bee", "beetle"], "three": ["bear", "bee", "beetle"]},
+        },
+    ]
+    small["direct_reuse"][0]["overrides"] = {"dog": {"alpha": 2.0}}
+    problems = target_problems(validated(small))
+
+    def names(most):
+        return [[problem.target for problem in stack] for stack in stacks(problems, most)]
+
+    assert names(2) == [["cat", "frog"], ["ship", "bird"], ["dog"], ["otter"], ["pets"], ["sea", "air"], ["three"]]
+    assert names(9)[:2] == [["cat", "frog", "ship", "bird"], ["dog"]]
+    assert names(1) == [[name] for name in sum(names(9), [])]
+    assert stacks([], 4) == []
+
+
+def test_what_a_source_models_weights_are_fetched_from(small):
+    small["datasets"]["cifar10"]["classes"] = ["ship", "cat"]
+    small["datasets"]["pets"]["classes"] = ["rabbit", "cat"]
+    config = validated(small | {"direct_reuse": [], "indirect_reuse": []})
+    hub = source_weights(config, "resnet20-cifar10")
+    assert list(hub) == sorted(hub)
+    (every,) = hub.pop("class_lists")  # the checkpoint knows all classes, also if the config names two of them
+    assert len(every) == 10 and every[0] == "airplane"
+    assert hub == {"architecture": "resnet20", "kind": "cifar10", "normalization": None, "weights": "hub"}
+    own = source_weights(config, "mine")  # a file of one's own may know either
+    assert own["class_lists"] == [["rabbit", "cat"], ["cat", "golden retriever", "rabbit"]]
+    assert own["normalization"] == [[0.5] * 3, [0.2] * 3]
 
 
 @pytest.fixture
@@ -890,7 +939,10 @@ def test_config_yaml_is_the_published_evaluation(full):
 
 def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data_are_there(full, monkeypatch):
     available = why_unavailable
-    monkeypatch.setattr(data, "available", lambda entry: available(entry) if entry["kind"] == "imagenet" else None)
+    for module in (entries, plan):
+        monkeypatch.setattr(
+            module, "why_unavailable", lambda entry: available(entry) if entry["kind"] == "imagenet" else None
+        )
     config = validated(full)
     assert len(left_out(config)) == 1  # for direct reuse: the weights need no image of ImageNet
     students = plan.students(config)
@@ -963,7 +1015,7 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
 
 
 def test_documentation_agrees_with_the_schema():
-    page = document_config.document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
+    page = document(yaml.safe_load(SCHEMA.read_text(encoding="utf-8")))
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == page, "run: python workflow/scripts/document_config.py docs/configuration.md"
 
@@ -987,7 +1039,7 @@ def test_documentation_states_bounds_and_defaults():
     assert "| `thresholds` | list of numbers (more than 0, less than 1) | `[0.6]` |" in page
     assert "| `transfer` | keys of [transfer](#transfer) | not given |" in page
     assert "| `clip` | list of 2: number | `[-2.2, 2.2]` |" in page
-    assert "| `weights` | text | needed |" in page
+    assert "| `weights` | text | required |" in page
     assert "Value: `auto`, `cpu`, `cuda`, `mps`. Default: `auto`." in page
 
 
@@ -1009,7 +1061,8 @@ def test_schema_is_a_valid_schema_and_its_defaults_are_valid(small):
 
 def test_reading_the_configuration_imports_neither_torch_nor_snakemake():
     code = (
-        "import sys; from seam import config; config.torchvision_weights(); "
+        "import sys; from seam.config import plan; from seam.config.checks.models import torchvision_weights; "
+        "torchvision_weights(); "
         "print(sorted({'torch', 'torchvision', 'snakemake', 'numpy', 'scipy', 'sklearn', 'PIL'} & set(sys.modules)))"
     )
     scripts = ROOT / "workflow" / "scripts"

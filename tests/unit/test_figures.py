@@ -3,14 +3,13 @@
 import itertools
 import re
 
-import collect_direct
 import numpy as np
-import plot_direct
 import pytest
 import synthetic
 from made_tables import ENGINES, PUBLISHED
 from matplotlib.collections import LineCollection
 
+from seam.report import direct, direct_figures
 from seam.report.style import BLUE, RED, looks, save, style
 from seam.report.tables import read_table
 
@@ -18,13 +17,11 @@ SAVED = {("weights_kept", ""): 89.89, ("inference_time_reduction", "deepsparse")
 
 
 class Results:
-    """Made-up results as `plot_direct` gets them: two tables and the histories by folder."""
+    """Made-up results as `direct_figures` gets them: two tables and the histories by folder."""
 
     def __init__(self, folder, problems, engines=ENGINES, **options):
         made = synthetic.make(folder, problems, engines, **options)
-        tables = collect_direct.tables(
-            made["metrics.json"], made["macs.json"], made["latency"], made["models"], ENGINES
-        )
+        tables = direct.tables(made["metrics.json"], made["macs.json"], made["latency"], made["models"], ENGINES)
         self.binary, self.multiclass = tables["binary"], tables["multiclass"]
         self.histories = {path.rsplit("/", 1)[0]: read_table(path) for path in made["history.csv"]}
 
@@ -60,7 +57,7 @@ def panels(figure):
 @pytest.mark.parametrize("problem", ["binary", "multiclass"])
 def test_accuracy_shows_the_table(demo, problem):
     table = getattr(demo, problem)
-    drawn = panels(plot_direct.accuracy(table, problem))
+    drawn = panels(direct_figures.accuracy(table, problem))
     assert set(drawn) == set(table["model"])
     for model, axes in drawn.items():
         rows = table[table["model"] == model].sort_values("accuracy_source", ascending=False)
@@ -78,7 +75,7 @@ def test_accuracy_shows_the_table(demo, problem):
 
 def test_accuracy_tells_losses_from_gains(demo):
     table = demo.binary.assign(accuracy_gain_points=[1.0, -1.0, 0.0, 1.0], accuracy_source=[0.9, 0.8, 0.7, 0.9])
-    axes = panels(plot_direct.accuracy(table, "binary"))["resnet20-digits"]
+    axes = panels(direct_figures.accuracy(table, "binary"))["resnet20-digits"]
     (dots,) = [drawn for drawn in axes.collections if drawn.get_label() == "reengineered"]
     colours = [BLUE, RED, BLUE]
     from matplotlib.colors import to_rgba
@@ -87,14 +84,14 @@ def test_accuracy_tells_losses_from_gains(demo):
 
 
 def test_fair_baseline_is_drawn_for_multiclass_problems_only(demo):
-    (axes,) = plot_direct.accuracy(demo.multiclass, "multiclass").axes
+    (axes,) = direct_figures.accuracy(demo.multiclass, "multiclass").axes
     assert list(points(axes, "restricted")[:, 0]) == list(100 * demo.multiclass["accuracy_source_restricted"])
-    for axes in plot_direct.accuracy(demo.binary, "binary").axes:
+    for axes in direct_figures.accuracy(demo.binary, "binary").axes:
         assert "restricted" not in [drawn.get_label() for drawn in axes.collections]
 
 
 def test_accuracy_of_the_published_evaluation_is_legible(full):
-    figure = plot_direct.accuracy(full.binary, "binary")
+    figure = direct_figures.accuracy(full.binary, "binary")
     with style():
         figure.draw_without_rendering()
     shown = [name for axes in figure.axes for name in names(axes)]
@@ -121,12 +118,12 @@ def test_accuracy_of_the_published_evaluation_is_legible(full):
     ],
 )
 def test_panels_of_like_size_stand_side_by_side(sizes, lines):
-    assert plot_direct.pairs(sizes) == lines
+    assert direct_figures.lines_of_panels(sizes) == lines
 
 
 def test_long_names_are_shortened(demo):
     table = demo.multiclass.assign(target="a_name_that_is_much_too_long_to_be_read")
-    (axes,) = plot_direct.accuracy(table, "multiclass").axes
+    (axes,) = direct_figures.accuracy(table, "multiclass").axes
     assert names(axes) == ["a_name_that_is_much_too_l…"]
 
 
@@ -134,7 +131,7 @@ def test_long_names_are_shortened(demo):
 
 
 def test_retention_accuracy_shows_the_tables(demo):
-    (axes,) = plot_direct.retention_accuracy(demo.binary, demo.multiclass, 10.11).axes
+    (axes,) = direct_figures.retention_accuracy(demo.binary, demo.multiclass, 10.11).axes
     groups = {
         f"{model}, {kind}": rows
         for kind, table in (("binary", demo.binary), ("multi-class", demo.multiclass))
@@ -163,7 +160,7 @@ def dots_and_bars(axes):
 
 
 def test_cost_shows_the_tables(demo):
-    drawn = panels(plot_direct.cost(demo.binary, demo.multiclass, SAVED))
+    drawn = panels(direct_figures.cost(demo.binary, demo.multiclass, SAVED))
     tables = [rows for table in (demo.binary, demo.multiclass) for _, rows in table.groupby("model", sort=False)]
     values = {
         "Weights": [100 * (1 - rows["retention"]) for rows in tables],
@@ -191,7 +188,7 @@ def test_cost_names_gaps(demo):
     binary = demo.binary.copy()
     columns = [f"{name}_deepsparse" for name in ("latency_source_ms", "latency_reengineered_ms", "speedup")]
     binary.loc[[0, 3], columns] = np.nan  # one of three of the first model, all of the second
-    axes = panels(plot_direct.cost(binary, demo.multiclass, SAVED))["Inference time, DeepSparse"]
+    axes = panels(direct_figures.cost(binary, demo.multiclass, SAVED))["Inference time, DeepSparse"]
     texts = [text.get_text() for text in axes.texts]
     assert "2 of 3 measured" in texts and "not measured" in texts
     bars, _ = dots_and_bars(axes)
@@ -201,7 +198,7 @@ def test_cost_names_gaps(demo):
 
 def test_engine_without_any_value(tmp_path):
     results = Results(tmp_path, synthetic.DEMO, engines=["onnxruntime"])
-    drawn = panels(plot_direct.cost(results.binary, results.multiclass, SAVED))
+    drawn = panels(direct_figures.cost(results.binary, results.multiclass, SAVED))
     axes = drawn["Inference time, DeepSparse"]
     assert [text.get_text() for text in axes.texts] == ["not measured"] * 3
     assert {line.get_xdata()[0] for line in axes.lines} == {0}  # no published value where there is none to compare
@@ -209,7 +206,7 @@ def test_engine_without_any_value(tmp_path):
 
 def test_slower_models_are_inside_the_panel(demo):
     binary = demo.binary.assign(latency_reengineered_ms_onnxruntime=2 * demo.binary["latency_source_ms_onnxruntime"])
-    axes = panels(plot_direct.cost(binary, demo.multiclass, SAVED))["Inference time, ONNX Runtime"]
+    axes = panels(direct_figures.cost(binary, demo.multiclass, SAVED))["Inference time, ONNX Runtime"]
     assert axes.get_xlim()[0] < -100
     assert "−100.0" in [text.get_text() for text in axes.texts]
 
@@ -218,7 +215,7 @@ def test_slower_models_are_inside_the_panel(demo):
 
 
 def test_history_shows_the_first_target_of_each_model(demo):
-    figure = plot_direct.history(demo.binary, demo.multiclass, demo.histories)
+    figure = direct_figures.history(demo.binary, demo.multiclass, demo.histories)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["resnet20-digits\nbinary: 3", "vgg16-digits\nbinary: 0", "resnet20-digits\nmulti-class: round"]
     rows = [demo.binary.iloc[0], demo.binary.iloc[3], demo.multiclass.iloc[0]]
@@ -241,7 +238,7 @@ def test_history_joins_the_epochs_that_were_evaluated(demo):
     folder = demo.binary["folder"][0]
     steps = demo.histories[folder].copy()
     steps.loc[steps["epoch"] % 2 == 1, "accuracy"] = None
-    axes = plot_direct.history(demo.binary, demo.multiclass, {folder: steps}).axes[0]
+    axes = direct_figures.history(demo.binary, demo.multiclass, {folder: steps}).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     assert list(lines["accuracy"].get_xdata()) == [epoch for epoch in steps["epoch"] if epoch % 2 == 0]
     assert list(lines["retention"].get_xdata()) == list(steps["epoch"])
@@ -249,13 +246,13 @@ def test_history_joins_the_epochs_that_were_evaluated(demo):
 
 def test_history_of_the_published_selection_compares_on_the_test_images(demo):
     binary = demo.binary.assign(holdout_accuracy_source=None)
-    axes = plot_direct.history(binary, demo.multiclass, demo.histories).axes[0]
+    axes = direct_figures.history(binary, demo.multiclass, demo.histories).axes[0]
     (line,) = [line for line in axes.lines if line.get_label() == "source"]
     assert set(line.get_ydata()) == {100 * binary["accuracy_source"][0]}
 
 
 def test_missing_history_is_named(demo):
-    axes = plot_direct.history(demo.binary, demo.multiclass, {}).axes[0]
+    axes = direct_figures.history(demo.binary, demo.multiclass, {}).axes[0]
     assert [text.get_text() for text in axes.texts] == ["no history"]
 
 
@@ -263,7 +260,7 @@ def test_missing_history_is_named(demo):
 
 
 def test_all_figures_without_problems(demo):
-    drawn = plot_direct.figures(demo.binary.iloc[:0], demo.multiclass.iloc[:0], {}, read_table(PUBLISHED))
+    drawn = direct_figures.figures(demo.binary.iloc[:0], demo.multiclass.iloc[:0], {}, read_table(PUBLISHED))
     assert list(drawn) == ["accuracy_binary", "accuracy_multiclass", "retention_accuracy", "cost", "history"]
     for figure in drawn.values():
         assert not figure.axes
@@ -271,7 +268,7 @@ def test_all_figures_without_problems(demo):
 
 
 def test_published_values_that_are_drawn(demo):
-    assert plot_direct.published_savings(read_table(PUBLISHED)) == {
+    assert direct_figures.published_savings(read_table(PUBLISHED)) == {
         key: pytest.approx(value) for key, value in SAVED.items()
     }
 
@@ -279,7 +276,7 @@ def test_published_values_that_are_drawn(demo):
 def test_files_are_the_same_bytes_each_time(demo, tmp_path):
     def write(folder):
         paths = [tmp_path / folder / f"figure.{kind}" for kind in ("png", "pdf")]
-        save(plot_direct.accuracy(demo.multiclass, "multiclass"), paths)
+        save(direct_figures.accuracy(demo.multiclass, "multiclass"), paths)
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["figure.pdf", "figure.png"]
         return [path.read_bytes() for path in paths]
 

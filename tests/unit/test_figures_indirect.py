@@ -3,14 +3,13 @@
 import itertools
 import warnings
 
-import collect_indirect
 import numpy as np
-import plot_indirect
 import pytest
 import synthetic_indirect
 from made_tables import PUBLISHED, stored
 from matplotlib.colors import to_rgb
 
+from seam.report import indirect, indirect_figures
 from seam.report.style import save, style
 from seam.report.tables import STUDENTS, published_students, read_table
 
@@ -18,21 +17,21 @@ QUANTITIES = ["accuracy", "defect_inheritance_rate"]
 
 
 class Results:
-    """Made-up results as `plot_indirect` gets them: the table of students, the threshold study, published values."""
+    """Made-up results as `indirect_figures` gets them: the table of students, the threshold study, published values."""
 
     def __init__(self, folder, entries):
         made = synthetic_indirect.make(folder, entries)
         self.published = read_table(PUBLISHED)
-        table = collect_indirect.students(made["training"], made["metrics"], self.published)
+        table = indirect.students(made["training"], made["metrics"], self.published)
         self.table = stored(table, folder / "indirect.csv")
-        self.study = stored(collect_indirect.thresholds(table), folder / "thresholds.csv")
+        self.study = stored(indirect.thresholds(table), folder / "thresholds.csv")
 
     def thresholds(self, **changed):
         given = {"study": self.study, "table": self.table, "published": self.published} | changed
-        return plot_indirect.thresholds(**given)
+        return indirect_figures.thresholds(**given)
 
     def defects(self, table=None):
-        return plot_indirect.defects(self.table if table is None else table, self.published)
+        return indirect_figures.defects(self.table if table is None else table, self.published)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_thresholds_of_the_full_config(full):
     known = published_students(full.published)
     places = [
         (model, dataset, quantity)
-        for model, datasets in plot_indirect.pairs(full.table).items()
+        for model, datasets in indirect_figures.datasets_by_model(full.table).items()
         for quantity in QUANTITIES
         for dataset in datasets
     ]
@@ -161,7 +160,7 @@ def test_published_points_show_where_ours_has_one_threshold(tmp_path):
     ],
 )
 def test_layout(found, shape):
-    lines = plot_indirect.layout(found)
+    lines = indirect_figures.layout(found)
     assert [len(line) for line in lines] == shape
     wanted = {(model, dataset, quantity) for model in found for dataset in found[model] for quantity in QUANTITIES}
     assert {panel for line in lines for panel in line} == wanted
@@ -236,7 +235,7 @@ def shown(axes):
 def test_defects_shows_the_table(results, request):
     results = request.getfixturevalue(results)
     figure = results.defects()
-    pairs = [(m, d) for m, datasets in plot_indirect.pairs(results.table).items() for d in datasets]
+    pairs = [(m, d) for m, datasets in indirect_figures.datasets_by_model(results.table).items() for d in datasets]
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["\n".join(pair) for pair in pairs]
     known, labels = published_students(results.published), []
     for axes, (model, dataset) in zip(figure.axes, pairs, strict=True):
@@ -312,7 +311,7 @@ def test_figures_are_legible(results, name, request):
 
 
 def test_all_figures_without_students(demo):
-    drawn = plot_indirect.figures(demo.table.iloc[:0], demo.study.iloc[:0], demo.published)
+    drawn = indirect_figures.figures(demo.table.iloc[:0], demo.study.iloc[:0], demo.published)
     assert list(drawn) == ["thresholds", "defects"]
     for figure in drawn.values():
         assert not figure.axes
@@ -321,7 +320,7 @@ def test_all_figures_without_students(demo):
 
 def test_figures_without_masked_students(demo):
     table = demo.table[demo.table["threshold"].isna()]
-    drawn = plot_indirect.figures(table, demo.study.iloc[:0], demo.published)
+    drawn = indirect_figures.figures(table, demo.study.iloc[:0], demo.published)
     assert "no students with masks" in drawn["thresholds"].texts[-1].get_text()
     assert len(drawn["defects"].axes[0].patches) == 2
 

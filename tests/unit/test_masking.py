@@ -99,7 +99,7 @@ def test_outputs_that_depend_on_no_weight_are_refused(network, images, make):
     "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
 )
 def test_a_weight_that_is_computed_from_others_is_refused(wrap):
-    with pytest.raises(UserError, match="The weight of layer 1 is computed from others"):
+    with pytest.raises(UserError, match="The weight of layer 1 is computed from other parameters"):
         maskable(nn.Sequential(nn.Conv2d(3, 4, 3), wrap(nn.Conv2d(4, 4, 3))))
 
 
@@ -181,9 +181,9 @@ class Unused(nn.Module):
         return self.last(self.twice(self.twice(x).relu()).relu())
 
 
-@pytest.mark.parametrize("at_once", [0, 300, 1 << 20])  # bytes of gradients: each alone, some together, all together
+@pytest.mark.parametrize("update_bytes", [0, 300, 1 << 20])  # bytes: gradients one by one, some, all
 @pytest.mark.parametrize("folded", [False, True])
-def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded, at_once):
+def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_the_bit(folded, update_bytes):
     def made():
         torch.manual_seed(0)
         network = Unused().eval().to(memory_format=torch.channels_last)
@@ -194,7 +194,7 @@ def test_masks_updated_within_the_backward_pass_are_those_updated_after_it_to_th
         return network, masks, Adam([(masks.values.values(), 0.3)], lambda step: 0.9**step)
 
     (one, masks, adam), (other, reference, other_adam) = made(), made()
-    masks.at_once = at_once  # as on a GPU
+    masks.update_bytes = update_bytes  # as on a GPU
     images, labels = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(16) % 3
     for step in range(8):
         scale = 1 + 1000 * (step % 2)  # so that some gradients are clipped
@@ -215,7 +215,7 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(network, images):
     def updated_once(module, fails):
         masks = Masks(module)
         masks.train()
-        masks.at_once = 1 << 30  # all are updated after the pass
+        masks.update_bytes = 1 << 30  # all are updated after the pass
         adam = Adam([(masks.values.values(), 0.1)])
         if fails:
             with pytest.raises(RuntimeError, match="captured"), masks.updated(adam, alpha=1.0):
@@ -231,7 +231,7 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(network, images):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_of_the_gradients_one_is_held_at_a_time(network, images):
+def test_one_gradient_is_held_at_a_time(network, images):
     masks, held = Masks(network), []
     masks.train()
 
@@ -277,7 +277,7 @@ def test_memory_format_does_not_change_the_masks(network, images):
 
 def test_masks_can_begin_in_the_order_of_the_weights_magnitudes(network):
     masks = Masks(network)
-    masks.begin_by_magnitude()
+    masks.order_by_magnitude()
     for name, value in masks.values.items():
         order = masks.weights[name].abs().flatten().argsort(stable=True)
         ordered = value.flatten()[order]

@@ -13,8 +13,8 @@ from seam.evaluation import predict
 from seam.models.surgery import with_head
 from seam.precision import exact, forward, set_precision
 from seam.reuse.direct import reengineer
-from seam.robustness.attack import judge, perturbations
-from seam.search.search import search
+from seam.robustness.attack import count_defects, perturb_all
+from seam.search.plain import search
 from seam.settings import AttackSettings, FinetuningSettings, SearchSettings, TrainingSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.supervised import finetune
@@ -136,7 +136,7 @@ class Interrupting(list):
 def test_a_search_in_bfloat16_resumes_from_its_checkpoint(bfloat16, monkeypatch, tmp_path, place):
     place = bfloat16(place)
     uninterrupted, _ = searched(place)
-    monkeypatch.setattr("seam.training.run.EVERY", -1)
+    monkeypatch.setattr("seam.training.run.SAVE_SECONDS", -1)
     provenance = describe_device(place)
     with pytest.raises(InterruptedError):
         searched(place, Checkpoint(tmp_path / "x.pt", provenance, __file__), Interrupting)
@@ -166,8 +166,8 @@ def test_tf32_is_for_steps_alone(pretend_gpus):
     options, levels = AttackSettings(steps=2), np.zeros((16, 8, 8, 3), np.int8)
     measure = {
         "accuracy": lambda: predict(model, [(images, labels)]),
-        "attack": lambda: perturbations(model, [(images, labels)], options, levels),
-        "defects": lambda: judge(model, [(images, labels)], levels, options),
+        "attack": lambda: perturb_all(model, [(images, labels)], options, levels),
+        "defects": lambda: count_defects(model, [(images, labels)], levels, options),
     }
     for name, run in measure.items():
         seen.clear()

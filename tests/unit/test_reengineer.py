@@ -20,8 +20,9 @@ SETTINGS = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "pa
 
 def run(folder, model_folder, dataset_folder, problem="binary", target="red", members=("red",), seed=0, **settings):
     return reengineer(
-        folder, model_folder, dataset_folder, "small", "colours", problem, target, list(members),
-        SETTINGS | settings, seed, "cpu", folder / "checkpoint.pt",
+        folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, model="small", dataset="colours",
+        problem=problem, target=target, members=list(members), settings=SETTINGS | settings, seed=seed, device="cpu",
+        checkpoint=folder / "checkpoint.pt",
     )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_the_loaded_model_is_plain_and_as_accurate_as_said(red, dataset_folder):
     assert accuracy == metrics["accuracy"]["reengineered"]
 
 
-def test_masks_take_one_bit_a_weight(red):
+def test_masks_take_one_bit_per_weight(red):
     metrics, tensors = json.loads((red / "metrics.json").read_text()), load_file(red / "masks.safetensors")
     masks = {name: tensor for name, tensor in tensors.items() if name.startswith("mask/")}
     assert sum(tensor.numel() for tensor in masks.values()) <= metrics["weights"] / 8 + len(masks)
@@ -129,17 +130,17 @@ def test_a_folder_that_moved_can_be_loaded_with_its_source(red, results, tmp_pat
     )
 
 
-def test_what_holds_no_reengineered_model_is_said_in_a_sentence(red, results, tmp_path):
+def test_a_folder_without_a_reengineered_model_is_one_sentence(red, results, tmp_path):
     with pytest.raises(UserError, match="is a file: give the folder"):
         seam.load(red / "masks.safetensors")
-    with pytest.raises(UserError, match="open it by seam.models.open"):
+    with pytest.raises(UserError, match="open it by seam.models.weights.open_source"):
         seam.load(results / "models" / "small")
     (tmp_path / "student.safetensors").touch()
-    with pytest.raises(UserError, match="open it by seam.transfer.load"):
+    with pytest.raises(UserError, match="open it by seam.load_student"):
         seam.load(tmp_path)
 
 
-def test_a_damaged_file_is_said_in_a_sentence(red, results, tmp_path):
+def test_a_damaged_file_is_one_sentence(red, results, tmp_path):
     shutil.copytree(red, tmp_path / "red")
     path = tmp_path / "red" / "masks.safetensors"
     path.write_bytes(path.read_bytes()[:-20])

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from seam.models.surgery import feature_extractor, find_last_layer, replace_last_layer
-from seam.robustness.attack import attack_loss, compress, expand, judge, perturb, perturbations
+from seam.robustness.attack import attack_loss, compress, count_defects, expand, perturb, perturb_all
 from seam.settings import AttackSettings
 
 SETTINGS = AttackSettings(batch_size=8)
@@ -89,7 +89,7 @@ def test_what_is_stored_is_within_eps_and_close_to_what_was_found(network, image
 def test_all_images_are_perturbed_in_their_order(network, images):
     into = np.zeros((8, 10, 10, 3), np.int8)
     torch.manual_seed(0)
-    found = perturbations(network, [(images[:5], None), (images[5:], None)], SETTINGS, into)
+    found = perturb_all(network, [(images[:5], None), (images[5:], None)], SETTINGS, into)
     assert found["loss_after"] > found["loss_before"]
     assert 0.09 < found["largest_perturbation"] <= 0.1 + 1e-6
     assert (np.abs(into).reshape(8, -1).max(1) > 100).all()
@@ -106,11 +106,11 @@ class Threshold(nn.Module):
 def test_what_the_clip_cuts_is_counted_and_warned_of(network, images, caplog):
     batches = [(images, torch.zeros(8, dtype=torch.long))]
     into = np.zeros((8, 10, 10, 3), np.int8)
-    found = perturbations(network, batches, SETTINGS, into)
+    found = perturb_all(network, batches, SETTINGS, into)
     assert found["values_clipped"] == pytest.approx((images.abs() > 2.2).double().mean().item())
     assert 0.1 < found["values_clipped"] < 0.2 and "attack.clip cuts 16 % of the values" in caplog.text
     caplog.clear()
-    found = perturbations(network, batches, AttackSettings(batch_size=8, clip=(-9.0, 9.0)), into)
+    found = perturb_all(network, batches, AttackSettings(batch_size=8, clip=(-9.0, 9.0)), into)
     assert found["values_clipped"] == 0 and "attack.clip" not in caplog.text
 
 
@@ -119,7 +119,7 @@ def test_defects_are_counted_among_what_is_right():
     images = values[:, None, None, None].expand(6, 3, 4, 4).contiguous()
     labels = torch.tensor([1, 0, 1, 0, 0, 0])  # the last two are wrong from the start
     levels = np.full((6, 4, 4, 3), -127, np.int8)  # everything a tenth lower
-    found = judge(Threshold(), [(images[:4], labels[:4]), (images[4:], labels[4:])], levels, SETTINGS)
+    found = count_defects(Threshold(), [(images[:4], labels[:4]), (images[4:], labels[4:])], levels, SETTINGS)
     assert found == {
         "images": 6, "right": 4, "inherited": 1, "accuracy": 4 / 6, "defect_inheritance_rate": 1 / 4,
         "accuracy_perturbed": 4 / 6,
@@ -129,13 +129,13 @@ def test_defects_are_counted_among_what_is_right():
 def test_without_a_perturbation_nothing_is_inherited():
     images = torch.randn(6, 3, 4, 4)
     labels = Threshold()(images).argmax(1)
-    found = judge(Threshold(), [(images.clamp(-2.2, 2.2), labels)], np.zeros((6, 4, 4, 3), np.int8), SETTINGS)
+    found = count_defects(Threshold(), [(images.clamp(-2.2, 2.2), labels)], np.zeros((6, 4, 4, 3), np.int8), SETTINGS)
     assert found["defect_inheritance_rate"] == 0
 
 
 def test_a_student_that_gets_nothing_right_has_no_rate():
     images = torch.full((2, 3, 4, 4), 0.5)
-    found = judge(Threshold(), [(images, torch.tensor([0, 0]))], np.zeros((2, 4, 4, 3), np.int8), SETTINGS)
+    found = count_defects(Threshold(), [(images, torch.tensor([0, 0]))], np.zeros((2, 4, 4, 3), np.int8), SETTINGS)
     assert found["right"] == 0 and found["defect_inheritance_rate"] is None
 
 

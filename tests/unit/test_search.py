@@ -1,3 +1,5 @@
+"""The rules of a mask search, on a problem that takes milliseconds."""
+
 from functools import partial
 
 import pytest
@@ -6,7 +8,8 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.models.surgery import set_training_mode, with_head
-from seam.search.search import _rank, search
+from seam.search.mask_search import rank_epoch
+from seam.search.plain import search
 from seam.settings import SearchSettings
 from seam.training.adam import Adam
 
@@ -100,7 +103,7 @@ def test_a_larger_alpha_keeps_fewer_weights():
     assert retention[0] > retention[1] > retention[2]
 
 
-def test_what_the_outputs_do_not_depend_on_is_neither_removed_nor_counted():
+def test_weights_on_which_no_output_depends_are_neither_removed_nor_counted():
     network = model()
     network.source.unused = nn.Linear(8, 100)
     network.source.forward = lambda images: nn.Sequential(*list(network.source)[:7])(images)
@@ -121,7 +124,7 @@ def test_the_search_ends_when_the_selected_epoch_does_not_change():
     assert len(result.history) == result.selected_epoch + 3 < 50
 
 
-def test_epochs_that_are_not_evaluated_are_trained_as_ever_and_not_selected(caplog):
+def test_epochs_without_an_evaluation_are_trained_as_ever_and_not_selected(caplog):
     caplog.set_level("INFO")
     _, every = run(epochs=11)
     _, some = run(epochs=11, evaluate_every=3)
@@ -147,7 +150,7 @@ def test_dropout_is_active_and_batch_norm_is_not():
 
 
 def test_the_published_selection_prefers_accuracy_of_the_source_then_retention():
-    rank = partial(_rank, wanted=0.9, worth=None)
+    rank = partial(rank_epoch, wanted=0.9, worth=None)
     assert rank(0.90, 0.5) > rank(0.89, 0.1)  # reaches the source's accuracy
     assert rank(0.90, 0.3) > rank(0.99, 0.4)  # fewer weights
     assert rank(0.95, 0.3004) > rank(0.94, 0.3001)  # equal in steps of 0.001: accuracy decides
@@ -156,19 +159,20 @@ def test_the_published_selection_prefers_accuracy_of_the_source_then_retention()
 
 
 def test_the_selection_weighs_missing_accuracy_against_weights():
-    rank = partial(_rank, wanted=0.9, worth=5.0)
+    rank = partial(rank_epoch, wanted=0.9, worth=5.0)
     assert rank(0.89, 0.1) > rank(0.90, 0.2)  # a point of accuracy against ten of weights
     assert rank(0.90, 0.13) > rank(0.89, 0.1)  # against three
     assert rank(0.90, 0.3) > rank(0.99, 0.4)  # more than is wanted counts for nothing
     assert rank(0.95, 0.3004) > rank(0.94, 0.3001)  # equal in steps of 0.001: accuracy decides
     assert not rank(0.95, 0.3) > rank(0.95, 0.3)  # the earlier of equals stays
-    assert partial(_rank, wanted=0.9, worth=1000)(0.9, 1.0) > partial(_rank, wanted=0.9, worth=1000)(0.89, 0.1)
+    rank = partial(rank_epoch, wanted=0.9, worth=1000)
+    assert rank(0.9, 1.0) > rank(0.89, 0.1)
 
 
 def test_one_image_does_not_decide_between_all_weights_and_a_few():
     course = [(0.935, 1.0), (0.825, 0.276), (0.87, 0.112), (0.9, 0.0886)]  # of a search on 200 held-out images
     for source in (0.935, 0.94):
-        best = {worth: max(course, key=lambda epoch: _rank(*epoch, source, worth)) for worth in (None, 5.0)}
+        best = {worth: max(course, key=lambda epoch: rank_epoch(*epoch, source, worth)) for worth in (None, 5.0)}
         assert best[5.0] == course[-1]
         assert best[None] == (course[0] if source == 0.935 else course[-1])
 
@@ -181,7 +185,7 @@ def test_accuracy_can_be_given_up_for_fewer_weights():
     assert loose["retention"] == pytest.approx(min(reached), abs=0.001) and loose["retention"] <= strict["retention"]
 
 
-def test_a_schedule_or_a_selection_that_is_none_is_refused():
+def test_an_unknown_schedule_or_selection_is_refused():
     for name, value in (("schedule", "quick"), ("selection", "train")):
         with pytest.raises(ValueError, match=f"{name} is '{value}'"):
             SearchSettings(**{name: value})

@@ -12,22 +12,17 @@ from seam.files import load_tensors
 from seam.masks.bits import unpack_bits
 from seam.masks.layers import maskable
 from seam.models.weights import open_source
-from seam.reuse.indirect import (
-    TransferTask,
-    attack_source,
-    bits_of,
-    evaluate_defects,
-    search_masks,
-    train_head,
-    train_student,
-)
+from seam.reuse.defects import attack_source, evaluate_defects
 from seam.reuse.load import load_student
+from seam.reuse.students import bits_of, train_head, train_student
+from seam.reuse.threshold_search import search_masks
+from seam.reuse.transfer import Transfer
 
 COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
 SGD = {"epochs": 6, "patience": 6, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
 SEARCH = {"epochs": 80, "lr_mask": 0.02, "lr_last": 0.01, "alpha": 0.03}
 ATTACK = {"eps": 0.1, "step": 0.01, "steps": 10, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 32}
-ORIGIN = {"architecture": "tests/small.py:build", "weights_origin": "train"}
+ORIGIN = {"architecture": "small.py:build", "weights_origin": "train"}
 THRESHOLDS = [0.3, 0.5, 0.6]
 
 
@@ -97,7 +92,7 @@ def test_one_search_stores_the_masks_of_all_thresholds(search, model_folder):
     assert len(history) == about["reached"]["0.6"]  # and then it ends
 
 
-def test_a_threshold_that_is_not_reached_is_said_when_it_is_asked_for(search, places, tmp_path):
+def test_a_threshold_that_was_not_reached_is_an_error_of_its_student(search, places, tmp_path):
     shared = places | {"common": COMMON, "seed": 0, "device": "cpu", "checkpoint": tmp_path / "x.pt"}
     (tmp_path / "head.safetensors").write_bytes((search / "head.safetensors").read_bytes())
     (tmp_path / "head.csv").write_bytes((search / "head.csv").read_bytes())
@@ -120,7 +115,7 @@ def test_every_student_learns_the_target(student):
         assert found["images"] == {"train": 128, "holdout": 32, "test": 80}
 
 
-def test_a_masked_student_says_what_it_kept(student, search):
+def test_the_results_of_a_masked_student_have_its_retention(student, search):
     found = training(student("seam", 0.5))
     history = pd.read_csv(search / "history.csv")
     assert found["retention"] == found["kept"] / found["weights"] <= 0.5
@@ -227,14 +222,14 @@ def test_a_student_that_keeps_its_zeros_is_sparse(attack, student, dataset_folde
     assert json.loads((folder / "metrics.json").read_text())["sparsity"] > 0.35
 
 
-def test_what_chooses_the_epoch_is_not_trained_on(places):
-    job = TransferTask(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
-                       common=COMMON, seed=0, device="cpu")  # fmt: skip
-    assert not set(job.train_part.indices) & set(job.holdout_part.indices)
-    assert len(job.test_part) == 80
+def test_held_out_images_are_not_trained_on(places):
+    transfer = Transfer(**{k: places[k] for k in ("model_folder", "dataset_folder")}, names=("small", "colours", "x"),
+                        common=COMMON, seed=0, device="cpu")  # fmt: skip
+    assert not set(transfer.train.indices) & set(transfer.holdout.indices)
+    assert len(transfer.test) == 80
 
 
-def test_a_student_that_is_damaged_is_said_in_a_sentence(student, tmp_path):
+def test_a_damaged_student_is_one_sentence(student, tmp_path):
     source = student("standard") / "student.safetensors"
     (tmp_path / "student.safetensors").write_bytes(source.read_bytes()[:-10])
     with pytest.raises(UserError, match="is not a whole safetensors file"):

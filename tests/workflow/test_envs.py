@@ -1,14 +1,12 @@
 """The environments: the same packages for pip and for conda, and the same workflow with either.
 
-No conda is needed: a script that answers as conda does stands in for it. What it cannot show is that conda can install
-what the files name.
+A script that answers as conda does stands in for conda. It cannot show that conda can install the packages.
 """
 
 import json
 import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -83,6 +81,13 @@ def test_conda_brings_a_python_that_the_packages_have(name):
     assert content["channels"] == ["conda-forge", "nodefaults"]
 
 
+def test_pre_commit_has_the_linters_of_make_lint():
+    pins = dict(line.split("==") for line in (ENVS / "dev.txt").read_text().splitlines() if "==" in line)
+    repositories = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    versions = {repository["repo"].rpartition("/")[2]: repository["rev"] for repository in repositories}
+    assert versions == {"ruff-pre-commit": f"v{pins['ruff']}", "snakefmt": f"v{pins['snakefmt']}"}
+
+
 # ---------------------------------------------------------------------- the workflow with conda
 
 
@@ -142,9 +147,10 @@ def test_every_rule_that_computes_has_an_environment(conda, colours, tmp_path):
 
 
 def test_every_rule_names_its_environment():
-    text = "\n".join(path.read_text() for path in Path(ROOT / "workflow/rules").glob("*.smk"))
-    rules = re.split(r"^rule (\w+):$", text, flags=re.MULTILINE)[1:]
-    for name, body in zip(rules[::2], rules[1::2], strict=True):
-        runs = re.search(r"^    (script|shell):\n", body, re.MULTILINE)
-        wanted = "deepsparse" if name in ("make_env", "time_deepsparse") else "seam"
-        assert (f'"../../envs/{wanted}.yaml"' in body) == bool(runs), name
+    for path in (ROOT / "workflow/rules").glob("*.smk"):
+        rules = re.split(r"^ *rule ?(\w*):$", path.read_text(), flags=re.MULTILINE)[1:]
+        for name, body in zip(rules[::2], rules[1::2], strict=True):
+            body = re.split(r"^\S", body, maxsplit=1, flags=re.MULTILINE)[0]
+            runs = re.search(r"^ +(script|shell):\n", body, re.MULTILINE)
+            wanted = "deepsparse" if name in ("make_env", "time_deepsparse") else "seam"
+            assert (f'"../../envs/{wanted}.yaml"' in body) == bool(runs), (path.name, name)

@@ -1,4 +1,4 @@
-"""The workflow on a Slurm cluster, with the profile that it brings: what jobs ask for, and what becomes of failures."""
+"""The workflow on a Slurm cluster with its own profile: what jobs ask for, and how failed jobs resume."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from contents import content
 from slurm_jobs import GPU, LOCAL, Going
 from workflows import ROOT, jobs, small_config, snakemake
 
-TESTS = Path(__file__).parent
+HELPERS = ROOT / "tests/helpers"
 
 
 # ---------------------------------------------------------------------- what jobs ask for
@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 def asked(folder, config):
     """[{rule: [resources and wildcards of its jobs]}] of the first three attempts."""
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, TESTS / "asked.py", ROOT / "Snakefile", "config.yaml"]
+    command = [sys.executable, HELPERS / "asked.py", ROOT / "Snakefile", "config.yaml"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -115,7 +115,7 @@ def undisturbed(tmp_path_factory):
     The network is the small one of the tests, and what a file in the working directory is called befalls it.
     """
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "net.py").write_text(NET.format(tests=str(TESTS)))
+    (folder / "net.py").write_text(NET.format(tests=str(HELPERS)))
     small = small_config(paint(folder / "images"))
     config = small | {
         "models": {"net": small["models"]["small"] | {"architecture": f"{folder}/net.py:build"}},
@@ -180,11 +180,11 @@ def ended_as_undisturbed(one, undisturbed):
     return [one.about(number) for number in one.entries()]
 
 
-def went_on(one):
-    return "goes on from the checkpoint" in (one.folder / "results/logs/reengineer/net/binary/red.log").read_text()
+def resumed(one):
+    return "from the checkpoint" in (one.folder / "results/logs/reengineer/net/binary/red.log").read_text()
 
 
-def test_a_job_that_is_cancelled_goes_on_where_it_was(going, undisturbed):
+def test_a_cancelled_job_resumes(going, undisturbed):
     one = going["cancelled"]
     one.until((one.folder / CHECKPOINT).exists)
     (number,) = one.entries()
@@ -194,10 +194,10 @@ def test_a_job_that_is_cancelled_goes_on_where_it_was(going, undisturbed):
     one.until(lambda: one.about(number)["JobState"] == "CANCELLED")
     one.what.unlink()
     ended_as_undisturbed(one, undisturbed)
-    assert went_on(one)
+    assert resumed(one)
 
 
-def test_a_job_beyond_its_time_goes_on_where_it_was(going, undisturbed):
+def test_a_job_beyond_its_time_resumes(going, undisturbed):
     one = going["late"]
     one.until(one.entries)
     (number, *_) = one.entries()
@@ -205,7 +205,7 @@ def test_a_job_beyond_its_time_goes_on_where_it_was(going, undisturbed):
     one.what.unlink()
     first, second, *_ = ended_as_undisturbed(one, undisturbed)
     assert (first["TimeLimit"], second["TimeLimit"]) == ("00:01:00", "00:02:00")
-    assert went_on(one)
+    assert resumed(one)
 
 
 def test_a_job_that_fails_once_runs_again(going, undisturbed):

@@ -23,7 +23,7 @@ import seam
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(folder, config, the workflow) of a whole run, by a copy of the workflow that tests may change."""
+    """Return (folder, config, workflow) of a complete run, with a copy of the workflow that tests may change."""
     folder, workflow = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("clone")
     for name in ("Snakefile", "config.yaml", "workflow", "envs", "profiles"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 
 def planned(run, config=None):
-    """{rule: jobs} that would run again."""
+    """Return {rule: jobs} that would run again."""
     folder, own, workflow = run
     found = jobs(snakemake(folder, "--dry-run", config=config or own, workflow=workflow)[1])
     found.pop("all", None)
@@ -140,7 +140,20 @@ STUDENTS = {
     "attack_source": 1, "finetune_standard": 1, "finetune_seam_head": 1, "finetune_seam_masks": 1, "finetune_seam": 2,
     "evaluate_defects": 3,
 }  # fmt: skip
-ONE = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_onnxruntime": 1}
+TARGET = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_onnxruntime": 1}
+
+
+@contextlib.contextmanager
+def changed(run, file):
+    """Add a line to a file of the run's own copy of the workflow, within this block."""
+    path = run[2] / "workflow/scripts" / file
+    code, stamp = path.read_bytes(), path.stat()
+    path.write_bytes(code + b"\n# a change\n")
+    try:
+        yield
+    finally:
+        path.write_bytes(code)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def times(number, rules):
@@ -150,16 +163,16 @@ def times(number, rules):
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        (["direct_reuse", 0, "overrides", "blue", "alpha"], 3.0, ONE | RESULTS),
-        (["direct_reuse", 1, "search"], {"lr_mask": 0.2}, ONE | RESULTS),
-        (["search", "epochs"], 13, times(3, ONE) | RESULTS),
-        (["direct_reuse", 0, "targets"], ["red", "blue", "green"], ONE | RESULTS),
+        (["direct_reuse", 0, "overrides", "blue", "alpha"], 3.0, TARGET | RESULTS),
+        (["direct_reuse", 1, "search"], {"lr_mask": 0.2}, TARGET | RESULTS),
+        (["search", "epochs"], 13, times(3, TARGET) | RESULTS),
+        (["direct_reuse", 0, "targets"], ["red", "blue", "green"], TARGET | RESULTS),
         (["timing", "iterations"], 6, {"time_onnxruntime": 3} | RESULTS),
         (["direct_reuse", 1, "timing"], {"runs": 3}, {"time_onnxruntime": 1} | RESULTS),
         (
             ["models", "small", "training", "epochs"],
             5,
-            times(3, ONE)
+            times(3, TARGET)
             | RESULTS
             | {"train_source": 1, "evaluate_source": 1, "export_source": 1}
             | STUDENTS
@@ -188,7 +201,6 @@ def times(number, rules):
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
         (["precision"], "float32", {}),
-        (["stack"], 3, {}),
     ],
 )
 def test_a_change_reruns_just_what_depends_on_it(run, path, value, expected):
@@ -199,34 +211,53 @@ def test_two_values_that_are_swapped_are_a_change(run):
     config = run[1]
     one = change(change(config, ["search", "lr_head"], 0.2), ["search", "lr_mask"], 0.1)
     two = change(change(config, ["search", "lr_head"], 0.1), ["search", "lr_mask"], 0.2)
-    for changed in (one, two):
-        assert planned(run, changed)["reengineer"] == 3
+    for swapped in (one, two):
+        assert planned(run, swapped)["reengineer"] == 3
+
+
+MASKED_STUDENTS = {"finetune_seam_masks": 1, "finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT
+EVERYTHING = (
+    {"prepare_dataset": 2, "train_source": 1, "evaluate_source": 1, "export_source": 1}
+    | times(3, TARGET)
+    | STUDENTS
+    | RESULTS
+    | RESULTS_INDIRECT
+)
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("seam/macs.py", {"count_macs": 3} | RESULTS),
-        ("seam/latency.py", {"time_onnxruntime": 3} | RESULTS),
-        ("seam/reengineer.py", times(3, ONE) | RESULTS),
-        ("seam/transfer.py", STUDENTS | RESULTS_INDIRECT),
-        ("reengineer.py", times(3, ONE) | RESULTS),
-        ("retrain.py", {}),  # this config has no such student
-        ("seam/figures.py", {"plot_direct": 1, "plot_indirect": 1}),
+        ("seam/cost/macs.py", {"count_macs": 3} | RESULTS),
+        ("seam/cost/latency.py", {"time_onnxruntime": 3} | RESULTS),
+        ("seam/search/search.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
+        ("seam/search/stacked.py", times(3, TARGET) | RESULTS),
+        ("seam/training/graphs.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
+        ("seam/reuse/transfer.py", STUDENTS | RESULTS_INDIRECT),
+        (
+            "seam/reuse/load.py",
+            times(3, TARGET) | RESULTS | {"attack_source": 1, "evaluate_defects": 3} | RESULTS_INDIRECT,
+        ),
+        ("seam/data/kinds/imagefolder.py", EVERYTHING),
+        ("seam/errors.py", EVERYTHING),
+        ("seam/report/style.py", {"plot_direct": 1, "plot_indirect": 1}),
+        ("reengineer.py", times(3, TARGET) | RESULTS),
         ("collect_indirect.py", RESULTS_INDIRECT),
         ("summarise.py", {"summarise": 1}),
-        ("seam/config.py", {}),  # no job imports it
     ],
 )
 def test_changed_code_reruns_what_imports_it(run, file, expected):
-    path = run[2] / "workflow/scripts" / file
-    code, stamp = path.read_bytes(), path.stat()
-    path.write_bytes(code + b"\n# a change\n")
-    try:
+    with changed(run, file):
         assert planned(run) == expected
-    finally:
-        path.write_bytes(code)
-        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def test_changed_code_that_no_job_imports_reruns_nothing(run):
+    """No job of this config reads a published data set, and none depends on how the config is read."""
+    files = ["data/kinds/action40.py", "data/kinds/published.py", "resources/action40_classes.txt", "download.py"]
+    with contextlib.ExitStack() as stack:
+        for file in [*files, "config/plan.py", "cli.py"]:
+            stack.enter_context(changed(run, f"seam/{file}"))
+        assert planned(run) == {}
 
 
 def test_another_caption_reruns_nothing(run):
@@ -246,33 +277,30 @@ def test_another_engine_times_with_it_alone(run):
 
 
 def test_a_file_that_is_touched_but_the_same_reruns_nothing(run):
-    (run[2] / "workflow/scripts/seam/masking.py").touch()
+    (run[2] / "workflow/scripts/seam/masks/masks.py").touch()
     (run[0] / "results/datasets/colours/dataset.json").touch()
     assert planned(run) == {}
 
 
-def test_a_job_that_searches_for_others_changes_no_result(run, tmp_path):
-    """The source model and one search there already: one job does the other two, and each job has its own files."""
+def test_a_stack_of_searches_changes_no_result(run, tmp_path):
+    """One job searches what is alike: here red and blue without blue's own alpha, and the multi-class problem alone."""
     folder, config, workflow = run
-    shutil.copytree(folder / "results", tmp_path / "results", ignore=shutil.ignore_patterns("blue", "warm"))
+    config = change(config, ["direct_reuse", 0, "overrides"], {}) | {"stack": 3}
+    shutil.copytree(folder / "results", tmp_path / "results", ignore=shutil.ignore_patterns("direct", "indirect"))
     shutil.copytree(folder / ".snakemake", tmp_path / ".snakemake")
     wanted = [f"results/direct/small/{problem}/metrics.json" for problem in PROBLEMS]
-    config = config | {"together": 3}
     said = snakemake(tmp_path, "--cores", "1", "--", *wanted, config=config, workflow=workflow)[1]
-    assert jobs(said) == {"reengineer": 2}
-    logs = [(tmp_path / f"results/logs/reengineer/small/{problem}.log").read_text() for problem in PROBLEMS]
-    assert sorted(log.count("searches") for log in logs[1:]) == [0, 2]
-    for problem in PROBLEMS:
+    assert jobs(said) == {"reengineer_stack_0": 1, "reengineer_stack_1": 1}
+    for problem in ("binary/red", "multiclass/warm"):
         one, other = (place / "results/direct/small" / problem for place in (tmp_path, folder))
         assert (one / "masks.safetensors").read_bytes() == (other / "masks.safetensors").read_bytes()
-    assert not list((tmp_path / "results/direct").rglob(".*"))
 
 
 # ---------------------------------------------------------------------- what is promised of a run
 
 
 def without_time(path):
-    """A table without what a clock measured."""
+    """Return a table without the columns that a clock measured."""
     table = pd.read_csv(path, dtype=str)
     timed = [name for name in table if re.search("seconds|latency|speedup|folder", name)]
     return table.drop(columns=timed).to_csv()
@@ -291,7 +319,7 @@ def test_the_number_of_cores_changes_no_result(run, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to find the job's process")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "137|-9"), (signal.SIGTERM, "75")])
-def test_a_job_that_is_stopped_goes_on_when_snakemake_runs_it_again(run, tmp_path, number, status):
+def test_a_stopped_job_resumes_when_snakemake_runs_it_again(run, tmp_path, number, status):
     folder, config, workflow = run
     for name in ("datasets", "models"):
         shutil.copytree(folder / "results" / name, tmp_path / "results" / name)
@@ -310,9 +338,9 @@ def test_a_job_that_is_stopped_goes_on_when_snakemake_runs_it_again(run, tmp_pat
         code, said = running.result()
     assert code != 0 and not (tmp_path / file).exists() and checkpoint.exists(), said
     assert re.search(f"exit status ({status})|died with <Signals.{number.name}", said), said
-    assert "Traceback" not in said and (number is signal.SIGKILL or "run again to go on from there" in said)
+    assert "Traceback" not in said and (number is signal.SIGKILL or "run again" in said)
     assert run_it()[0] == 0
-    assert "goes on from the checkpoint" in (tmp_path / "results/logs/reengineer/small/binary/red.log").read_text()
+    assert "from the checkpoint" in (tmp_path / "results/logs/reengineer/small/binary/red.log").read_text()
     assert (tmp_path / file).read_bytes() == (folder / file).read_bytes()
     assert not checkpoint.exists()
 
@@ -411,4 +439,4 @@ def test_a_target_that_is_not_in_the_config_is_said_in_a_sentence(run, name):
     file = f"results/direct/{name}/metrics.json"
     status, said = snakemake(folder, "--dry-run", file, config=config, check=False, workflow=workflow)
     assert status != 0 and "Traceback (most recent call last)" not in said
-    assert f"{name} is no target problem of the config" in said
+    assert f"{name} is not a target problem of the config" in said

@@ -1,4 +1,5 @@
-# What the stages share: the checked config, and where things are.
+# Shared by all stages: the checked config, where files are, and the functions that rules call.
+# Helper functions are in this file, except those of partial.smk and planned.smk, which serve no rule.
 
 import os
 import re
@@ -10,12 +11,13 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_executor_plugins.settings import ExecMode
 
-WORKFLOW = Path(workflow.basedir) / "workflow"
+# Not workflow.basedir: that is another workflow's folder where this one is used as a module.
+WORKFLOW = Path(workflow.current_basedir).parent
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam.config import plan, schema
-from seam.config.checks import LARGE
+from seam.config.startup import check_places
 from seam.config.wording import hint
 from seam.cost.engines import find_python, why_no_engine
 from seam.errors import UserError
@@ -29,40 +31,24 @@ try:
     config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.target_problems(config)
     STUDENTS = plan.students(config)
-    LEFT_OUT = plan.left_out(config)
     ENGINES = config["engines"] if PROBLEMS else []
-    MISSING = [why_no_engine(engine, CONDA) for engine in ENGINES]
+    if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
+        check_places(sys.executable, WORKFLOW.parent, Path.cwd())
+        if missing := list(filter(None, (why_no_engine(engine, CONDA) for engine in ENGINES))):
+            raise UserError(" ".join(missing))
+        for line in plan.left_out(config):
+            logger.warning(line)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
-    if " " in sys.executable:
-        raise WorkflowError(
-            f"Snakemake cannot start jobs with {sys.executable}, which has a space in its path: "
-            "put the environment (or the clone that it lies in) elsewhere."
-        )
-    for folder in (Path.cwd(), WORKFLOW):
-        if set("{}") & set(str(folder)):
-            raise WorkflowError(
-                f"{folder} has a brace in its path, a wildcard to Snakemake: rename it."
-            )
-    for folder in (Path.cwd(), Path.cwd() / "results"):
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise WorkflowError(f"{folder} is no folder, or a link to none: remove it.")
-        if folder.exists() and not os.access(folder, os.W_OK):
-            raise WorkflowError(
-                f"Cannot write in {folder}: fix its permissions, or name another folder with --directory."
-            )
-    if any(MISSING):
-        raise WorkflowError(" ".join(filter(None, MISSING)))
-    for line in LEFT_OUT:
-        logger.warning(line)
-    # On this machine (--jobs is a cluster's) a GPU has one job at a time, unless --resources gpu=N says otherwise.
-    here = workflow.resource_settings.nodes is None
-    if here and "gpu" not in workflow.resource_settings.resources and count_gpus():
-        workflow.global_resources["gpu"] = count_gpus()
+# A GPU of this machine has one job at a time, unless --resources gpu=N says otherwise. --jobs means a cluster.
+on_this_machine = (
+    workflow.exec_mode == ExecMode.DEFAULT and workflow.resource_settings.nodes is None
+)
+if on_this_machine and "gpu" not in workflow.resource_settings.resources and count_gpus():
+    workflow.global_resources["gpu"] = count_gpus()
 
-# One job at a time measures latency, on this machine or in one queue entry of a cluster; there, one has the GPU.
+# One job at a time measures latency, on this machine or in one queue entry of a cluster; in an entry, one job has the GPU.
 workflow.resource_scopes.setdefault("timing", "local")
 for limited in ("timing", "gpu") if workflow.exec_mode == ExecMode.REMOTE else ("timing",):
     if limited not in workflow.resource_settings.resources:
@@ -73,40 +59,69 @@ TRAINED = [name for name, model in config["models"].items() if model["weights"] 
 FETCHED = [name for name in config["models"] if name not in TRAINED]
 MODELS = sorted({p.model for p in PROBLEMS})
 MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
-PROBLEM_FILES = ["masks.safetensors", "history.csv", "metrics.json", "macs.json", "model.onnx"]
-BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
+SEARCH_FILES = ["masks.safetensors", "history.csv", "metrics.json"]
+PROBLEM_FILES = [*SEARCH_FILES, "macs.json", "model.onnx"]
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
-TRANSFERS = {(s.model, s.dataset): s for s in STUDENTS}  # any of them: they share their settings
+PROBLEM_BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
+# All students of a model and a data set share their settings, so that any of them stands for them.
+STUDENT_BY_NAME = {(s.model, s.dataset): s for s in STUDENTS}
 
 
 def one_of(names):
-    """A wildcard's regular expression for just these names."""
+    """Return a wildcard's regular expression that matches exactly these names."""
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def own(path):
-    """A file of the workflow, relative where it can be: a clone that moves must not look like a change."""
+def find_entry(name, entries, what):
+    """Return the entry of this name, or end with a sentence if there is none: a requested file has a wrong name."""
+    if name in entries:
+        return entries[name]
+    wanted, *known = ["/".join([key] if isinstance(key, str) else key) for key in (name, *entries)]
+    raise WorkflowError(f"{wanted} is not {what} of the config{hint(wanted, known)}")
+
+
+# Files of the workflow that are inputs of its rules.
+
+
+def workflow_file(path):
+    """Return the path of a file of the workflow, relative if possible: to move a clone must not look like a change."""
     path, here = WORKFLOW.parent / path, Path.cwd()
     return str(path.relative_to(here) if here in path.parents else path)
 
 
-def modules(script):
-    """The library files that a script imports, directly or not.
+def modules(script, ignored=()):
+    """Return the files of the package that a script imports, directly or through others.
 
-    They are inputs of its rule, so that a change in one reruns what it can affect and nothing else.
+    They are inputs of its rule. So a change in one of them reruns the jobs that it can affect, and no others.
     """
-    return list(map(own, dependencies(WORKFLOW / "scripts" / script)))
+    files = dependencies(WORKFLOW / "scripts" / script, ignored=ignored)
+    return list(map(workflow_file, files))
+
+
+def kind_modules(wildcards):
+    """Return the modules of prepare_dataset without those that only other kinds of data sets need."""
+    kinds = WORKFLOW / "scripts/seam/data/kinds"
+    kind = kinds / f"{dataset_entry(wildcards)['kind']}.py"
+    needed = {kinds / "__init__.py", kinds / "registry.py", kind, *dependencies(kind)}
+    return modules("prepare_dataset.py", ignored=set(kinds.glob("*.py")) - needed)
+
+
+def class_lists(wildcards):
+    """Return the published class names that this kind of data set reads."""
+    kind = dataset_entry(wildcards)["kind"]
+    return [
+        workflow_file(path)
+        for path in sorted(WORKFLOW.glob(f"scripts/seam/resources/{kind}_*.txt"))
+    ]
+
+
+# Data sets and source models.
 
 
 def dataset_of(wildcards):
     if "target" in wildcards.keys():
         return problem_of(wildcards).dataset
-    if wildcards.model not in config["models"]:
-        known = list(config["models"])
-        raise WorkflowError(
-            f"{wildcards.model} is no model of the config{hint(wildcards.model, known)}"
-        )
-    return config["models"][wildcards.model]["dataset"]
+    return find_entry(wildcards.model, config["models"], "a model")["dataset"]
 
 
 def manifest_of(wildcards):
@@ -118,11 +133,7 @@ def arrays_of(wildcards):
 
 
 def dataset_entry(wildcards):
-    if wildcards.dataset not in config["datasets"]:
-        known = list(config["datasets"])
-        raise WorkflowError(
-            f"{wildcards.dataset} is no data set of the config{hint(wildcards.dataset, known)}"
-        )
+    find_entry(wildcards.dataset, config["datasets"], "a data set")
     return plan.dataset_entry(config, wildcards.dataset)
 
 
@@ -138,16 +149,19 @@ def source_weights(wildcards):
     return plan.source_weights(config, wildcards.model)
 
 
+# Direct reuse.
+
+
 def problem_of(wildcards):
     name = wildcards.model, wildcards.problem, wildcards.target
-    if name not in BY_NAME:
-        wanted, *known = ["{}/{}/{}".format(*names) for names in (name, *BY_NAME)]
-        raise WorkflowError(f"{wanted} is no target problem of the config{hint(wanted, known)}")
-    return BY_NAME[name]
+    return find_entry(name, PROBLEM_BY_NAME, "a target problem")
 
 
 def search_arguments(problem):
-    """The arguments of a problem's search, in one sorted dictionary: Snakemake compares it whole."""
+    """Return the arguments of a problem's search as one sorted dictionary.
+
+    Snakemake compares parameters as a set of values without names: two separate values could swap unnoticed.
+    """
     return dict(
         sorted(
             {
@@ -175,19 +189,6 @@ def timing_settings(wildcards):
     return problem_of(wildcards).timing
 
 
-def all_cores(wildcards):
-    """Those given with --cores; without (for a graph of the rules, say), this machine's.
-
-    A cluster's profile says how many with set-threads instead: neither is what a node gives.
-    """
-    return workflow.resource_settings.cores or os.cpu_count()
-
-
-def device(wildcards, threads):
-    """Where torch runs and how precisely. It takes `threads` so that Snakemake does not rerun what ran elsewhere."""
-    return f"{config['device']}/{config['precision']}"
-
-
 def problem_files(name):
     return [f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS]
 
@@ -196,20 +197,17 @@ def latency_files():
     return [file for engine in ENGINES for file in problem_files(f"latency_{engine}.json")]
 
 
+# Indirect reuse.
+
+
 def transfer_of(wildcards):
-    """One of the students of this model and data set: what they share is the same in each."""
-    if (wildcards.model, wildcards.dataset) not in TRANSFERS:
-        wanted, *known = [
-            "{}/{}".format(*names) for names in ((wildcards.model, wildcards.dataset), *TRANSFERS)
-        ]
-        raise WorkflowError(
-            f"{wanted} is no model and data set of indirect_reuse{hint(wanted, known)}"
-        )
-    return TRANSFERS[wildcards.model, wildcards.dataset]
+    """Return one student of this model and data set, for the settings that all of them share."""
+    name = wildcards.model, wildcards.dataset
+    return find_entry(name, STUDENT_BY_NAME, "a model and data set of indirect_reuse")
 
 
 def transfer_settings(wildcards, transfer, **more):
-    """All that a step of indirect reuse depends on, in one sorted dictionary."""
+    """Return everything that a step of indirect reuse depends on, as one sorted dictionary."""
     common = {name: transfer[name] for name in ("batch_size", "holdout", "selection")}
     common["last_layer"] = config["models"][wildcards.model].get("last_layer")
     return dict(sorted({"common": common, "seed": config["seed"], **more}.items()))
@@ -230,8 +228,8 @@ def masks_settings(wildcards):
     )
 
 
-def whole_student(name):
-    """The function that names a student without masks, for `train_student`."""
+def unmasked_student(name):
+    """Return a function that names a student without masks, for `train_student`."""
 
     def student(wildcards):
         return {"student": name, "threshold": None}
@@ -240,12 +238,12 @@ def whole_student(name):
 
 
 def masked_student(wildcards):
-    """Which student with masks it is, for `train_student`."""
+    """Return which student with masks a job trains, for `train_student`."""
     return {"student": wildcards.student, "threshold": float(wildcards.threshold)}
 
 
 def student_settings(block):
-    """The function that gives the settings of a student which is trained as `block` of transfer says."""
+    """Return a function that gives the settings of a student that is trained as `block` of transfer says."""
 
     def settings(wildcards):
         transfer = transfer_of(wildcards).transfer
@@ -271,7 +269,23 @@ def student_files(name):
     return [f"results/indirect/{s.model}/{s.dataset}/{s.method}/{name}" for s in STUDENTS]
 
 
-# What jobs ask of a cluster, more in each attempt: the functions for threads and resources.
+# Devices, threads and resources. A cluster is asked for more memory and time in each attempt.
+
+
+def device(wildcards, threads):
+    """Return where torch runs and how precisely.
+
+    Snakemake does not compare parameters that take `threads`, so that another device reruns no finished job.
+    """
+    return f"{config['device']}/{config['precision']}"
+
+
+def all_cores(wildcards):
+    """Return the number of --cores, or of this machine's cores without it (to draw a graph of the rules, say).
+
+    A cluster's profile sets the number with set-threads instead, because neither is what a node has.
+    """
+    return workflow.resource_settings.cores or os.cpu_count()
 
 
 def gpu(wildcards):
@@ -279,23 +293,23 @@ def gpu(wildcards):
 
 
 def images_of(wildcards, dataset=None):
-    """The entry of the data set that the job works on."""
+    """Return the config entry of the data set that the job works on."""
     name = dataset or wildcards.get("dataset") or dataset_of(wildcards)
     return config["datasets"].get(name, {})
 
 
 def memory(small, large=None, dataset=None):
-    """The function that gives mem_mb: `large` where images are so large that a batch of them takes gigabytes."""
+    """Return a function that gives mem_mb: `large` if a batch of the images takes gigabytes."""
 
     def mem_mb(wildcards, attempt):
-        is_large = large and images_of(wildcards, dataset).get("size", 0) >= LARGE
+        is_large = large and images_of(wildcards, dataset).get("size", 0) >= plan.LARGE_IMAGE
         return attempt * (large if is_large else small)
 
     return mem_mb
 
 
 def minutes(number):
-    """The function that gives runtime: never above a day, since longer jobs wait longer, and a stopped job resumes."""
+    """Return a function that gives runtime, at most a day: longer jobs wait longer, and a stopped job resumes."""
 
     def runtime(wildcards, attempt):
         return min(attempt * number, 24 * 60)
@@ -304,7 +318,7 @@ def minutes(number):
 
 
 def decoding(number, dataset=None):
-    """The function that gives threads: more where the images, too many for an array, are decoded at each use."""
+    """Return a function that gives threads: more if the images do not fit an array and are decoded at each use."""
 
     def threads(wildcards):
         return 8 if images_of(wildcards, dataset).get("kind") == "imagenet" else number

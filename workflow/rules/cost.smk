@@ -1,6 +1,7 @@
-# What a model costs: multiply-accumulates, and latency in the engines of the config.
+# The cost of a model: multiply-accumulates, and latency in the engines of the config.
 
-# DeepSparse does not go into the main environment. Its own is made by make_env, or by conda where conda makes all.
+# DeepSparse has an environment of its own, because its packages conflict with the main ones. The rule make_env creates
+# it, unless conda creates all environments.
 DEEPSPARSE = [] if CONDA else ["envs/.built/deepsparse"]
 DEEPSPARSE_PYTHON = "python" if CONDA else "envs/.built/deepsparse/bin/python"
 PYTHON = find_python("deepsparse")
@@ -80,7 +81,7 @@ rule export_source:
 
 rule make_env:
     input:
-        requirements=own("envs/deepsparse.txt"),
+        requirements=workflow_file("envs/deepsparse.txt"),
     output:
         env=directory("envs/.built/deepsparse"),
     log:
@@ -96,17 +97,17 @@ rule make_env:
     params:
         python=PYTHON,
     message:
-        "Making DeepSparse's own environment in {output.env}"
+        "Creating DeepSparse's environment in {output.env}"
     shell:
         "({params.python:q} -m venv {output.env} &&"
         " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
         " -r {input.requirements:q}) > {log} 2>&1 ||"
-        " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}); to continue without it,"
+        " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}). To run without it,"
         " set engines: [onnxruntime] in the config.' >&2; exit 1)"
 
 
-# The timing rules take all cores, so that nothing else runs beside them on the machine; on a cluster the profile asks
-# for a node.
+# The timing rules take all cores, so that no other job runs beside them on the machine. On a cluster, the profile asks
+# for a whole node.
 
 
 rule time_deepsparse:
@@ -114,7 +115,7 @@ rule time_deepsparse:
         source="results/models/{model}/model.onnx",
         reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
         env=ancient(DEEPSPARSE),
-        script=own("workflow/scripts/time_deepsparse.py"),
+        script=workflow_file("workflow/scripts/time_deepsparse.py"),
         modules=modules("time_deepsparse.py"),
     output:
         latency="results/direct/{model}/{problem}/{target}/latency_deepsparse.json",

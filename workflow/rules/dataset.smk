@@ -1,14 +1,10 @@
-# Images become arrays that every later job maps into its memory.
-
-
-# The published class names, which the kinds of data sets read.
-CLASS_LISTS = [own(path) for path in sorted(WORKFLOW.glob("scripts/seam/resources/*.txt"))]
+# Data sets: images become arrays that every later job maps into its memory.
 
 
 rule prepare_dataset:
     input:
-        modules=modules("prepare_dataset.py"),
-        class_lists=CLASS_LISTS,
+        modules=kind_modules,
+        class_lists=class_lists,
     output:
         manifest="results/datasets/{dataset}/dataset.json",
         arrays=directory("results/datasets/{dataset}/arrays"),
@@ -16,7 +12,7 @@ rule prepare_dataset:
         "results/logs/prepare_dataset/{dataset}.log",
     benchmark:
         "results/benchmarks/prepare_dataset/{dataset}.tsv"
-    priority: 2  # everything else waits for it
+    priority: 2  # all other jobs wait for it
     conda:
         "../../envs/seam.yaml"
     threads: 4

@@ -1,7 +1,5 @@
 # Direct reuse: one search per target problem, or per stack of target problems that a GPU searches in one pass.
 
-SEARCH_FILES = ["masks.safetensors", "history.csv", "metrics.json"]
-
 if config["stack"] == 1:
 
     rule reengineer:
@@ -18,7 +16,7 @@ if config["stack"] == 1:
             "results/logs/reengineer/{model}/{problem}/{target}.log",
         benchmark:
             "results/benchmarks/reengineer/{model}/{problem}/{target}.tsv"
-        priority: 1  # the longest jobs first, others fill the gaps
+        priority: 1  # the longest jobs start first; short ones fill the gaps
         conda:
             "../../envs/seam.yaml"
         threads: decoding(1)

@@ -1,4 +1,4 @@
-# How long a run will take, said before it is started.
+# How many CPU hours a run takes, before it is started.
 
 
 localrules:
@@ -16,9 +16,8 @@ rule estimate:
         plan=PLAN,
         models=config["models"],
         datasets=config["datasets"],
-        limits=limits(),
         device=device,
     message:
-        "Estimating how long all of it will take"
+        "Estimating the CPU hours of all jobs"
     script:
         "../scripts/estimate.py"

@@ -1,4 +1,4 @@
-# Indirect reuse: students of a source model on other data sets, and the defects that they inherit.
+# Indirect reuse: students of a source model on other data sets, and the defects that they inherit from it.
 
 
 rule attack_source:
@@ -50,7 +50,7 @@ rule finetune_standard:
         runtime=minutes(720),
         gpu=gpu,
     params:
-        student=whole_student("standard"),
+        student=unmasked_student("standard"),
         settings=student_settings("standard"),
         checkpoint="results/checkpoints/finetune_standard/{model}/{dataset}.pt",
         device=device,
@@ -70,7 +70,7 @@ use rule finetune_standard as retrain with:
     benchmark:
         "results/benchmarks/retrain/{model}/{dataset}.tsv"
     params:
-        student=whole_student("retrain"),
+        student=unmasked_student("retrain"),
         settings=student_settings("retrain"),
         checkpoint="results/checkpoints/retrain/{model}/{dataset}.pt",
         device=device,
@@ -78,7 +78,7 @@ use rule finetune_standard as retrain with:
         "Training {wildcards.model}'s architecture on {wildcards.dataset} from random weights"
 
 
-# SeaM in three steps, each with files of its own.
+# SeaM takes three steps, each with its own files: a last layer, masks, and fine-tuning.
 
 
 rule finetune_seam_head:
@@ -94,7 +94,7 @@ rule finetune_seam_head:
         "results/logs/finetune_seam_head/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/finetune_seam_head/{model}/{dataset}.tsv"
-    priority: 1  # other students wait for it
+    priority: 1  # students wait for it
     conda:
         "../../envs/seam.yaml"
     resources:
@@ -125,7 +125,7 @@ rule finetune_seam_masks:
         "results/logs/finetune_seam_masks/{model}/{dataset}.log",
     benchmark:
         "results/benchmarks/finetune_seam_masks/{model}/{dataset}.tsv"
-    priority: 1  # other students wait for it
+    priority: 1  # students wait for it
     conda:
         "../../envs/seam.yaml"
     resources:
@@ -195,6 +195,6 @@ rule evaluate_defects:
     params:
         device=device,
     message:
-        "Counting the defects that {wildcards.method} of {wildcards.model} on {wildcards.dataset} inherits"
+        "Evaluating {wildcards.method} of {wildcards.model} on {wildcards.dataset} and its inherited defects"
     script:
         "../scripts/evaluate_defects.py"

@@ -1,4 +1,5 @@
-# After a run that failed: tables and figures of what is there, in a folder of their own until all is there.
+# Partial results: after a failed run, tables and figures of the finished problems, in results/partial.
+# The functions are here and not in common.smk, because they read the state of the run and serve no rule.
 
 import atexit
 import contextlib
@@ -10,10 +11,12 @@ PARTIAL = Path("results/partial").absolute()
 RESULTS = {"collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
 
 
-def unmade():
-    """The jobs that this run had to do and did not finish, those that failed marked."""
+def unfinished_jobs():
+    """Return the jobs that this run planned and did not finish, and which of them failed."""
     failed = [
-        job for one in workflow.scheduler.failed for job in (one if one.is_group() else [one])
+        job
+        for entry in workflow.scheduler.failed
+        for job in (entry if entry.is_group() else [entry])
     ]
     return [
         {
@@ -27,20 +30,21 @@ def unmade():
     ]
 
 
-def about_model(name):
+def model_columns(name):
+    """Return the columns of a table that describe a source model."""
     model = config["models"][name]
     origin = weights_origin(model["weights"])
     return {"model": name, "architecture": model["architecture"], "weights_origin": origin}
 
 
 def collect_partial():
-    """Tables and figures of the problems and students that are there, where this run was to make them of all."""
-    jobs, asked = unmade(), {job.rule.name for job in workflow.dag.jobs}
+    """Make tables and figures of the finished problems and students, if this run was to make those of all."""
+    jobs, planned = unfinished_jobs(), {job.rule.name for job in workflow.dag.jobs}
     if RESULTS.isdisjoint(job["rule"] for job in jobs):
         return
     problems = [
         {
-            **about_model(p.model),
+            **model_columns(p.model),
             "dataset": p.dataset,
             "problem": p.problem,
             "target": p.target,
@@ -48,25 +52,25 @@ def collect_partial():
             "folder": f"results/direct/{p.model}/{p.problem}/{p.target}",
         }
         for p in PROBLEMS
-        if "collect_direct" in asked
+        if "collect_direct" in planned
     ]
     students = [
         {
-            **about_model(s.model),
+            **model_columns(s.model),
             "dataset": s.dataset,
             "student": s.student,
             "threshold": s.threshold,
             "folder": f"results/indirect/{s.model}/{s.dataset}/{s.method}",
         }
         for s in STUDENTS
-        if "collect_indirect" in asked
+        if "collect_indirect" in planned
     ]
     run = {
         "problems": problems,
         "students": students,
         "engines": ENGINES,
         "jobs": jobs,
-        "published": own("workflow/scripts/seam/resources/published.csv"),
+        "published": workflow_file("workflow/scripts/seam/resources/published.csv"),
         "folder": "results/partial",
     }
     script = WORKFLOW / "scripts" / "collect_partial.py"
@@ -74,9 +78,9 @@ def collect_partial():
     subprocess.run(command, input=json.dumps(run), text=True, check=False)
 
 
-def forget_partial():
-    """Remove what an earlier run made of a part, once all of it is there."""
-    with contextlib.suppress(Exception):  # nothing that is worth a traceback at the very end
+def remove_partial():
+    """Remove the partial results of an earlier run once all results are there."""
+    with contextlib.suppress(Exception):  # not worth a traceback at the end of a run
         if workflow.dryrun or not workflow.scheduler or not PARTIAL.is_dir():
             return
         if "all" in {job.rule.name for job in workflow.dag.jobs} and not any(
@@ -86,14 +90,12 @@ def forget_partial():
 
 
 if workflow.exec_mode == ExecMode.DEFAULT:
-    # Not by onsuccess, which is left out where there is nothing to be done: after a target is taken out again, say.
-    atexit.register(forget_partial)
+    # Snakemake does not call onsuccess if nothing is to be done, for example after a target left the config.
+    atexit.register(remove_partial)
 
 
 onerror:
     try:
         collect_partial()
-    except Exception as error:  # the failure that led here is what is to be seen
-        logger.warning(
-            f"No tables and figures of what is there ({type(error).__name__}: {error})."
-        )
+    except Exception as error:  # must not hide the failure that led here
+        logger.warning(f"No partial tables and figures ({type(error).__name__}: {error}).")

@@ -1,4 +1,4 @@
-# The results: tables of all target problems, means beside the published values, figures.
+# Results: tables of all target problems and students, a summary beside the published values, and figures.
 
 
 localrules:
@@ -47,7 +47,7 @@ rule collect_indirect:
     input:
         training=student_files("training.json"),
         metrics=student_files("metrics.json"),
-        published=own("workflow/scripts/seam/resources/published.csv"),
+        published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("collect_indirect.py"),
     output:
         indirect=report(
@@ -79,7 +79,7 @@ rule summarise:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
         indirect="results/tables/indirect.csv",
-        published=own("workflow/scripts/seam/resources/published.csv"),
+        published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("summarise.py"),
     output:
         summary=report(
@@ -95,7 +95,7 @@ rule summarise:
     conda:
         "../../envs/seam.yaml"
     message:
-        "Summarising beside the published values"
+        "Summarising the results beside the published values"
     script:
         "../scripts/summarise.py"
 
@@ -105,7 +105,7 @@ rule plot_direct:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
         histories=problem_files("history.csv"),
-        published=own("workflow/scripts/seam/resources/published.csv"),
+        published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("plot_direct.py"),
     output:
         accuracy_binary=report(
@@ -150,7 +150,7 @@ rule plot_direct:
     conda:
         "../../envs/seam.yaml"
     message:
-        "Drawing the figures"
+        "Drawing the figures of the target problems"
     script:
         "../scripts/plot_direct.py"
 
@@ -159,7 +159,7 @@ rule plot_indirect:
     input:
         indirect="results/tables/indirect.csv",
         thresholds="results/tables/thresholds.csv",
-        published=own("workflow/scripts/seam/resources/published.csv"),
+        published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("plot_indirect.py"),
     output:
         thresholds=report(

@@ -1,4 +1,4 @@
-# The source models: trained here, or fetched, and what they achieve on their own data.
+# Source models: train or fetch them, and evaluate them on their own data.
 
 
 rule train_source:
@@ -16,7 +16,7 @@ rule train_source:
         "results/benchmarks/train_source/{model}.tsv"
     wildcard_constraints:
         model=one_of(TRAINED),
-    priority: 1  # everything else waits for it
+    priority: 1  # searches and students wait for it
     conda:
         "../../envs/seam.yaml"
     threads: decoding(2)

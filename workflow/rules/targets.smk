@@ -1,4 +1,4 @@
-# What a person asks for: `snakemake --cores 8` for everything, or one of these by name.
+# Targets that a person asks for by name, as in `snakemake --cores 8 direct`. Without a name, all of them are made.
 
 
 localrules:
@@ -12,7 +12,7 @@ rule direct:
     input:
         rules.collect_direct.output,
         rules.plot_direct.output,
-        # Named here, too, so that what was deleted of a problem's folder is made again.
+        # Without these lines a deleted file of a problem's folder would stay missing once the tables are made.
         [problem_files(name) for name in PROBLEM_FILES],
         latency_files(),
         [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],

@@ -1,4 +1,4 @@
-"""Collect what is known of each target problem of direct reuse into one table per kind of problem."""
+"""Collect the results of direct reuse into one table per kind of target problem."""
 
 if "snakemake" in globals():
     from seam.log import job_log

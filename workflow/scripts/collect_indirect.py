@@ -1,4 +1,4 @@
-"""Collect what is known of each student of indirect reuse into one table, and the threshold study into another."""
+"""Collect the results of all students into one table, and those of the threshold study into another."""
 
 if "snakemake" in globals():
     from seam.log import job_log

@@ -1,6 +1,6 @@
-"""After a run that failed: make the tables and figures of what is there.
+"""After a run that failed: make the tables and figures of the finished results.
 
-partial.smk runs this. Its argument is the log; standard input has, as JSON, what `seam.report.partial.collect` takes.
+partial.smk runs this. The argument is the log; standard input has, as JSON, the run that `collect` takes.
 """
 
 import json
@@ -11,7 +11,7 @@ from seam.report.partial import collect
 
 if __name__ == "__main__":
     with job_log(sys.argv[1]):
-        lines = list(collect(json.load(sys.stdin)))
+        lines = collect(json.load(sys.stdin))
         for line in lines:
             log.info("%s", line)
         if lines:

@@ -2,10 +2,9 @@
 
 if "snakemake" in globals():
     from seam.log import job_log
-    from seam.report.indirect_figures import figures
+    from seam.report.indirect_figures import figures_of_files
     from seam.report.style import save_all
-    from seam.report.tables import read_table
 
     with job_log(snakemake.log[0]):
-        tables = (read_table(snakemake.input[name]) for name in ("indirect", "thresholds", "published"))
-        save_all(figures(*tables), snakemake.output)
+        files = snakemake.input
+        save_all(figures_of_files(files.indirect, files.thresholds, files.published), snakemake.output)

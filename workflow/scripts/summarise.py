@@ -1,4 +1,4 @@
-"""Summarise results beside the published values; with a path, print a summary that is there.
+"""Summarise results beside the published values; with a path, print an existing summary.
 
 In the terminal: python workflow/scripts/summarise.py results/tables/summary.csv
 """
@@ -11,7 +11,7 @@ if "snakemake" in globals():
     from seam.log import job_log
 
     with job_log(snakemake.log[0]):
-        found = snakemake.input
-        write_summary(snakemake.output.summary, found.binary, found.multiclass, found.indirect, found.published)
+        files = snakemake.input
+        write_summary(snakemake.output.summary, files.binary, files.multiclass, files.indirect, files.published)
 elif __name__ == "__main__":
     sys.exit(print_summary(sys.argv[1]))

@@ -1,20 +1,30 @@
 """Predictions and accuracy of any model on any images."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from seam.errors import UserError
 from seam.log import log
 from seam.precision import exact
 
+if TYPE_CHECKING:
+    from seam.data.problems import TargetProblem
+
 
 @exact()
 @torch.inference_mode()
-def predict(model, batches):
-    """(logits float32 [N, K], labels int64 [N]) of the model in eval mode over all batches, on the CPU.
+def predict(
+    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the model's (logits float32 [N, K], labels int64 [N]) over all batches, in eval mode, on the CPU.
 
-    Raises UserError where a logit is not a finite number.
+    Raises UserError if a logit is not finite.
     """
     training = model.training
     model.eval()
@@ -22,26 +32,29 @@ def predict(model, batches):
     model.train(training)
     logits = torch.cat(logits).float().cpu()
     if not logits.isfinite().all():
-        raise UserError("What a model gives for its images became NaN or infinite: lower its learning rates.")
+        raise UserError("The outputs of a model became NaN or infinite: lower its learning rates.")
     return logits, torch.cat(labels).cpu()
 
 
-def share(right):
-    return right.double().mean().item()
+def share(correct: torch.Tensor) -> float:
+    """Return the share of the values [N] that are True."""
+    return correct.double().mean().item()
 
 
-def accuracy(logits, labels):
-    """The share of images [N] whose largest logit [N, K] is their label's [N]."""
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of images whose largest logit [N, K] is that of their label [N]."""
     return share(logits.argmax(1) == labels)
 
 
-def source_accuracy(logits, labels, problem, source_classes):
-    """(accuracy, accuracy restricted to the target's classes) of the source model on a target problem.
+def source_accuracy(
+    logits: torch.Tensor, labels: torch.Tensor, problem: TargetProblem, source_classes: Sequence[str]
+) -> tuple[float, float]:
+    """Return the source model's (accuracy, accuracy restricted to the target's classes) on a target problem.
 
-    logits: [N, len(source_classes)], the source model's own; labels: [N], the problem's.
-    Binary: the arg-max is read as "is it the target class", and there is nothing to restrict.
-    Multi-class: the arg-max over all the source's classes, which flatters a re-engineered model, and
-    over the target's classes only, the fair comparison.
+    logits: the source model's own [N, len(source_classes)]. labels: the problem's [N].
+    On a binary problem, the arg-max answers "is it the target class?", and both values are the same. On a multi-class
+    problem, the first value takes the arg-max over all classes of the source model, which flatters a re-engineered
+    model. The second takes it over the target's classes, which is the fair comparison.
     """
     members = torch.tensor([source_classes.index(name) for name in problem.members])
     prediction = logits.argmax(1)
@@ -51,18 +64,18 @@ def source_accuracy(logits, labels, problem, source_classes):
     return share(prediction == members[labels]), share(logits[:, members].argmax(1) == labels)
 
 
-def require_better_than_guessing(accuracy, classes, images, what):
-    """Raises UserError where an accuracy is below that of guessing, by more than the chance of so few images explains.
+def require_better_than_guessing(accuracy: float, classes: int, images: int, what: str) -> None:
+    """Raise UserError if an accuracy is below that of guessing by more than chance explains for so many images.
 
-    Three standard errors, since a small model on few images may well be no better than guessing; that is a line in the
-    log. `what` has the accuracy: "The source model vgg16".
+    The limit is three standard errors, because a small model on few images may well be no better than guessing; the
+    log then has a warning. what: the model as the sentence names it, such as "The source model vgg16".
     """
     guessing = 1 / classes
     error = math.sqrt(guessing * (1 - guessing) / images)
-    about = f"{what} gets {accuracy:.4f} of {images} test images right, and guessing {guessing:.4f}"
+    comparison = f"{what} gets {accuracy:.4f} of {images} test images right, and guessing {guessing:.4f}"
     if accuracy < guessing - 3 * error:
         raise UserError(
-            f"{about}: check that its classes are in the order in which it was trained, and its normalization."
+            f"{comparison}: check that its classes are in the order in which it was trained, and its normalization."
         )
     if accuracy <= guessing:
-        log.warning("%s: it is no better than that", about)
+        log.warning("%s: it is no better than that", comparison)

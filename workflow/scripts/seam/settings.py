@@ -1,24 +1,32 @@
-"""Hyper-parameters and their defaults. `config.schema.yaml` describes each; a test checks that both agree."""
+"""The hyper-parameters of every procedure, with their defaults.
+
+`workflow/schemas/config.schema.yaml` describes each of them and has the same defaults, which a test checks. This module
+imports neither torch nor anything else of the package, so that reading it costs nothing.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class AttackSettings:
-    """Of the attack, in normalised space; `config.schema.yaml` describes each."""
+class TrainingSettings:
+    """How a source model is trained: `training` of the config."""
 
-    eps: float = 0.1
-    step: float = 0.01
-    steps: int = 40
-    clip: tuple = (-2.2, 2.2)
-    target: float = 1000.0
-    weight: float = 0.1
-    batch_size: int = 64
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Hyper-parameters of a search; `config.schema.yaml` describes each."""
+    """How the masks of a target problem are searched in direct reuse: `search` of the config.
+
+    Raises ValueError if the schedule or the selection is unknown.
+    """
 
     epochs: int = 300
     batch_size: int = 64
@@ -34,32 +42,67 @@ class SearchSettings:
     patience: int = 50
     evaluate_every: int = 1
 
-    def __post_init__(self):
-        for name, known in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, and not one of {', '.join(known)}")
+    def __post_init__(self) -> None:
+        for name, choices in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """Hyper-parameters of a training; `config.schema.yaml` describes each."""
+class TransferSettings:
+    """What all steps of indirect reuse share: the keys of `transfer` of the config that are no block.
 
-    epochs: int = 30
-    batch_size: int = 128
+    last_layer: the name of the source model's last layer, or None to find it (an entry of `models` has it).
+    """
+
+    batch_size: int = 64
+    selection: str = "holdout"
+    holdout: float = 0.1
+    last_layer: str | None = None
+
+
+@dataclass(frozen=True)
+class LastLayerSettings:
+    """How a new last layer is trained while all other layers stay as they are: `transfer.head` of the config."""
+
+    epochs: int = 300
+    patience: int = 30
     lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
-    label_smoothing: float = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0001
+
+
+@dataclass(frozen=True)
+class ThresholdSearchSettings:
+    """How the masks of indirect reuse are searched: `transfer.search` of the config."""
+
+    epochs: int = 300
+    lr_mask: float = 0.05
+    lr_last: float = 0.001
+    alpha: float = 0.5
 
 
 @dataclass(frozen=True)
 class FinetuningSettings:
-    """Hyper-parameters of a student's training; `config.schema.yaml` describes each."""
+    """How a student is trained: `transfer.finetune` of the config, and with other defaults `standard` and `retrain`."""
 
-    epochs: int
-    patience: int
-    lr: float
-    weight_decay: float
+    epochs: int = 300
+    patience: int = 30
+    lr: float = 0.005
+    lr_last: float = 0.05
     momentum: float = 0.0
-    lr_last: float | None = None
+    weight_decay: float = 0.0001
     keep_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """How test images are perturbed against a source model, in normalised space: `attack` of the config."""
+
+    eps: float = 0.1
+    step: float = 0.01
+    steps: int = 40
+    clip: tuple[float, float] = (-2.2, 2.2)
+    target: float = 1000.0
+    weight: float = 0.1
+    batch_size: int = 64

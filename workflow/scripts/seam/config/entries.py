@@ -1,7 +1,11 @@
-"""The entries of direct and indirect reuse: their targets, and the data sets that they lack."""
+"""The entries of direct and indirect reuse: their targets, their folders and the data sets that they lack."""
+
+from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from seam.config.wording import require_known_names, shown
 from seam.data.kinds.registry import class_groups, why_unavailable
@@ -10,13 +14,23 @@ from seam.errors import UserError
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def folder_name(name):
-    """The folder of a target's results: its name, with `_` for spaces and what else is trouble in a folder's name.
+def direct_entries(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return [(key, entry)] of `direct_reuse`, the key as error sentences write it."""
+    return [(f"direct_reuse[{place}]", entry) for place, entry in enumerate(config["direct_reuse"])]
+
+
+def indirect_entries(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return [(key, entry)] of `indirect_reuse`, the key as error sentences write it."""
+    return [(f"indirect_reuse[{place}]", entry) for place, entry in enumerate(config["indirect_reuse"])]
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a target's result folder: its own name, with `_` for spaces and other special characters.
 
     >>> folder_name("aquarium_fish"), folder_name("golden retriever"), folder_name("crème brûlée (hot)")
     ('aquarium_fish', 'golden_retriever', 'creme_brulee_hot')
 
-    Empty if the name has neither a letter from a to z nor a digit.
+    The result is empty if the name has neither a letter from a to z nor a digit.
     """
     if FOLDER_NAME.fullmatch(name):
         return name
@@ -24,20 +38,25 @@ def folder_name(name):
     return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
 
 
-def targets_of(where, entry, dataset, classes):
-    """{name: its classes} of an entry's targets. Without the data (`classes` None) only the shapes are checked."""
-    key, problem, targets = f"{where}.targets", entry["problem"], entry["targets"]
+def targets_of(
+    key: str, entry: dict[str, Any], dataset: dict[str, Any], classes: Sequence[str] | None
+) -> Mapping[str, Sequence[str]]:
+    """Return {target: its classes} of an entry of `direct_reuse`.
+
+    key: the entry's, for error sentences. classes: the data set's class names; None if its data are not given. Then
+    only the shape of `targets` is checked. Raises UserError for targets of the wrong shape and for unknown names.
+    """
+    key, problem, targets = f"{key}.targets", entry["problem"], entry["targets"]
+    class_of_dataset = f"a class of the model's data set ({dataset['kind']})"
     if problem == "binary":
         if targets != "all" and not isinstance(targets, list):
             raise UserError(f"{key} is {shown(targets)}, but problem: binary takes all or a list of class names.")
         names = classes or [] if targets == "all" else targets
-        require_known_names(key, names, classes, f"a class of the model's data set ({dataset['kind']})")
+        require_known_names(key, names, classes, class_of_dataset)
         return {name: [name] for name in names}
     if isinstance(targets, dict):
         for name, members in targets.items():
-            require_known_names(
-                f"{key}.{name}", members, classes, f"a class of the model's data set ({dataset['kind']})"
-            )
+            require_known_names(f"{key}.{name}", members, classes, class_of_dataset)
         return targets
     if targets == "all":
         raise UserError(
@@ -52,20 +71,15 @@ def targets_of(where, entry, dataset, classes):
     if not groups:
         raise UserError(f"{key} is {shown(targets)}, but no superclass lies wholly within the data set's classes.")
     names = list(groups) if targets == "superclasses" else targets
-    require_known_names(key, names, list(groups), f"a superclass of {dataset['kind']}")
+    require_known_names(key, names, groups, f"a superclass of {dataset['kind']}")
     return {name: groups[name] for name in names}
 
 
-def missing_datasets(config, entry, target):
-    """The names of the data sets that students on `target` of an entry of `indirect_reuse` lack."""
+def missing_datasets(config: dict[str, Any], entry: dict[str, Any], target: str) -> list[str]:
+    """Return the data sets that an entry of `indirect_reuse` needs for students on `target`, but that are not given.
+
+    A source model needs its own data set only if it is trained in this run: published weights bring all else.
+    """
     model = config["models"][entry["model"]]
     needed = [target] + ([model["dataset"]] if model["weights"] == "train" else [])
     return [name for name in dict.fromkeys(needed) if why_unavailable(config["datasets"][name])]
-
-
-def indirect_entries(config):
-    return [(f"indirect_reuse[{i}]", entry) for i, entry in enumerate(config["indirect_reuse"])]
-
-
-def direct_entries(config):
-    return [(f"direct_reuse[{i}]", entry) for i, entry in enumerate(config["direct_reuse"])]

@@ -1,32 +1,39 @@
-"""Masks as bits: packed, applied to a model, and chosen by magnitude or at random for comparison."""
+"""Masks as bits: packed into bytes, baked into a model, or chosen without a search for comparison."""
+
+from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from seam.masks.layers import maskable
 
 
-def magnitude_bits(module, bits):
-    """Masks for comparison: of each parameter as many weights kept as in `bits`, the largest by magnitude."""
-    return {name: _kept(maskable(module)[name].detach().abs(), bit) for name, bit in bits.items()}
+def magnitude_bits(module: nn.Module, bits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return masks that keep the largest weights of each parameter by magnitude, as many as `bits` keeps."""
+    parameters = maskable(module)
+    return {name: _keep_highest(parameters[name].detach().abs(), bit) for name, bit in bits.items()}
 
 
-def random_bits(bits, generator):
-    """Masks for comparison: of each parameter as many weights kept as in `bits`, drawn at random."""
-    return {name: _kept(torch.rand(bit.shape, generator=generator), bit) for name, bit in bits.items()}
+def random_bits(bits: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Return masks that keep random weights of each parameter, as many as `bits` keeps."""
+    return {name: _keep_highest(torch.rand(bit.shape, generator=generator), bit) for name, bit in bits.items()}
 
 
-def _kept(score, bit):
-    """As many weights as `bit` keeps, those of the highest score; the first of equal ones."""
+def _keep_highest(score: torch.Tensor, bit: torch.Tensor) -> torch.Tensor:
+    """Return a mask of the weights with the highest score, as many as `bit` keeps; the first of equal ones."""
     order = score.cpu().flatten().argsort(descending=True, stable=True)
-    kept = torch.zeros(bit.numel(), dtype=torch.bool)
-    kept[order[: int(bit.sum())]] = True
-    return kept.view(bit.shape)
+    mask = torch.zeros(bit.numel(), dtype=torch.bool)
+    mask[order[: int(bit.sum())]] = True
+    return mask.view(bit.shape)
 
 
 @torch.no_grad()
-def bake(module, bits):
-    """Set to zero, for good, the weights of `module` whose bit is False."""
+def bake(module: nn.Module, bits: dict[str, torch.Tensor]) -> nn.Module:
+    """Set the weights of `module` whose bit is False to zero, and return the module.
+
+    Raises ValueError if a mask does not fit the module.
+    """
     parameters = maskable(module)
     for name, bit in bits.items():
         if name not in parameters or parameters[name].shape != bit.shape:
@@ -35,13 +42,16 @@ def bake(module, bits):
     return module
 
 
-def pack_bits(bits):
-    """name: uint8 tensor, eight masks a byte (row-major, the first in the highest bit)."""
+def pack_bits(bits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return {name: uint8 tensor} with eight bits in a byte (row-major, the first in the highest bit)."""
     return {name: torch.from_numpy(np.packbits(bit.contiguous().numpy())) for name, bit in bits.items()}
 
 
-def unpack_bits(packed, module):
-    """The inverse of `pack`, with the shapes of `module`'s parameters."""
+def unpack_bits(packed: dict[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return {name: boolean mask} of what `pack_bits` packed, with the shapes of `module`'s parameters.
+
+    Raises ValueError if a mask does not fit the module.
+    """
     shapes = {name: parameter.shape for name, parameter in maskable(module).items()}
     bits = {}
     for name, data in packed.items():

@@ -1,5 +1,9 @@
 """The parameters of a model that can be masked."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -9,59 +13,62 @@ from seam.log import log
 MASKED_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
-def maskable(module, exclude=()):
-    """name: parameter for the weights and biases of all convolutions and linear layers.
+def maskable(module: nn.Module, exclude: Collection[str] = ()) -> dict[str, nn.Parameter]:
+    """Return {name: parameter} of the weights and biases of all convolutions and linear layers.
 
-    A parameter that several layers share appears once. `exclude` names layers, or parameters, to leave out. Raises
-    UserError where a layer's weight is not a parameter of its own but computed from others.
+    A parameter that several layers share appears once. `exclude` holds names of layers or parameters that stay
+    without masks. Raises UserError if a layer computes its weight from other parameters.
     """
-    found, seen = {}, set()
-    for layer, child in module.named_modules():
-        if not isinstance(child, MASKED_LAYERS) or layer in exclude:
+    parameters: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for layer_name, layer in module.named_modules():
+        if not isinstance(layer, MASKED_LAYERS) or layer_name in exclude:
             continue
-        if not isinstance(child, nn.MultiheadAttention) and child._parameters.get("weight") is None:
+        if not isinstance(layer, nn.MultiheadAttention) and layer._parameters.get("weight") is None:
             raise UserError(
-                f"The weight of layer {layer} is computed from others and cannot be masked: let the architecture have "
-                "a plain one, without weight_norm, spectral_norm or pruning."
+                f"The weight of layer {layer_name} is computed from other parameters and cannot be masked: use an "
+                "architecture without weight_norm, spectral_norm or pruning there."
             )
-        for name, parameter in child.named_parameters(recurse=False):
-            full = f"{layer}.{name}" if layer else name
-            if id(parameter) not in seen and full not in exclude:
-                found[full] = parameter
+        for name, parameter in layer.named_parameters(recurse=False):
+            full_name = f"{layer_name}.{name}" if layer_name else name
+            if id(parameter) not in seen and full_name not in exclude:
+                parameters[full_name] = parameter
             seen.add(id(parameter))
-    return found
+    return parameters
 
 
-def unused_parameters(module, images, exclude=()):
-    """Names of the maskable parameters on which the outputs for `images` [B, 3, H, W] do not depend.
+def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collection[str] = ()) -> set[str]:
+    """Return the names of the maskable parameters on which the outputs for `images` [B, 3, H, W] do not depend.
 
-    Such as those of a head that only training needs: masked, they would count as weights that were found irrelevant.
-    Raises UserError where there is no maskable parameter on which they depend.
+    A head that only training needs has such parameters. With masks, they would count as weights that the search
+    removed. Raises UserError if the outputs depend on no maskable parameter.
     """
     parameters = maskable(module, exclude)
-    before = {name: p.requires_grad for name, p in parameters.items()}
-    mode = {child: child.training for child in module.modules()}
-    module.eval()  # no random number is drawn
+    required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()  # draws no random numbers
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     with torch.enable_grad():
-        total, wanted = module(images).sum(), list(parameters.values())
-        depends = parameters and total.grad_fn is not None
-        found = torch.autograd.grad(total, wanted, allow_unused=True) if depends else [None] * len(wanted)
+        total, inputs = module(images).sum(), list(parameters.values())
+        if parameters and total.grad_fn is not None:
+            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+        else:
+            gradients = (None,) * len(inputs)
     for name, parameter in parameters.items():
-        parameter.requires_grad_(before[name])
-    for child, training in mode.items():
-        child.training = training
-    names = {name for name, gradient in zip(parameters, found, strict=True) if gradient is None}
-    if len(names) == len(parameters):
+        parameter.requires_grad_(required[name])
+    for layer, training in modes.items():
+        layer.training = training
+    unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    if len(unused) == len(parameters):
         raise UserError(
-            "The model's outputs depend on no weight of a convolution or linear layer that could be masked: correct "
-            "its architecture (a forward pass without gradients, say)."
+            "The model's outputs depend on no weight of a convolution or linear layer: correct its architecture (its "
+            "forward pass may switch gradients off)."
         )
-    if names:
+    if unused:
         log.warning(
             "no masks for %s (parameters: %d, numbers: %d): the model's outputs do not depend on them",
-            ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3), len(names),
-            sum(parameters[name].numel() for name in names),
+            ", ".join(sorted(unused)[:3]) + ", ..." * (len(unused) > 3), len(unused),
+            sum(parameters[name].numel() for name in unused),
         )  # fmt: skip
-    return names
+    return unused

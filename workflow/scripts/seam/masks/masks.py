@@ -1,54 +1,74 @@
-"""A mask on any model: one real number per weight, which is kept where the number is above zero.
+"""A mask on any model: one real number per weight; the weight is kept while its number is above zero.
 
-The masked network is the module itself. Before each step its weights become `w * [m > 0]`, with the
-source's weights `w` kept aside; the gradient of those effective weights becomes that of the masks, each as
-soon as the backward pass has it. So no architecture is rewritten, autograd never sees a mask, and what the
-search ends with is a plain module whose unneeded weights are zero.
+The masked network is the module itself. Before each step its weights become `w * [m > 0]`; the source's weights `w` are
+stored aside. The backward pass gives the gradient of these effective weights, which becomes the gradient of the masks.
+So no architecture is rewritten, autograd never sees a mask, and the search ends with a plain module whose removed
+weights are zero.
 """
 
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Collection, Iterator
 from functools import partial
+from typing import Protocol
 
 import torch
+from torch import nn
 
 from seam.errors import UserError
 from seam.masks.layers import maskable
 
-AT_ONCE = 16 << 20  # bytes of gradients that are updated together on a GPU, where each launch of a kernel costs
+GPU_UPDATE_BYTES = 16 << 20  # gradients that one update on a GPU covers: each launch of a kernel costs time
+
+
+class Optimizer(Protocol):
+    """An optimizer that can update some of its parameters, and free their gradients, before its step ends."""
+
+    def update(self, parameters: list[torch.Tensor]) -> None:
+        """Update `parameters` now."""
+        ...
 
 
 class Masks:
-    """Masks on `module`, all ones at first.
+    """The masks on a module, all ones at first.
 
-    values: the masks, float32 whatever the network runs in, since the penalty's gradient is as small
-        as 1e-8 per mask; give them to an optimizer.
+    values: {name: mask}, for an optimizer. Masks are float32 whatever precision the network has, because the gradient
+        of the penalty is as small as 1e-8 per mask.
     """
 
-    def __init__(self, module, exclude=()):
-        self.parameters = maskable(module, exclude)
+    def __init__(self, module: nn.Module, exclude: Collection[str] = ()) -> None:
+        """Put masks on all maskable parameters but those in `exclude` (see `maskable`).
+
+        Raises ValueError if there are none.
+        """
+        self.parameters: dict[str, torch.Tensor] = dict(maskable(module, exclude))
         if not self.parameters:
             raise ValueError("the model has no convolution or linear layer to mask")
-        self.weights = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         buffers = dict(module.named_buffers())
-        self.shifts = {}  # what a folded batch norm adds to a bias and no mask removes: see seam.folding
+        # The part of a bias that comes from a folded batch norm, which no mask removes: see seam.models.folding.
+        self.shifts: dict[str, torch.Tensor] = {}
         for name, weight in self.weights.items():
             if name.endswith("bias") and (place := f"{name[:-4]}batch_norm_shift") in buffers:
                 self.shifts[name] = buffers[place]
                 weight.sub_(buffers[place])
         self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
         self.count = sum(value.numel() for value in self.values.values())
-        # Updated alone, a parameter's numbers are in the CPU's cache; updated together, few kernels are launched.
-        self.at_once = AT_ONCE if next(iter(self.values.values())).is_cuda else 0
+        # A CPU updates each parameter alone, in its cache. A GPU updates several, so that it launches few kernels.
+        self.update_bytes = GPU_UPDATE_BYTES if next(iter(self.values.values())).is_cuda else 0
 
     @torch.no_grad()
-    def apply(self):
-        """Set the module's weights to the source's where the mask is above zero, else to zero."""
+    def apply(self) -> None:
+        """Set the module's weights to the source's where the mask is above zero, and to zero elsewhere."""
         self._apply(self.parameters)
 
-    def _apply(self, names):
+    def _apply(self, names: Collection[str]) -> None:
         parameters = [self.parameters[name].data for name in names]
         weights, values = ([tensors[name] for name in names] for tensors in (self.weights, self.values))
-        if self.at_once:
+        if self.update_bytes:
             kept = torch._foreach_sign(values)
             torch._foreach_clamp_min_(kept, 0)
             torch._foreach_mul_(kept, weights)
@@ -61,38 +81,41 @@ class Masks:
             torch._foreach_add_([self.parameters[name].data for name in shifted], shifts)
 
     @torch.no_grad()
-    def begin_by_magnitude(self, low=0.25, high=1.75):
-        """Let the masks begin between `low` and `high`, in the order of their weights' magnitudes within a parameter.
+    def order_by_magnitude(self, low: float = 0.25, high: float = 1.75) -> None:
+        """Set the masks to values from `low` to `high`, in the order of the weights' magnitudes in each parameter.
 
-        Masks that all begin at 1 and hardly matter to the loss fall at the same pace and cross zero in the same step,
-        and the network breaks down; so they cross one after the other, the smallest weights first.
+        Masks that all begin at 1 and hardly matter to the loss fall at the same pace. They cross zero in the same
+        step, and the network breaks down. With this order they cross one after the other, the smallest weights first.
         """
         for name, value in self.values.items():
             rank = self.weights[name].abs().flatten().argsort(stable=True).argsort()
             value.copy_((low + (high - low) * rank / max(rank.numel() - 1, 1)).view(self.weights[name].shape))
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the masks themselves, not copies."""
         return self.values
 
     @torch.no_grad()
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Set the masks to those of `state`, and apply them."""
         for name, value in self.values.items():
             value.copy_(state[name])
         self.apply()
 
     @torch.no_grad()
-    def backward(self, alpha):
-        """Turn the gradient of the module's weights into that of the masks.
+    def backward(self, alpha: float | torch.Tensor) -> None:
+        """Turn the gradient of the module's weights into the gradient of the masks.
 
-        The loss is cross entropy + alpha * retention rate. The straight-through estimator (Bengio et al.,
-        2013) with the hard tanh of the published code passes the gradient g * w, clipped to [-1, 1];
-        the penalty's gradient is the constant alpha / number of masks.
+        The loss is cross entropy + alpha * retention. The straight-through estimator (Bengio et al., 2013) with the
+        hard tanh of the published code passes the gradient g * w, clipped to [-1, 1]. The penalty adds the constant
+        alpha / number of masks.
         """
         self._backward(self.parameters, alpha)
 
-    def _backward(self, names, alpha):
-        gradients, weights = [self._taken(self.parameters[name]) for name in names], [self.weights[n] for n in names]
-        if self.at_once:
+    def _backward(self, names: Collection[str], alpha: float | torch.Tensor) -> None:
+        gradients = [self._take_gradient(self.parameters[name]) for name in names]
+        weights = [self.weights[name] for name in names]
+        if self.update_bytes:
             torch._foreach_mul_(gradients, weights)
             torch._foreach_clamp_min_(gradients, -1)
             torch._foreach_clamp_max_(gradients, 1)
@@ -103,33 +126,35 @@ class Masks:
         for name, gradient in zip(names, gradients, strict=True):
             self.values[name].grad = gradient
 
-    def _taken(self, parameter):
+    @staticmethod
+    def _take_gradient(parameter: torch.Tensor) -> torch.Tensor:
         gradient, parameter.grad = parameter.grad, None
-        return torch.zeros_like(parameter) if gradient is None else gradient  # none: not used by the forward pass
+        return torch.zeros_like(parameter) if gradient is None else gradient  # None: the forward pass did not use it
 
     @contextlib.contextmanager
-    def updated(self, optimizer, alpha):
-        """Within this context the backward pass updates the masks: the same as `backward`, a step of `optimizer` and
-        `apply` after it, but each parameter on its own (on a GPU: some at a time), as soon as its gradient is there,
-        which is then freed.
+    def updated(self, optimizer: Optimizer, alpha: float | torch.Tensor) -> Iterator[None]:
+        """Update the masks during the backward pass that runs in this context.
 
-        So one gradient is held at a time, not all: VGG16-BN's search takes 0.78 of the memory.
+        The result is that of `backward`, a step of `optimizer` and `apply` after the pass. But each parameter is
+        updated (on a GPU: several at once) as soon as its gradient is there, and the gradient is then freed. One
+        gradient exists at a time instead of all, and the search of VGG16-BN takes 0.78 of the memory.
         """
-        waiting, ready = set(self.parameters), {}  # names; bytes of their gradients by name
+        waiting = set(self.parameters)
+        ready: dict[str, int] = {}  # bytes of the gradients to update with, by name
         for parameter in self.parameters.values():
             parameter.grad = None  # of a pass that failed
 
         @torch.no_grad()
-        def update():
+        def update() -> None:
             self._backward(ready, alpha)
             optimizer.update([self.values[name] for name in ready])
             self._apply(ready)
             ready.clear()
 
-        def note(name, _=None):
+        def note(name: str, _: torch.Tensor | None = None) -> None:
             waiting.remove(name)
             ready[name] = self.values[name].nbytes
-            if sum(ready.values()) > self.at_once:
+            if sum(ready.values()) > self.update_bytes:
                 update()
 
         hooks = [p.register_post_accumulate_grad_hook(partial(note, name)) for name, p in self.parameters.items()]
@@ -138,27 +163,27 @@ class Masks:
         finally:
             for hook in hooks:
                 hook.remove()
-        for name in sorted(waiting):  # what the loss does not depend on
+        for name in sorted(waiting):  # the loss does not depend on these: the penalty alone moves their masks
             note(name)
         if ready:
             update()
 
-    def train(self, on=True):
-        """Whether the backward pass computes the gradients that the masks need."""
+    def train(self, enabled: bool = True) -> None:
+        """Let the backward pass compute the gradients that the masks need, or not."""
         for parameter in self.parameters.values():
-            parameter.requires_grad_(on)
+            parameter.requires_grad_(enabled)
 
     @torch.no_grad()
-    def retention(self, epoch):
-        """The share of weights that are kept. Raises UserError if none is left in this `epoch`."""
+    def retention(self, epoch: int) -> float:
+        """Return kept weights / all weights. Raises UserError if no weight is kept after this `epoch`."""
         return self.share(torch.stack([(value > 0).count_nonzero() for value in self.values.values()]).sum(), epoch)
 
-    def share(self, kept, epoch):
-        """The share that `kept` weights are, a tensor. Raises UserError if it is none."""
+    def share(self, kept: torch.Tensor, epoch: int) -> float:
+        """Return `kept` weights / all weights. Raises UserError if `kept` is zero."""
         if not kept:
             raise UserError(f"No weight was left in epoch {epoch}: lower alpha or lr_mask.")
         return kept.item() / self.count
 
-    def bits(self):
-        """name: boolean mask on the CPU, True where the weight is kept."""
+    def bits(self) -> dict[str, torch.Tensor]:
+        """Return {name: boolean mask} on the CPU, True where the weight is kept."""
         return {name: (value > 0).cpu() for name, value in self.values.items()}

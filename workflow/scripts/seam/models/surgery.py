@@ -19,6 +19,11 @@ def set_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def to_channels_last(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move the module to the device, its weights with channels last in memory; return the module."""
+    return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of the module's state dictionary on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

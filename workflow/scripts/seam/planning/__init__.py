@@ -1,1 +1,1 @@
-"""How long a run will take."""
+"""The estimate of what a run takes."""

@@ -1,62 +1,51 @@
-"""Collect what is known of each target problem of direct reuse into one table per kind of problem."""
+"""The tables of direct reuse: what is known of each target problem, one table per kind of problem."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from seam.errors import UserError
-from seam.files import write_csv
 from seam.log import log
-from seam.report.tables import Record, engine_name, records
+from seam.report.tables import Record, Table, engine_name, missing_file, records, with_others, write_table
+
+Paths = Iterable[str | Path]
 
 SETTINGS = [
     *["accuracy_worth", "alpha", "batch_size", "epochs", "evaluate_every", "head_every", "holdout", "lr_head"],
     *["lr_mask", "patience", "selection", "tolerance"],
 ]
+LATENCY = ["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads"]
 
 
-def latencies(paths):
-    """The latency files by folder and engine, from `.../latency_{engine}.json`."""
-    return {(Path(path).parent, Path(path).stem.removeprefix("latency_")): Record(path) for path in paths}
-
-
-def settings_of(problems):
-    """The names of all hyper-parameters: those that are always there, then any others by name."""
-    found = {name for problem in problems for name in problem["settings"]}
-    return SETTINGS + sorted(found - set(SETTINGS))
-
-
-def columns(engines, settings):
-    """The columns of a table, the same whether it has rows or not."""
+def columns(engines: list[str], settings: list[str]) -> list[str]:
+    """Return the columns of a table, which are the same whether it has rows or not."""
     return [
         *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
-        *(
-            f"{name}_{engine}"
-            for engine in engines
-            for name in ("latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads")
-        ),
+        *(f"{name}_{engine}" for engine in engines for name in LATENCY),
         *["epochs", "selected_epoch", "seconds", "images_train", "images_holdout", "images_test"],
         *(f"search_{name}" for name in settings),
         *["seed", "device", "precision", "threads", "torch", "folder"],
     ]
 
 
-def row(problem, macs, model, latency, settings):
-    """One problem as a dictionary by column. `latency`: its records by engine, only those that are there."""
+def row(
+    problem: Record, macs: Record, model: Record, latency: Mapping[str, Record], settings: list[str]
+) -> dict[str, Any]:
+    """Return one problem as {column: value}. latency: the records of those engines that timed it."""
     before, after = problem["accuracy", "source"], problem["accuracy", "reengineered"]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
-    holdout = problem.data.get("holdout_accuracy") or {}  # nothing is held out where the test images select
+    holdout = problem.data.get("holdout_accuracy") or {}  # no images are held out if the test images select the epoch
     cells = {
-        **{
-            name: problem[name]
-            for name in ["model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch"]
-        },
-        **{name: problem[name] for name in ["seconds", "seed", "device", "precision", "threads", "torch"]},
-        "architecture": model["architecture"],
-        "weights_origin": model["weights_origin"],
+        **problem.select("model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch", "seconds"),
+        **problem.select("seed", "device", "precision", "threads", "torch"),
+        **model.select("architecture", "weights_origin"),
         "classes": len(problem["classes"]),
         "accuracy_source": before,
         "accuracy_source_restricted": problem["accuracy", "source_restricted"],
@@ -68,32 +57,31 @@ def row(problem, macs, model, latency, settings):
         "macs_source": dense,
         "macs_reengineered": sparse,
         "macs_reduction": 1 - sparse / dense,
-        **{f"images_{part}": problem["images", part] for part in ("train", "holdout", "test")},
+        **{f"images_{subset}": problem["images", subset] for subset in ("train", "holdout", "test")},
         **{f"search_{name}": problem["settings"].get(name) for name in settings},
         "folder": problem.path.parent.as_posix(),
     }
     for engine, times in latency.items():
         slow, fast = times["source_ms_mean"], times["reengineered_ms_mean"]
-        cells[f"latency_source_ms_{engine}"] = slow
-        cells[f"latency_reengineered_ms_{engine}"] = fast
-        cells[f"speedup_{engine}"] = slow / fast
-        cells[f"latency_threads_{engine}"] = times["threads"]
+        values = slow, fast, slow / fast, times["threads"]
+        cells |= {f"{name}_{engine}": value for name, value in zip(LATENCY, values, strict=True)}
     return cells
 
 
-def tables(metrics, macs, latency, models, engines):
-    """{"binary": frame, "multiclass": frame} from the paths of the problems' and the models' JSON files.
+def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str]) -> dict[str, Table]:
+    """Return {"binary": table, "multiclass": table} from the paths of the problems' and the models' JSON files.
 
-    Rows are in the order of `metrics`; an engine without a file for a problem leaves its cells empty.
-    Raises UserError where a file lacks a value, or where a problem's MACs or model are missing.
+    Rows are in the order of `metrics`. An engine without a file for a problem leaves its cells empty.
+    Raises UserError if a file lacks a value, or if a problem's MACs or model are missing.
     """
-    problems, counts, times = records(metrics), records(macs), latencies(latency)
+    problems, counts = records(metrics), records(macs)
+    times = {(Path(path).parent, Path(path).stem.removeprefix("latency_")): Record(path) for path in latency}
     sources = {folder.name: record for folder, record in records(models).items()}
-    settings = settings_of(problems.values())
-    rows = {"binary": [], "multiclass": []}
+    settings = with_others(SETTINGS, (name for problem in problems.values() for name in problem["settings"]))
+    rows: dict[str, list[dict[str, Any]]] = {"binary": [], "multiclass": []}
     for folder, problem in problems.items():
         if folder not in counts:
-            raise UserError(f"{folder}/macs.json is missing: run the workflow again to make it.")
+            raise missing_file(folder / "macs.json")
         if problem["model"] not in sources:
             raise UserError(f"The model {problem['model']} has no metrics.json: run the workflow again to make it.")
         measured = {engine: times[folder, engine] for engine in engines if (folder, engine) in times}
@@ -105,8 +93,9 @@ def tables(metrics, macs, latency, models, engines):
     return {kind: pd.DataFrame(cells, columns=columns(engines, settings)) for kind, cells in rows.items()}
 
 
-def write_tables(paths, *inputs):
-    """Write the tables that `tables` makes of `inputs` to {"binary": path, "multiclass": path}."""
-    for kind, table in tables(*inputs).items():
-        write_csv(paths[kind], table)
-        log.info("%s: target problems: %d", paths[kind], len(table))
+def write_tables(
+    paths: Mapping[str, str | Path], metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str]
+) -> None:
+    """Write both tables of problems to `paths`, {"binary": path, "multiclass": path}; the rest is as in `tables`."""
+    for kind, table in tables(metrics, macs, latency, models, engines).items():
+        write_table(paths[kind], table, "target problems")

@@ -1,38 +1,50 @@
-"""Draw what the tables of direct reuse say: accuracy, retention, cost, and the course of a search."""
+"""Draw the figures of direct reuse: accuracy, retention, cost, and the course of a search."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from seam.report.style import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, short, spread, style
-from seam.report.tables import PROBLEMS, engine_name, engines, read_table
+from seam.report.tables import PROBLEMS, Column, Table, all_problems, engine_name, engines, read_table, time_saved
 
-CHUNK = 50  # targets in one column of a panel
-LINE = 0.155  # inches from one target to the next
-GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread evenly: a jitter that is always the same
+COLUMN_LENGTH = 50  # targets in one column of a panel
+LINE_HEIGHT = 0.155  # inches from one target to the next
+GOLDEN = 0.6180339887498949  # its multiples modulo 1 spread evenly: a jitter that is always the same
+DASHED = {"linewidth": 0.9, "linestyle": (0, (4, 3))}
+NO_PROBLEMS = "There are no target problems in this config."
 
 
-def plural(number, noun):
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def groups(binary: Table, multiclass: Table) -> list[tuple[str, str, Table]]:
+    """Return [(model, kind of problem, rows)] of both tables, in their order."""
+    return [
+        (model, kind, rows)
+        for kind, table in (("binary", binary), ("multiclass", multiclass))
+        for model, rows in table.groupby("model", sort=False)
+    ]
 
 
 # Accuracy before and after, one line per target
 
 
-def chunks(table, most):
-    """The rows in at most `most` pieces of equal length, each for one column of a panel."""
-    pieces = min(most, math.ceil(len(table) / CHUNK))
+def panel_columns(table: Table, most: int) -> list[Table]:
+    """Return the rows of a panel in columns of equal length, at most `most` of them."""
+    pieces = min(most, math.ceil(len(table) / COLUMN_LENGTH))
     length = math.ceil(len(table) / pieces)
     return [table.iloc[start : start + length] for start in range(0, len(table), length)]
 
 
-def pairs(sizes):
-    """The models of {model: its number of targets}, smallest first, in lines of one or two of like size."""
-    lines = []
+def lines_of_panels(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Return the models of {model: its number of targets}, smallest first, in lines of one or two of similar size."""
+    lines: list[list[str]] = []
     for model, size in sizes.items():
         if lines and len(lines[-1]) == 1 and size <= 3 * sizes[lines[-1][0]]:
             lines[-1].append(model)
@@ -41,10 +53,11 @@ def pairs(sizes):
     return lines
 
 
-def dumbbells(axes, rows, room, limits, restricted):
-    """One line per target, the first at the top: before as a ring, after as a dot, both in per cent.
+def draw_dumbbells(axes: Axes, rows: Table, height: int, limits: tuple[float, float], restricted: bool) -> None:
+    """Draw one line per target, the first at the top: a ring before and a dot after re-engineering, in per cent.
 
-    `room` is how many lines the panel is high, `limits` the ends of its axis of accuracies.
+    height: of the panel, in lines. limits: the ends of its axis of accuracies. restricted: whether to mark the
+    accuracy of the source model that chooses among the target's classes only.
     """
     places = range(len(rows))
     before, after = 100 * rows["accuracy_source"], 100 * rows["accuracy_reengineered"]
@@ -58,14 +71,14 @@ def dumbbells(axes, rows, room, limits, restricted):
     axes.set_yticks(places, [short(name) for name in rows["target"]], fontsize=8 if len(rows) <= 25 else 7)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(*limits)
-    axes.set_ylim(room - 0.4, -0.6)
+    axes.set_ylim(height - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("accuracy (%)")
 
 
 @style()
-def accuracy(table, problem):
-    """Accuracy on each target before and after, one panel per model, sorted by the source model's accuracy."""
+def accuracy(table: Table, problem: str) -> Figure:
+    """Draw the accuracy on each target before and after, one panel per model, sorted by the source model's accuracy."""
     kind = PROBLEMS[problem]
     title = f"Accuracy before and after re-engineering, {kind} problems"
     if not len(table):
@@ -73,33 +86,35 @@ def accuracy(table, problem):
     restricted = bool((table["accuracy_source_restricted"].dropna() != table["accuracy_source"]).any())
     names = ["accuracy_source", "accuracy_reengineered"] + ["accuracy_source_restricted"] * restricted
     limits = {name: spread(100 * rows[names]) for name, rows in table.groupby("dataset")}
-    models = sorted(table["model"].unique(), key=lambda name: (table["model"] == name).sum())  # like sizes side by side
-    lines = pairs({model: int((table["model"] == model).sum()) for model in models})
+    sizes = {model: int((table["model"] == model).sum()) for model in table["model"].unique()}
+    sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))  # similar sizes go side by side
+    lines = lines_of_panels(sizes)
     beside = max(len(line) for line in lines)
     panels = {}
-    for model in models:
+    for model in sizes:
         rows = table[table["model"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
-        panels[model] = chunks(rows, 4 // beside)
-    split = max(len(pieces) for pieces in panels.values())
-    rooms = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
-    heights = [room * LINE + 0.85 for room in rooms]
+        panels[model] = panel_columns(rows, 4 // beside)
+    split = max(len(columns) for columns in panels.values())
+    line_lengths = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
+    heights = [length * LINE_HEIGHT + 0.85 for length in line_lengths]
     width = max(7.2, (3.4 if split > 1 else 4.0) * beside * split)
     figure = blank(width, sum(heights) + 0.8, title)
     grid = figure.add_gridspec(len(lines), beside * split, height_ratios=heights)
-    for line, members in enumerate(lines):
-        for place, model in enumerate(members):
-            pieces = panels[model]
-            whole = beside * split // len(members)
-            span = whole // len(pieces)
-            for piece, rows in enumerate(pieces):
-                left = place * whole + piece * span
-                axes = figure.add_subplot(grid[line, left : left + span])
-                dumbbells(axes, rows, rooms[line], limits[rows["dataset"].iloc[0]], restricted)
-                if piece == 0:
+    for line, models in enumerate(lines):
+        panel_width = beside * split // len(models)  # in cells of the grid
+        for place, model in enumerate(models):
+            column_width = panel_width // len(panels[model])
+            for number, rows in enumerate(panels[model]):
+                left = place * panel_width + number * column_width
+                axes = figure.add_subplot(grid[line, left : left + column_width])
+                draw_dumbbells(axes, rows, line_lengths[line], limits[rows["dataset"].iloc[0]], restricted)
+                if number == 0:
                     all_rows = table[table["model"] == model]
-                    means = [100 * all_rows[name].mean() for name in ("accuracy_source", "accuracy_reengineered")]
-                    size = plural(len(all_rows), "target")
-                    axes.set_title(f"{model}: {size}, mean {means[0]:.2f} → {means[1]:.2f} %")
+                    before, after = (
+                        100 * all_rows[name].mean() for name in ("accuracy_source", "accuracy_reengineered")
+                    )
+                    targets = "1 target" if len(all_rows) == 1 else f"{len(all_rows)} targets"
+                    axes.set_title(f"{model}: {targets}, mean {before:.2f} → {after:.2f} %")
                 else:
                     axes.set_title(" ")
     ring = {"marker": "o", "linestyle": "", "markersize": 5}
@@ -121,24 +136,19 @@ def accuracy(table, problem):
 
 
 @style()
-def retention_accuracy(binary, multiclass, published):
-    """The share of weights kept against the re-engineered model's accuracy, one point per problem.
+def retention_accuracy(binary: Table, multiclass: Table, published: float) -> Figure:
+    """Draw the share of kept weights against the re-engineered model's accuracy, one point per problem.
 
-    `published` is the paper's mean share of kept weights, in per cent.
+    published: the paper's mean share of kept weights, in per cent.
     """
     title = "Weights kept and accuracy of the re-engineered models"
-    groups = [
-        (model, kind, rows)
-        for kind, table in (("binary", binary), ("multiclass", multiclass))
-        for model, rows in table.groupby("model", sort=False)
-    ]
-    if not groups:
-        return empty(title, "There are no target problems in this config.")
+    panels = groups(binary, multiclass)
+    if not panels:
+        return empty(title, NO_PROBLEMS)
     figure = blank(7.2, 4.6, title)
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(model for model, _, _ in groups))
-    look = looks(names)
-    for model, kind, rows in groups:
+    look = looks(list(dict.fromkeys(model for model, _, _ in panels)))
+    for model, kind, rows in panels:
         paint = look[model]["color"]
         solid = {"facecolors": paint, "edgecolors": "white", "linewidths": 0.5}
         hollow = {"facecolors": "none", "edgecolors": paint, "linewidths": 1.3}
@@ -152,7 +162,7 @@ def retention_accuracy(binary, multiclass, published):
             zorder=3,
             **(solid if kind == "binary" else hollow),
         )
-    axes.axvline(published, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(published, color=GREY, zorder=1, **DASHED)
     axes.annotate(
         f"published mean, {published:.2f} %",
         (published, 1),
@@ -163,7 +173,7 @@ def retention_accuracy(binary, multiclass, published):
         fontsize=7.5,
     )
     axes.set_xlim(left=0)
-    axes.set_ylim(*spread(100 * pd.concat([rows[["accuracy_reengineered"]] for _, _, rows in groups])))
+    axes.set_ylim(*spread(100 * pd.concat([rows[["accuracy_reengineered"]] for _, _, rows in panels])))
     axes.set_xlabel("weights kept (%)")
     axes.set_ylabel("accuracy on the target problem (%)")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
@@ -173,31 +183,33 @@ def retention_accuracy(binary, multiclass, published):
 # What is saved
 
 
-def savings(table):
-    """[(title, values in per cent by problem, published quantity, engine)] for each panel of the cost figure."""
+def savings(table: Table) -> list[tuple[str, Column, str, str]]:
+    """Return [(title, saved per cent by problem, published quantity, engine)] of the panels of the cost figure."""
     panels = [
         ("Weights", 100 * (1 - table["retention"]), "weights_kept", ""),
         ("MACs", 100 * table["macs_reduction"], "", ""),
     ]
     for engine in engines(table):
-        ratio = table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"]
-        panels.append((f"Inference time, {engine_name(engine)}", 100 * (1 - ratio), "inference_time_reduction", engine))
+        title = f"Inference time, {engine_name(engine)}"
+        panels.append((title, time_saved(table, engine), "inference_time_reduction", engine))
     return panels
 
 
 @style()
-def cost(binary, multiclass, published):
-    """What re-engineering saves, per model: bars are means, dots the problems. `published`: {(quantity, engine): %}."""
+def cost(binary: Table, multiclass: Table, published: Mapping[tuple[str, str], float]) -> Figure:
+    """Draw what re-engineering saves, per model: bars are means, dots are problems.
+
+    published: {(quantity, engine): published mean in per cent}.
+    """
     title = "Saved by re-engineering: means (bars) and problems (dots)"
-    parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
-    if not any(len(part) for part in parts):
-        return empty(title, "There are no target problems in this config.")
-    table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    groups = list(table.groupby(["model", "problem"], sort=False).groups)
+    table = all_problems(binary, multiclass)
+    if not len(table):
+        return empty(title, NO_PROBLEMS)
+    lines = [(model, kind) for model, kind, _ in groups(binary, multiclass)]
     panels = savings(table)
-    columns = 2 if len(groups) <= 3 and len(panels) > 2 else len(panels)  # few lines: as wide as a page
+    columns = 2 if len(lines) <= 3 and len(panels) > 2 else len(panels)  # few lines: as wide as a page
     rows = math.ceil(len(panels) / columns)
-    figure = blank(1.6 + 2.5 * columns, 0.5 + (1 + 0.55 * len(groups)) * rows, title)
+    figure = blank(1.6 + 2.5 * columns, 0.5 + (1 + 0.55 * len(lines)) * rows, title)
     plots = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes in plots[len(panels) :]:
         axes.remove()
@@ -205,8 +217,8 @@ def cost(binary, multiclass, published):
         axes.set_title(name)
         if values.notna().any():
             axes.text(1.03, 1.02, "mean", transform=axes.transAxes, color=GREY, fontsize=8)
-        for place, group in enumerate(groups):
-            chosen = values[(table["model"] == group[0]) & (table["problem"] == group[1])]
+        for place, (model, kind) in enumerate(lines):
+            chosen = values[(table["model"] == model) & (table["problem"] == kind)]
             measured = chosen.dropna()
             if len(measured):
                 axes.barh(place, measured.mean(), height=0.62, color=BLUE, alpha=0.3, linewidth=0)
@@ -220,39 +232,35 @@ def cost(binary, multiclass, published):
                 axes.annotate(gap, (0, place), color=GREY, fontsize=8, **beside)
         value = published.get((quantity, engine))
         if value is not None and values.notna().any():
-            axes.axvline(value, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            axes.axvline(value, color=GREY, zorder=1, **DASHED)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         lowest = values.min()  # NaN where nothing is measured
         axes.set_xlim(lowest - 4 if lowest < 0 else 0, 100)
         axes.set_xlabel("saved (%)")
-    plots[0].set_yticks(range(len(groups)), [f"{model}\n{PROBLEMS[kind]}" for model, kind in groups])
-    plots[0].set_ylim(len(groups) - 0.5, -0.5)
-    line = Line2D([], [], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label="published mean")
-    figure.legend(handles=[line], loc="outside lower left")
+    plots[0].set_yticks(range(len(lines)), [f"{model}\n{PROBLEMS[kind]}" for model, kind in lines])
+    plots[0].set_ylim(len(lines) - 0.5, -0.5)
+    dashes = Line2D([], [], color=GREY, label="published mean", **DASHED)
+    figure.legend(handles=[dashes], loc="outside lower left")
     return figure
 
 
 # The course of a search
 
 
-def first_targets(binary, multiclass):
-    """[(kind of problem, row)] of the first target of each model and kind of problem."""
-    return [
-        (kind, rows.iloc[0])
-        for kind, table in (("binary", binary), ("multiclass", multiclass))
-        for _, rows in table.groupby("model", sort=False)
-    ]
+def first_targets(binary: Table, multiclass: Table) -> list[tuple[str, Column]]:
+    """Return [(kind of problem, row)] of the first target of each model and kind of problem."""
+    return [(kind, rows.iloc[0]) for _, kind, rows in groups(binary, multiclass)]
 
 
-def course(axes, steps, row):
-    """One search: accuracy and retention in per cent against the epoch."""
+def draw_search(axes: Axes, steps: Table, row: Column) -> None:
+    """Draw one search: accuracy and retention in per cent against the epoch."""
     epochs = steps["epoch"]
     for epoch in epochs[steps["phase"] == "head"]:
         axes.axvspan(epoch - 0.5, epoch + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
     source = row["accuracy_source"] if pd.isna(row["holdout_accuracy_source"]) else row["holdout_accuracy_source"]
-    axes.axhline(100 * source, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2, label="source")
+    axes.axhline(100 * source, color=INK, zorder=2, label="source", **DASHED)
     accuracy = steps.set_index("epoch")["accuracy"].dropna()  # of the epochs that were evaluated
     axes.plot(accuracy.index, 100 * accuracy, color=BLUE, label="accuracy", zorder=3)
     axes.plot(epochs, 100 * steps["retention"], color=RED, label="retention", zorder=3)
@@ -268,15 +276,15 @@ def course(axes, steps, row):
 
 
 @style()
-def history(binary, multiclass, histories):
-    """The search of the first target of each model and kind of problem.
+def history(binary: Table, multiclass: Table, histories: Mapping[str, Table]) -> Figure:
+    """Draw the search of the first target of each model and kind of problem.
 
-    `histories`: {folder of the problem: frame of its history.csv}.
+    histories: {folder of the problem: its history}.
     """
     title = "Course of the search, first target of each model and kind of problem"
     searches = first_targets(binary, multiclass)
     if not searches:
-        return empty(title, "There are no target problems in this config.")
+        return empty(title, NO_PROBLEMS)
     columns = min(len(searches), 2 if len(searches) in (2, 4) else 3)
     rows = math.ceil(len(searches) / columns)
     figure = blank(max(6.5, 3.6 * columns), 2.75 * rows + 0.8, title)
@@ -288,7 +296,7 @@ def history(binary, multiclass, histories):
         kind, row = searches[place]
         axes.set_title(f"{row['model']}\n{PROBLEMS[kind]}: {short(row['target'])}")
         if row["folder"] in histories:
-            course(axes, histories[row["folder"]], row)
+            draw_search(axes, histories[row["folder"]], row)
         else:
             axes.set_xticks([])
             axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=GREY)
@@ -297,7 +305,7 @@ def history(binary, multiclass, histories):
             axes.set_ylabel("accuracy, weights kept (%)")
     handles = [
         Line2D([], [], color=BLUE, label="accuracy, selection images"),
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), label="source model's accuracy, same images"),
+        Line2D([], [], color=INK, label="source model's accuracy, same images", **DASHED),
         Line2D([], [], color=RED, label="weights kept"),
         Line2D([], [], color=INK, linewidth=0.9, label="selected epoch"),
         Patch(color=FAINT, alpha=0.45, linewidth=0, label="head-only epoch"),
@@ -306,8 +314,11 @@ def history(binary, multiclass, histories):
     return figure
 
 
-def published_savings(published):
-    """{(quantity, engine): per cent saved} for the quantities that the paper gives over its whole evaluation."""
+# All of them
+
+
+def published_savings(published: Table) -> dict[tuple[str, str], float]:
+    """Return {(quantity, engine): per cent saved} for the quantities that the paper gives over its whole evaluation."""
     overall = published[(published["reuse"] == "direct") & (published["architecture"] == "")]
     overall = overall[overall["unit"] == "%"]
     values = {(row.quantity, row.engine): row.value for row in overall.itertuples()}
@@ -315,8 +326,11 @@ def published_savings(published):
     return values
 
 
-def figures(binary, multiclass, histories, published):
-    """{name: figure} of all figures of direct reuse."""
+def figures(binary: Table, multiclass: Table, histories: Mapping[str, Table], published: Table) -> dict[str, Figure]:
+    """Return {name: figure} of all figures of direct reuse.
+
+    histories: {folder of the problem: its history}, at least of the first target of each model and kind of problem.
+    """
     saved = published_savings(published)
     return {
         "accuracy_binary": accuracy(binary, "binary"),
@@ -327,10 +341,12 @@ def figures(binary, multiclass, histories, published):
     }
 
 
-def draw(binary, multiclass, histories, published):
-    """Return {name: figure} of direct reuse, from the paths of its tables, histories and the published values."""
-    binary, multiclass = read_table(binary), read_table(multiclass)
-    wanted = {row["folder"] for _, row in first_targets(binary, multiclass)}
-    folders = {Path(path).parent.as_posix(): path for path in histories}
-    courses = {folder: read_table(path) for folder, path in folders.items() if folder in wanted}
-    return figures(binary, multiclass, courses, read_table(published))
+def figures_of_files(
+    binary: str | Path, multiclass: str | Path, histories: Iterable[str | Path], published: str | Path
+) -> dict[str, Figure]:
+    """Return {name: figure} from the paths of the tables, of the problems' history.csv and of published.csv."""
+    tables = read_table(binary), read_table(multiclass)
+    folders = {row["folder"] for _, row in first_targets(*tables)}
+    paths = {Path(path).parent.as_posix(): path for path in histories}
+    courses = {folder: read_table(path) for folder, path in paths.items() if folder in folders}
+    return figures(*tables, courses, read_table(published))

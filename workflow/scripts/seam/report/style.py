@@ -1,23 +1,29 @@
 """How all figures look: one style, colours that everyone can tell apart, the same bytes for the same data."""
 
+from __future__ import annotations
+
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 from seam.files import atomic_write
 from seam.log import log
 
 INK, GREY, FAINT = "#222222", "#767676", "#d9d9d9"
-BLUE, RED = "#0072B2", "#D55E00"  # better and worse; as all colours here from Okabe and Ito's palette
+BLUE, RED = "#0072B2", "#D55E00"  # better and worse; all colours are from Okabe and Ito's palette
 COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
-LONGEST = 26  # characters of a name
+LONGEST_NAME = 26  # characters
 
 
-def style():
-    """The style of every figure, for `with style():` or as `@style()` on a function that draws."""
+def style() -> Any:  # a context manager that is a decorator, too
+    """Return the style of every figure, for `with style():` or as `@style()` on a function that draws."""
     return matplotlib.rc_context(
         {
             "font.family": "DejaVu Sans",
@@ -53,23 +59,23 @@ def style():
     )
 
 
-def blank(width, height, title):
-    """A figure of so many inches with its title and, as long as nothing is drawn, no axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+def blank(width: float, height: float, title: str) -> Figure:
+    """Return a figure of this size in inches with its title and no axes."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.04)
+    figure = Figure(figsize=(width, height), layout=layout)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 
-def empty(title, sentence):
-    """A figure that says why there is nothing to see."""
+def empty(title: str, sentence: str) -> Figure:
+    """Return a figure that says why there is nothing to see."""
     figure = blank(7, 1.6, title)
     figure.text(0.01, 0.45, sentence, color=GREY)
     return figure
 
 
-def looks(names):
-    """{name: {"color", "marker"}}: no two alike among the first thirty-six, and neighbours differ in both."""
+def looks(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return {name: {"color", "marker"}}: the first 36 all differ, and neighbours differ in both."""
     size = len(COLOURS)
     return {
         name: {"color": COLOURS[place % size], "marker": MARKERS[(place + place // size) % size]}
@@ -77,31 +83,32 @@ def looks(names):
     }
 
 
-def short(name):
-    """A name that is not too long for its place."""
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+def short(name: str) -> str:
+    """Return a name, shortened if it is too long for a label."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def spread(values):
-    """The limits of an axis that shows all these values."""
+def spread(values: Any) -> tuple[float, float]:
+    """Return the limits of an axis that shows all these values."""
     low, high = values.min().min(), values.max().max()
     room = max(0.05 * (high - low), 0.15)
     return low - room, high + room
 
 
 @style()
-def note(figure, start, names, lines=2):
-    """A note below the figure: `start` and the names, as many as there is room for in so many lines.
+def add_note(figure: Figure, beginning: str, names: Sequence[str], lines: int = 2) -> Bbox:
+    """Write a note below the figure: `beginning`, then as many of the names as fit into so many lines.
 
-    Gives the area in inches that `save` has to take to have it on the picture.
+    Return the area in inches that `save` must take to have the note in the picture.
     """
     width, height = figure.get_size_inches()
+    wrapped: list[str] = []
     for number in range(len(names), 0, -1):
         more = f" and {len(names) - number} more" if number < len(names) else ""
-        wrapped = textwrap.wrap(f"{start}{'; '.join(names[:number])}{more}", int(width / 0.062))
+        wrapped = textwrap.wrap(f"{beginning}{'; '.join(names[:number])}{more}", int(width / 0.062))
         if len(wrapped) <= lines:
             break
-    # Laid out once and for all, legends at a place of their own: on their own they follow what is saved.
+    # Fix the layout and the places of the legends, which would otherwise move with the area that is saved.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for legend in figure.legends:
@@ -111,10 +118,10 @@ def note(figure, start, names, lines=2):
 
 
 @style()
-def save(figure, paths, area=None):
-    """Write the figure to each path in the format that its suffix names, whole or not at all, without a time stamp.
+def save(figure: Figure, paths: Iterable[str | Path], area: Bbox | None = None) -> None:
+    """Write the figure to each path in an atomic write, in the format of its suffix and without a time stamp.
 
-    area: what of it, in inches; by default all of it.
+    area: the part to save, in inches; by default the whole figure.
     """
     for path in paths:
         kind = str(path).rsplit(".", 1)[-1]
@@ -123,8 +130,8 @@ def save(figure, paths, area=None):
             figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches=area)
 
 
-def save_all(figures, output):
-    """Write each of {name: figure} to output[name], a PNG file, and output[name_pdf], a PDF file."""
+def save_all(figures: Mapping[str, Figure], output: Any) -> None:
+    """Write each of {name: figure} to output[name], a PNG file, and to output[name_pdf], a PDF file."""
     for name, figure in figures.items():
         paths = output[name], output[f"{name}_pdf"]
         save(figure, paths)

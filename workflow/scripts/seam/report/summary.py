@@ -1,132 +1,149 @@
-"""Means over all target problems beside the published values, as a table for machines and one for people."""
+"""Means over all target problems beside the published values: a table, and a text for the terminal."""
+
+from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from seam.errors import UserError
 from seam.files import write_csv
 from seam.log import log
-from seam.report.tables import PROBLEMS, STUDENTS, engine_name, engines, read_table, student_name
+from seam.report.tables import (
+    PROBLEMS,
+    STUDENTS,
+    Column,
+    Table,
+    all_problems,
+    engine_name,
+    engines,
+    read_table,
+    student_name,
+    time_saved,
+)
 
 COLUMNS = [
     *["quantity", "engine", "student", "threshold", "group", "problems", "problems_as_published"],
     *["problems_selected_on_test", "ours_mean", "published", "unit"],
 ]
-WIDTH = 79
-THRESHOLD = 0.6  # SeaM's own: students are compared at this one, or at the nearest that there is
+WIDTH = 79  # characters of a line of text
+THRESHOLD = 0.6  # SeaM's own: students are compared at this threshold, or at the nearest one
 NONE = float("nan")
 MASKED = ["seam", "magnitude", "random"]  # the students that have a threshold
 PUBLISHED_WEIGHTS = ["hub", "IMAGENET1K_V1"]  # of the source models that the paper re-engineered
 
 
-def quantities(table):
-    """(quantity, engine, unit, value of each problem) of all that is summarised."""
+# The table
+
+
+def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
+    """Yield (quantity, engine, unit, value of each problem) of everything that is summarised."""
     yield "weights_kept", "", "%", 100 * table["retention"]
     for engine in engines(table):
-        ratio = table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"]
-        yield "inference_time_reduction", engine, "%", 100 * (1 - ratio)
+        yield "inference_time_reduction", engine, "%", time_saved(table, engine)
     yield "macs_reduction", "", "%", 100 * table["macs_reduction"]
     yield "accuracy_gain", "", "points", table["accuracy_gain_points"]
     restricted = 100 * (table["accuracy_reengineered"] - table["accuracy_source_restricted"])
     yield "accuracy_gain_restricted", "", "points", restricted
 
 
-def as_published(table, published):
-    """Which problems have a source model, data set and kind of the published evaluation: a boolean Series."""
-    evaluation = published[(published["reuse"] == "direct") & (published["quantity"] == "problems")]
-    names = ["architecture", "dataset", "problem"]
+def as_published(table: Table, evaluation: Table, names: list[str]) -> Column:
+    """Return for each row whether it is one of the published evaluation.
+
+    It is one if its source model has published weights, and if its values in the columns `names` are those of a row of
+    `evaluation`.
+    """
     known = set(evaluation[names].itertuples(index=False, name=None))
-    same = [problem in known for problem in table[names].itertuples(index=False, name=None)]
+    same = [values in known for values in table[names].itertuples(index=False, name=None)]
     return pd.Series(same, index=table.index, dtype=bool) & table["weights_origin"].isin(PUBLISHED_WEIGHTS)
 
 
-def published_value(published, quantity, engine, group):
-    """The paper's value of a quantity over its whole evaluation; NaN where it gives none."""
+def published_value(published: Table, quantity: str, engine: str, group: str) -> float:
+    """Return the paper's value of a quantity over its whole evaluation; NaN if it gives none."""
     if group != "all":
         return NONE
     overall = published[(published["reuse"] == "direct") & (published["architecture"] == "")]
-    found = overall[(overall["quantity"] == quantity) & (overall["engine"] == engine)]
-    return found["value"].iloc[0] if len(found) else NONE
+    values = overall[(overall["quantity"] == quantity) & (overall["engine"] == engine)]["value"]
+    return values.iloc[0] if len(values) else NONE
 
 
-def direct_rows(binary, multiclass, published):
-    """A row per quantity (and engine) and group of problems: all, binary, multiclass."""
-    parts = [frame.assign(problem=kind) for kind, frame in (("binary", binary), ("multiclass", multiclass))]
-    # A frame without rows has no types to give to the numbers of the other one.
-    table = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
-    same, flattered = as_published(table, published), table["search_selection"] == "test"
+def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list[Any]]:
+    """Return a row per quantity (and engine) and group of problems: all, binary, multiclass."""
+    table = all_problems(binary, multiclass)
+    evaluation = published[(published["reuse"] == "direct") & (published["quantity"] == "problems")]
+    same = as_published(table, evaluation, ["architecture", "dataset", "problem"])
+    on_test = table["search_selection"] == "test"
     rows = []
     for quantity, engine, unit, values in quantities(table):
         for group in ("all", *PROBLEMS):
             chosen = values[(group == "all") | (table["problem"] == group)].dropna()
             value = published_value(published, quantity, engine, group)
-            counts = len(chosen), int(same[chosen.index].sum()), int(flattered[chosen.index].sum())
+            counts = len(chosen), int(same[chosen.index].sum()), int(on_test[chosen.index].sum())
             mean = chosen.mean() if len(chosen) else NONE
             rows.append([quantity, engine, "", NONE, group, *counts, mean, value, unit])
     return rows
 
 
-def compared(table):
-    """The students that are compared: those with masks at the threshold nearest to 0.6 of their model and data set.
+def compared(table: Table) -> Table:
+    """Return the students to compare: those with masks at one threshold of their model and data set, and all others.
 
-    The threshold is one that SeaM has, or, without SeaM, any student; of two as near, the lower.
+    The threshold is that of SeaM's which is nearest to 0.6, the lower of two; without SeaM, that of any student.
     """
     chosen = []
     for _, rows in table.groupby(["model", "dataset"], sort=False):
         seam = rows[rows["student"] == "seam"]
-        found = (seam if len(seam) else rows)["threshold"].dropna().unique()
-        nearest = min(found, key=lambda threshold: (abs(threshold - THRESHOLD), threshold), default=None)
+        thresholds = (seam if len(seam) else rows)["threshold"].dropna().unique()
+        nearest = min(thresholds, key=lambda threshold: (abs(threshold - THRESHOLD), threshold), default=None)
         chosen.append(rows[rows["threshold"].isna() | (rows["threshold"] == nearest)])
     return pd.concat(chosen) if chosen else table
 
 
-def indirect_rows(table, published):
-    """How far SeaM reduces inherited defects, then a row per student for its accuracy and its DIR.
+def indirect_rows(table: Table, published: Table) -> list[list[Any]]:
+    """Return a row for SeaM's reduction of inherited defects, then a row per student for its accuracy and its DIR.
 
-    A published value of a student is the mean over the same problems, and empty unless each has one.
+    A published value of a student is the mean over the same problems, and empty unless each of them has one.
     """
-    indirect = published[published["reuse"] == "indirect"]
-    known = set(indirect[["architecture", "dataset"]].itertuples(index=False, name=None))
-    overall = indirect[indirect["quantity"] == "inherited_defects_reduction"]["value"].iloc[0]
+    evaluation = published[published["reuse"] == "indirect"]
+    overall = evaluation[evaluation["quantity"] == "inherited_defects_reduction"]["value"].iloc[0]
     table = compared(table)
 
-    def line(quantity, student, value):
+    def row(quantity: str, student: str, value: float | None = None) -> list[Any]:
         rows = table[table["student"] == student]
         thresholds = rows["threshold"].unique()
         rows = rows[rows[quantity].notna()]
-        same = [pair in known for pair in rows[["architecture", "dataset"]].itertuples(index=False, name=None)]
-        same = pd.Series(same, index=rows.index, dtype=bool) & rows["weights_origin"].isin(PUBLISHED_WEIGHTS)
+        same = as_published(rows, evaluation, ["architecture", "dataset"])
         if value is None:
             value = 100 * rows[f"published_{quantity}"].mean(skipna=False)
         threshold = thresholds[0] if len(thresholds) == 1 else NONE
-        flattered = int((rows["transfer_selection"] == "test").sum())
-        numbers = len(rows), int(same.sum()), flattered, 100 * rows[quantity].mean(), value
+        on_test = int((rows["transfer_selection"] == "test").sum())
+        numbers = len(rows), int(same.sum()), on_test, 100 * rows[quantity].mean(), value
         return [quantity, "", student, threshold, "indirect", *numbers, "%"]
 
+    students = [student for student in STUDENTS if student in set(table["student"])]
     return [
-        line("inherited_defects_reduction", "seam", overall),
-        *(
-            line(quantity, student, None)
-            for quantity in ("accuracy", "defect_inheritance_rate")
-            for student in STUDENTS
-            if student in set(table["student"])
-        ),
+        row("inherited_defects_reduction", "seam", overall),
+        *(row(quantity, student) for quantity in ("accuracy", "defect_inheritance_rate") for student in students),
     ]
 
 
-def summary(binary, multiclass, indirect, published):
-    """One row per quantity and group of problems (or student, in indirect reuse), from the three tables.
+def summarise(binary: Table, multiclass: Table, indirect: Table, published: Table) -> Table:
+    """Return one row per quantity and group of problems (in indirect reuse: per student), from the three tables.
 
-    `problems` are those with a value of the quantity, and the mean is over them (empty where there is
-    none); `problems_as_published` are those among them that belong to the published evaluation.
+    `problems` counts those with a value of the quantity. The mean is over them, and empty if there are none.
+    `problems_as_published` counts those among them that belong to the published evaluation.
     """
     rows = direct_rows(binary, multiclass, published) + indirect_rows(indirect, published)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def label(quantity, engine, unit, measured, problems):
-    """What stands before a line of numbers: "time saved, DeepSparse (%; 3 of 5)" where two have no value."""
+# The text
+
+
+def label(quantity: str, engine: str, unit: str, measured: int, problems: int) -> str:
+    """Return the name of a line of numbers: "time saved, DeepSparse (%; 3 of 5)" if two problems have no value."""
     name = {
         "weights_kept": "weights kept",
         "inference_time_reduction": f"time saved, {engine_name(engine)}",
@@ -137,70 +154,75 @@ def label(quantity, engine, unit, measured, problems):
     return f"{name} ({unit})" if measured == problems else f"{name} ({unit}; {measured} of {problems})"
 
 
-def number(value, unit):
-    """Two decimals, with a sign where it is a difference; a dash where there is no value."""
+def number(value: float, unit: str) -> str:
+    """Return a number with two decimals, with a sign if it is a difference; a dash if there is no value."""
     if pd.isna(value):
         return "-"
     return f"{value:+.2f}" if unit == "points" else f"{value:.2f}"
 
 
-def flattering(problems, on_test):
-    """A sentence where epochs were chosen on the test images."""
+def selection_notes(problems: int, on_test: int) -> Iterator[str]:
+    """Yield a sentence if epochs were selected on the test images."""
     if on_test:
         share = "all" if on_test == problems else f"{on_test} of the {problems}"
         yield (
-            f"In {share} problems the epoch was chosen on the test images, as published (selection: test), which "
-            "flatters the accuracy on them."
+            f"In {share} problems the test images selected the epoch, as published (selection: test). This flatters "
+            "the accuracy on them."
         )
 
 
-def notes(problems, as_published):
-    """What a reader of the numbers has to know, one paragraph each."""
+def direct_notes(problems: int, as_published: int) -> Iterator[str]:
+    """Yield what a reader of the numbers has to know, one paragraph each."""
     yield (
-        "Accuracy gain: the re-engineered model against the source model, on the same test images. "
-        "Like for like: the source model, too, has only the target's classes to choose from."
+        "Accuracy gain: the accuracy of the re-engineered model less that of the source model, on the same test "
+        "images. Like for like: the source model, too, chooses only among the target's classes."
     )
     published = "Published: the SeaM paper's means over its own problems, timed on its own machine."
     if as_published:
         share = "All" if as_published == problems else f"{as_published} of the {problems}"
         yield f"{published} {share} problems here have a source model and data set of the paper."
     else:
-        yield f"{published} The models and data here are other ones, so take them as a rough guide."
+        yield f"{published} The models and data here are not the paper's, so the values are only a rough guide."
 
 
-def block(lines, heads):
-    """{name of a line: its numbers as text} under the names of the columns, as text."""
-    frame = pd.DataFrame(lines.values(), index=list(lines), columns=heads)
+def block(lines: Mapping[str, Sequence[str]], heads: Sequence[str]) -> str:
+    """Return {name of a line: its numbers as text} under the names of the columns, as text."""
+    frame = pd.DataFrame(lines.values(), index=list(lines), columns=list(heads))
     return "\n".join(line.rstrip() for line in frame.to_string(col_space=8).splitlines())
 
 
-def render_direct(table):
-    """The paragraphs on direct reuse, from its rows of the summary."""
-    first = table[table["quantity"] == "weights_kept"].set_index("group")  # every problem has this one
+def render_direct(table: Table) -> list[str]:
+    """Return the paragraphs on direct reuse, from its rows of the summary."""
+    first = table[table["quantity"] == "weights_kept"].set_index("group")  # every problem has this quantity
     problems = first.loc["all", "problems"]
     kinds = [kind for kind in PROBLEMS if first.loc[kind, "problems"]]
     if not kinds:
         return ["Direct reuse: there is no target problem in this config."]
     heads = {"all": "all", **PROBLEMS} if len(kinds) > 1 else {kinds[0]: PROBLEMS[kinds[0]]}
     lines = {"target problems": [str(first.loc[group, "problems"]) for group in heads] + [""]}
-    for (quantity, engine), part in table.groupby(["quantity", "engine"], sort=False):
-        part = part.set_index("group")
-        unit, measured = part["unit"].iloc[0], part.loc["all", "problems"]
-        values = [*(part.loc[group, "ours_mean"] for group in heads), part.loc["all", "published"]]
+    for (quantity, engine), rows in table.groupby(["quantity", "engine"], sort=False):
+        rows = rows.set_index("group")
+        unit, measured = rows["unit"].iloc[0], rows.loc["all", "problems"]
+        values = [*(rows.loc[group, "ours_mean"] for group in heads), rows.loc["all", "published"]]
         lines[label(quantity, engine, unit, measured, problems)] = [number(value, unit) for value in values]
-    said = notes(problems, first.loc["all", "problems_as_published"])
-    said = [*said, *flattering(problems, first.loc["all", "problems_selected_on_test"])]
-    paragraphs = [textwrap.fill(note, WIDTH) for note in said]
-    return ["Direct reuse: means over the target problems", block(lines, [*heads.values(), "published"]), *paragraphs]
+    notes = [
+        *direct_notes(problems, first.loc["all", "problems_as_published"]),
+        *selection_notes(problems, first.loc["all", "problems_selected_on_test"]),
+    ]
+    return [
+        "Direct reuse: means over the target problems",
+        block(lines, [*heads.values(), "published"]),
+        *(textwrap.fill(note, WIDTH) for note in notes),
+    ]
 
 
-def indirect_notes(reduction, rates, asked):
-    """The reduction of inherited defects, then what a reader has to know, one paragraph each.
+def indirect_notes(reduction: Any, rates: Sequence[Any], problems: Sequence[int]) -> Iterator[str]:
+    """Yield the reduction of inherited defects, then what a reader of the numbers has to know, one paragraph each.
 
-    `reduction` and `rates` are rows of the summary, of the reduction and of each student's DIR; `asked`
-    are the numbers of problems of each student.
+    reduction, rates: rows of the summary, of the reduction and of each student's DIR. problems: how many each student
+    has.
     """
-    most = max(asked)
+    most = max(problems)
     if reduction.problems:
         change = f"{'lower' if reduction.ours_mean >= 0 else 'higher'} by {abs(reduction.ours_mean):.2f} %"
         mean = "" if most == 1 else f", mean over {reduction.problems} of {most} problems"
@@ -209,64 +231,65 @@ def indirect_notes(reduction, rates, asked):
             f"published: lower by {reduction.published:.2f} %, over the paper's own problems."
         )
     else:
-        yield "SeaM's DIR cannot be compared: that takes SeaM and a standard student with inherited defects."
+        yield "SeaM's DIR cannot be compared, because no standard student with inherited defects stands beside SeaM."
     yield (
-        "DIR, the defect inheritance rate: of the test images that a student gets right, the share that it gets "
-        "wrong once they are perturbed against the source model."
+        "DIR, the defect inheritance rate: the share, among the test images that a student gets right, of those that "
+        "it gets wrong once they are perturbed against the source model."
     )
     if any(not pd.isna(rate.published) for rate in rates):
         others = any(rate.problems_as_published < rate.problems for rate in rates)
-        rough = " Not all source models here are the paper's: of the others take it as a rough guide." if others else ""
-        yield f"Published: the same students, on data sets of the same names.{rough}"
-    yield from flattering(most, max(rate.problems_selected_on_test for rate in rates))
-    for rate, problems in zip(rates, asked, strict=True):
-        if rate.problems < problems:
-            lacking = problems - rate.problems
+        rough = " Some source models here are not the paper's: for them the values are only a rough guide."
+        yield f"Published: the same students, on data sets of the same names.{rough if others else ''}"
+    yield from selection_notes(most, max(rate.problems_selected_on_test for rate in rates))
+    for rate, count in zip(rates, problems, strict=True):
+        if rate.problems < count:
             yield (
-                f"{STUDENTS[rate.student]}: no DIR in {lacking} of {problems} problems, since there it gets no test "
-                "image right."
+                f"{STUDENTS[rate.student]}: no DIR in {count - rate.problems} of {count} problems, because it gets no "
+                "test image right there."
             )
 
 
-def render_indirect(table):
-    """The paragraphs on indirect reuse, from its rows of the summary."""
+def render_indirect(table: Table) -> list[str]:
+    """Return the paragraphs on indirect reuse, from its rows of the summary."""
     rows = list(table.itertuples())
-    reduction, accuracy, rates = (
+    reduction, accuracies, rates = (
         [row for row in rows if row.quantity == quantity]
         for quantity in ("inherited_defects_reduction", "accuracy", "defect_inheritance_rate")
     )
-    if not accuracy:
+    if not accuracies:
         return ["Indirect reuse: there is no student in this config."]
     lines = {}
-    for right, wrong in zip(accuracy, rates, strict=True):
-        name = student_name(right.student, right.threshold)
-        if name == STUDENTS[right.student] and right.student in MASKED:
-            name = f"{name}, t near {THRESHOLD:g}"  # not the same one in all problems
-        values = right.ours_mean, right.published, wrong.ours_mean, wrong.published
-        lines[name] = [str(right.problems), *(number(value, "%") for value in values)]
-    found = indirect_notes(reduction[0], rates, [row.problems for row in accuracy])
+    for accuracy, rate in zip(accuracies, rates, strict=True):
+        name = student_name(accuracy.student, accuracy.threshold)
+        if name == STUDENTS[accuracy.student] and accuracy.student in MASKED:
+            name = f"{name}, t near {THRESHOLD:g}"  # the problems differ in their thresholds
+        values = accuracy.ours_mean, accuracy.published, rate.ours_mean, rate.published
+        lines[name] = [str(accuracy.problems), *(number(value, "%") for value in values)]
+    notes = indirect_notes(reduction[0], rates, [accuracy.problems for accuracy in accuracies])
     return [
         "Indirect reuse: means over the target problems (a source model and a data set)",
         block(lines, ["problems", "accuracy (%)", "published", "DIR (%)", "published"]),
-        *(textwrap.fill(note, WIDTH) for note in found),
+        *(textwrap.fill(note, WIDTH) for note in notes),
     ]
 
 
-def render(table):
-    """The summary as text for a person, at most 79 characters wide. `table` is what `summary` gives."""
+def render(table: Table) -> str:
+    """Return the summary, a table that `summarise` made, as text of lines of at most 79 characters."""
     indirect = table["group"] == "indirect"
     return "\n\n".join([*render_direct(table[~indirect]), *render_indirect(table[indirect])])
 
 
-def write_summary(path, binary, multiclass, indirect, published):
+def write_summary(
+    path: str | Path, binary: str | Path, multiclass: str | Path, indirect: str | Path, published: str | Path
+) -> None:
     """Write the summary of the tables at these paths to `path`, and its text to the log."""
-    found = summary(*map(read_table, (binary, multiclass, indirect, published)))
-    write_csv(path, found)
-    log.info("\n%s", render(found))
+    table = summarise(*map(read_table, (binary, multiclass, indirect, published)))
+    write_csv(path, table)
+    log.info("\n%s", render(table))
 
 
-def print_summary(path):
-    """Print the summary at `path`; return None, or the sentence that says why it cannot be read."""
+def print_summary(path: str | Path) -> str | None:
+    """Print the summary at `path`. Return None, or the sentence that says why it cannot be read."""
     try:
         print(render(read_table(path)))
     except UserError as error:

@@ -1,30 +1,26 @@
-"""Tidy tables: what they are collected from, read back exactly as written, the names in them as a person says them."""
+"""Tables of results: how they are written and read, and the names that people use for what is in them."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from seam.errors import UserError
-from seam.files import read_json
+from seam.files import read_json, write_csv
+from seam.log import log
 
-# Columns of names, in any table here: text even where it looks like a number (a class may be called 3 or NA).
+# A pandas frame and a series. Type checkers take them as Any, because pandas' own types say of most expressions on
+# frames that they may be something else.
+Table = Any
+Column = Any
+
+# Columns of names, in any table here: text even if it looks like a number (a class may be called 3 or NA).
 TEXT = [
-    "model",
-    "dataset",
-    "architecture",
-    "weights_origin",
-    "target",
-    "search_selection",
-    "transfer_selection",
-    "device",
-    "torch",
-    "folder",
-    "reuse",
-    "problem",
-    "student",
-    "quantity",
-    "engine",
-    "group",
-    "unit",
-    "source",
+    *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
+    *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
     "phase",
 ]
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
@@ -39,68 +35,93 @@ STUDENTS = {  # in the order in which they are shown
 
 
 class Record:
-    """A JSON file whose missing keys are named: `record["accuracy", "source"]`."""
+    """A JSON file with results. `record["accuracy", "source"]` raises a UserError that names a missing key."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         self.path, self.data = Path(path), read_json(path)
 
-    def __getitem__(self, keys):
+    def __getitem__(self, keys: str | tuple[str, ...]) -> Any:
+        keys = keys if isinstance(keys, tuple) else (keys,)
         value = self.data
-        for key in keys if isinstance(keys, tuple) else (keys,):
+        for key in keys:
             try:
                 value = value[key]
             except (KeyError, TypeError) as error:
-                name = ".".join(keys) if isinstance(keys, tuple) else keys
-                raise UserError(f"{self.path} lacks {name}: delete it and run the workflow again.") from error
+                raise UserError(f"{self.path} lacks {'.'.join(keys)}: delete it and run the workflow again.") from error
         return value
 
+    def select(self, *names: str) -> dict[str, Any]:
+        """Return {name: value} of these keys."""
+        return {name: self[name] for name in names}
 
-def records(paths):
-    """The JSON files by the folder that they lie in."""
+
+def records(paths: Iterable[str | Path]) -> dict[Path, Record]:
+    """Return the JSON files by the folder that they lie in."""
     return {Path(path).parent: Record(path) for path in paths}
 
 
-def engine_name(engine):
-    """How a person writes an engine's name: `onnxruntime` is ONNX Runtime."""
+def missing_file(path: str | Path) -> UserError:
+    """Return the error for a file of results that does not exist."""
+    return UserError(f"{path} is missing: run the workflow again to make it.")
+
+
+def with_others(known: list[str], names: Iterable[str]) -> list[str]:
+    """Return the known names of settings, then any others in alphabetical order."""
+    return known + sorted(set(names) - set(known))
+
+
+def engine_name(engine: str) -> str:
+    """Return how people write an engine's name: `onnxruntime` is ONNX Runtime."""
     return ENGINES.get(engine, engine)
 
 
-def engines(table):
-    """The engines that a table of problems has columns for, in the table's order."""
+def engines(table: Table) -> list[str]:
+    """Return the engines that a table of problems has columns for, in the table's order."""
     return [name.removeprefix("speedup_") for name in table.columns if name.startswith("speedup_")]
 
 
-def same_threshold(threshold):
-    """A threshold as a key: a number as people write it, None for a student without one (None or NaN)."""
+def time_saved(table: Table, engine: str) -> Column:
+    """Return by how many per cent each re-engineered model is faster than its source model."""
+    return 100 * (1 - table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"])
+
+
+def all_problems(binary: Table, multiclass: Table) -> Table:
+    """Return both tables of problems as one, with the kind of problem in the column `problem`."""
+    tables = [table.assign(problem=kind) for kind, table in (("binary", binary), ("multiclass", multiclass))]
+    # A table without rows has no types to give to the numbers of the other one.
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def threshold_key(threshold: float | None) -> float | None:
+    """Return a threshold as people write it, for use as a key; None for a student without one (None or NaN)."""
     return None if threshold is None or threshold != threshold else round(threshold, 9)
 
 
-def student_name(student, threshold=None):
-    """How a person writes a student's name: `seam` at 0.6 is SeaM, t = 0.6."""
-    name, threshold = STUDENTS.get(student, student), same_threshold(threshold)
+def student_name(student: str, threshold: float | None = None) -> str:
+    """Return how people write a student's name: `seam` at 0.6 is SeaM, t = 0.6."""
+    name, threshold = STUDENTS.get(student, student), threshold_key(threshold)
     return name if threshold is None else f"{name}, t = {threshold:g}"
 
 
-def published_students(published):
-    """{(quantity, architecture, data set, student, threshold or None): value in per cent} of indirect reuse."""
+def published_students(published: Table) -> dict[tuple[str, str, str, str, float | None], float]:
+    """Return {(quantity, architecture, data set, student, threshold or None): published value in per cent}."""
     rows = published[(published["reuse"] == "indirect") & (published["student"] != "")]
     return {
-        (row.quantity, row.architecture, row.dataset, row.student, same_threshold(row.threshold)): row.value
+        (row.quantity, row.architecture, row.dataset, row.student, threshold_key(row.threshold)): row.value
         for row in rows.itertuples()
     }
 
 
-def read_table(path):
-    """A CSV file as a pandas frame. Floats are bit for bit those written; an empty cell is NaN, in a text column "".
+def read_table(path: str | Path) -> Table:
+    """Return the table in a CSV file.
 
-    Raises UserError where the file is missing or is not a table.
+    Floats are bit for bit those that were written. An empty cell is NaN, in a column of text "".
+    Raises UserError if the file is missing or is not a table.
     """
-    import pandas as pd
-
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: run the workflow again to make it.") from error
+        raise missing_file(path) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a table ({error}): delete it and run the workflow again.") from error
     for name in table.columns:
@@ -109,3 +130,9 @@ def read_table(path):
         elif table.empty:  # pandas takes a column without values for text
             table[name] = table[name].astype(float)
     return table
+
+
+def write_table(path: str | Path, table: Table, content: str) -> None:
+    """Write a table as a CSV file, and how many rows of `content` it has to the log."""
+    write_csv(path, table)
+    log.info("%s: %s: %d", path, content, len(table))

@@ -1,61 +1,66 @@
-"""Direct reuse as a procedure: from a source model and a target problem to a model that is kept in a folder."""
+"""Direct reuse: from a source model and a target problem to a re-engineered model in a folder."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from seam import evaluation
-from seam.data.batches import batches as batches_of
-from seam.data.problems import binary_problem, multiclass_problem
-from seam.data.storage import open_dataset
-from seam.device import describe_device, is_cuda, select_device
+from seam.data.batches import batches
+from seam.data.problems import Subset, binary_problem, multiclass_problem
+from seam.data.storage import Split, open_dataset
+from seam.device import is_cuda, select_device
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing, source_accuracy
-from seam.files import save_tensors, sha256, write_csv, write_json
+from seam.files import save_tensors, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import with_head
+from seam.models.surgery import to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
-from seam.search.search import search
+from seam.reuse.provenance import environment, provenance
+from seam.search.mask_search import SearchResult
+from seam.search.plain import search
 from seam.seeds import derive_seed
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
 
 
-def reengineer(**arguments):
-    """Search one target problem and write its masks, history and metrics into its folder; return the metrics.
+def reengineer(**arguments: Any) -> dict[str, Any]:
+    """Search one target problem; write its masks, history and metrics into its folder; return the metrics.
 
     arguments: those of `Reengineering`.
     """
-    task = Reengineering(**arguments)
-    metrics = task.keep(_search_alone(task))
-    task.checkpoint.remove()
+    reengineering = Reengineering(**arguments)
+    metrics = reengineering.save(reengineering.search())
+    reengineering.checkpoint.remove()
     return metrics
 
 
-def reengineer_all(searches, device):
-    """Search several target problems of one source model, and write the results of each into its folder.
+def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
+    """Search several target problems of one source model; write the results of each into its folder.
 
-    searches: the arguments of `Reengineering`, without the device, of each. On a CUDA GPU those with the same settings
-    and numbers of images are searched in one vectorised pass, where the model allows that; all others one by one.
-    Checkpoints are kept until all are done. Raises UserError after all others are searched if one of them fails.
+    searches: the arguments of `Reengineering`, without the device, of each. On a CUDA GPU, the searches with equal
+    settings and numbers of images are stacked in one pass, if the model allows that. All others run one by one.
+    Checkpoints stay until all searches are done. If some fail, the others still run; UserError is raised at the end.
     """
-    tasks, failures = [], {}
     done = _search_in_one_pass(searches, device) if len(searches) > 1 and is_cuda(device) else {}
+    finished, failures = [], {}
     for arguments in searches:
         target = arguments["target"]
         try:
-            if target in done:
-                tasks.append(done[target])
-                continue
-            task = Reengineering(**arguments, device=device)
-            task.keep(_search_alone(task))
-            tasks.append(task)
+            reengineering = done.get(target)
+            if reengineering is None:
+                reengineering = Reengineering(**arguments, device=device)
+                reengineering.save(reengineering.search())
+            finished.append(reengineering)
         except UserError as error:
             failures[target] = error
             log.error("%s: %s", target, error)
@@ -63,145 +68,151 @@ def reengineer_all(searches, device):
         target, error = next(iter(failures.items()))
         others = f" ({len(failures) - 1} more targets failed, see the log)" if len(failures) > 1 else ""
         raise UserError(f"{target}: {error}{others}" if len(searches) > 1 else str(error)) from error
-    for task in tasks:
-        task.checkpoint.remove()
+    for reengineering in finished:
+        reengineering.checkpoint.remove()
 
 
-def _search_alone(task):
-    return search(task.model, task.train, task.selection, task.source_accuracy, task.settings, task.checkpoint)
+def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
+    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done."""
+    from seam.search.stacked import search_stack  # only a GPU needs it
 
-
-def _search_in_one_pass(searches, device):
-    """Search those that are alike in one vectorised pass; return {target: its task} of those that are done."""
-    from seam.search.stacked import search_all
-
-    tasks, done = [], {}
+    ready, done = [], {}
     for arguments in searches:
         try:
-            tasks.append(Reengineering(**arguments, device=device))
-        except UserError as error:  # said again, and for good, when it is searched alone
+            ready.append(Reengineering(**arguments, device=device))
+        except UserError as error:  # raised again when it is searched alone
             log.warning("%s is not part of the pass: %s", arguments["target"], error)
-    tasks = [task for task in tasks if (task.size, task.settings) == (tasks[0].size, tasks[0].settings)]
-    if len(tasks) < 2:
+    alike = [each for each in ready if (each.sizes, each.settings) == (ready[0].sizes, ready[0].settings)]
+    if len(alike) < 2:
         return done
-    log.info("searches in one pass: %s", ", ".join(task.target for task in tasks))
+    log.info("searches in one pass: %s", ", ".join(each.target for each in alike))
     try:
-        for task, result in search_all(tasks, tasks[0].settings):
-            task.keep(result)
-            done[task.target] = task
-    except RuntimeError as error:  # what vmap cannot do, such as dropout, or too little memory for all
+        for reengineering, result in search_stack(alike, alike[0].settings):
+            reengineering.save(result)
+            done[reengineering.target] = reengineering
+    except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
         log.info("the others are searched one by one, not in one pass: %s", str(error).partition("\n")[0])
     return done
 
 
 class Reengineering:
-    """One target problem, ready for its search.
+    """One target problem of a source model, ready for its search.
 
-    model, dataset, problem, target: names, as in the result folders. members: the target's classes.
-    settings: a dictionary of `search.Settings`. Every random choice derives from `seed` and these names.
-    checkpoint: the path of a file from which a search that was interrupted goes on; it is removed in the end.
-
-    What `search` takes of it: model, the source network with the target's head; train, selection: batches;
-    source_accuracy, on the images of the selection; settings; checkpoint.
+    model: the source network with the head of the target problem. train, selection, test: batches of images.
+    source_accuracy: that of the source model on the selection. sizes: what the searches of a stack must share.
     """
 
     def __init__(
         self,
-        folder, model_folder, dataset_folder, model, dataset, problem, target, members, settings, seed, device,
-        checkpoint,
-    ):  # fmt: skip
-        self.folder, self.names, self.seed = Path(folder), (model, dataset, problem, target), seed
+        folder: str | Path,
+        model_folder: str | Path,
+        dataset_folder: str | Path,
+        model: str,
+        dataset: str,
+        problem: str,
+        target: str,
+        members: Sequence[str],
+        settings: dict[str, Any],
+        seed: int,
+        device: str,
+        checkpoint: str | Path,
+    ) -> None:
+        """Draw the problem's images, measure the source model on them, and prepare the search.
+
+        model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
+        derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
+        file to resume from. Raises UserError if the source model is no better than guessing.
+        """
+        self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
+        self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
         self.target, self.settings, self.device = target, SearchSettings(**settings), select_device(device)
-        settings, device = self.settings, self.device
         images, source = open_dataset(dataset_folder), open_source(model_folder)
-        chosen = settings.selection == "holdout"
-        share = settings.holdout if chosen else 0.0
+        self.uses_holdout = self.settings.selection == "holdout"
+        share = self.settings.holdout if self.uses_holdout else 0.0
         # Drawn from the problem alone, so that all models are compared on the same images.
         draw = derive_seed(seed, "problem", dataset, problem, target)
         if problem == "binary":
-            task = binary_problem(images, members[0], draw, share)
+            self.problem = binary_problem(images, members[0], draw, share)
         else:
-            task = multiclass_problem(images, members, draw, share)
-        log.info("%d training, %d held-out and %d test images", len(task.train), len(task.holdout), len(task.test))
+            self.problem = multiclass_problem(images, members, draw, share)
+        train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
+        log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
 
-        def batches(split, part, **options):
-            return batches_of(
-                split, part.indices, part.labels, settings.batch_size,
-                normalization=source.normalization, device=device, **options,
+        def batches_of(split: Split, subset: Subset, **options: Any) -> Any:
+            return batches(
+                split, subset.indices, subset.labels, self.settings.batch_size,
+                normalization=source.normalization, device=self.device, **options,
             )  # fmt: skip
 
-        self.task, self.test = task, batches(images.test, task.test)
-        self.selection = batches(images.train, task.holdout) if chosen else self.test
-        network = source.module.to(device, memory_format=torch.channels_last)
+        self.test = batches_of(images.test, test)
+        self.selection = batches_of(images.train, holdout) if self.uses_holdout else self.test
+        network = to_channels_last(source.module, self.device)
         require_classifier(network, len(source.classes), images.size, f"The source model {model}")
         self.baseline = {
-            name: source_accuracy(*predict(network, part), task, source.classes)
-            for name, part in (("selection", self.selection), ("test", self.test))
+            name: source_accuracy(*predict(network, subset), self.problem, source.classes)
+            for name, subset in (("selection", self.selection), ("test", self.test))
         }
         self.source_accuracy = self.baseline["selection"][0]
-        # With the target's classes alone to choose from: of a binary problem that is the same.
+        # With the target's classes alone to choose from; for a binary problem that is the same.
         what = f"The source model {model} on the {problem} problem {target}"
-        require_better_than_guessing(self.baseline["test"][1], len(task.classes), len(task.test), what)
+        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what)
 
-        job = derive_seed(seed, "search", model, problem, target)
-        torch.manual_seed(job)
-        generator = torch.Generator().manual_seed(job)
-        self.train = batches(
-            images.train, task.train, augmentation=images.augmentation, generator=generator, shuffle=True
+        search_seed = derive_seed(seed, "search", model, problem, target)
+        torch.manual_seed(search_seed)
+        generator = torch.Generator().manual_seed(search_seed)
+        self.train = batches_of(
+            images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
-        self.model = with_head(fold(network), len(source.classes), len(task.classes)).to(device)
-        self.source_path = Path(model_folder) / "source.safetensors"
-        about = {
-            "names": [*self.names, list(members)],
-            "hyper-parameters": asdict(settings),
-            "seed": seed,
-            "data": sha256(Path(dataset_folder) / "dataset.json"),
-            "source model": sha256(self.source_path),
-            **describe_device(device),
-        }
-        self.checkpoint = Checkpoint(checkpoint, about, __file__)
-        self.size = len(task.train), len(self.selection.labels), len(task.classes)
+        self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        names = [*self.names.values(), list(members)]
+        self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
+        self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
+        self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
-    def keep(self, result):
-        """Write what the search has found into the folder; gives the metrics."""
-        import pandas as pd  # a quarter of a second that the first step need not wait for
+    def search(self) -> SearchResult:
+        """Search alone, not in a stack; return the result."""
+        return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
 
-        folder, task, chosen = self.folder, self.task, self.settings.selection == "holdout"
+    def save(self, result: SearchResult) -> dict[str, Any]:
+        """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
+        import pandas as pd  # a quarter of a second, for which the first step need not wait
+
+        folder, problem = self.folder, self.problem
         save_tensors(
             folder / "masks.safetensors",
             {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
             | {f"head/{name}": value for name, value in result.head.items()},
             {
-                "source": os.path.relpath(self.source_path.parent, folder),
-                "source_sha256": sha256(self.source_path),
-                "classes": task.classes,
+                "source": os.path.relpath(self.model_folder, folder),
+                "source_sha256": self.provenance["source model"],
+                "classes": problem.classes,
             },
         )
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
-        # What is reported is what is stored: the model is read back from its folder.
+        # The metrics are those of the stored model, so it is read back from its folder.
         accuracy = evaluation.accuracy(*predict(load_reengineered(folder).to(self.device), self.test))
         row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
-        count, left = (sum(int(size(b)) for b in result.bits.values()) for size in (torch.numel, torch.sum))
+        count = sum(bits.numel() for bits in result.bits.values())
+        kept = sum(int(bits.sum()) for bits in result.bits.values())
+        holdout = {"source": self.source_accuracy, "reengineered": row["accuracy"]} if self.uses_holdout else None
         metrics = {
-            **dict(zip(("model", "dataset", "problem", "target"), self.names, strict=True)),
-            "classes": list(task.classes),
+            **self.names,
+            "classes": list(problem.classes),
             "seed": self.seed,
             "settings": asdict(self.settings),
-            "images": {"train": len(task.train), "holdout": len(task.holdout), "test": len(task.test)},
+            "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
-            "holdout_accuracy": {"source": self.source_accuracy, "reengineered": row["accuracy"]} if chosen else None,
-            "retention": left / count,
+            "holdout_accuracy": holdout,
+            "retention": kept / count,
             "weights": count,
-            "kept": left,
+            "kept": kept,
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
-            "seconds": sum(row["seconds"] for row in result.history),  # also of what was done before an interruption
-            **describe_device(self.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted
+            **environment(self.device),
         }
         write_json(folder / "metrics.json", metrics)
         log.info("test accuracy %.4f (source %.4f), retention %.4f", accuracy, source[0], metrics["retention"])
-        if left == count:
+        if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics

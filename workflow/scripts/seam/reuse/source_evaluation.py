@@ -1,11 +1,13 @@
-"""Judge a source model on the test images of its own data set."""
+"""Evaluate a source model on the test images of its own data set."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from seam.data.batches import batches as batches_of
+from seam.data.batches import batches
 from seam.data.problems import require_every_class
 from seam.data.storage import open_dataset
 from seam.device import select_device
@@ -13,29 +15,37 @@ from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing, share
 from seam.files import write_json
 from seam.models.architectures import require_classifier
+from seam.models.surgery import to_channels_last
 from seam.models.weights import open_source, weights_origin
 
+BATCH_SIZE = 256
 
-def evaluate_source(metrics, model, weights, dataset, settings, device):
-    """Write the accuracy over all of the data set's classes, and per class."""
-    images, source, device = open_dataset(dataset), open_source(Path(weights).parent), select_device(device)
+
+def evaluate_source(
+    metrics: str | Path, model: str, weights: str | Path, dataset: str | Path, settings: dict[str, Any], device: str
+) -> None:
+    """Write the accuracy of a source model over all of its data set's classes, and of each, to the file `metrics`.
+
+    weights: the path of its weights. dataset: the folder of the data set. settings: the model's config entry. Raises
+    UserError if the model does not know a class, or is worse than guessing.
+    """
+    images, source, torch_device = open_dataset(dataset), open_source(Path(weights).parent), select_device(device)
     unknown = [name for name in images.classes if name not in source.classes]
     if unknown:
         raise UserError(f"The source model {model} does not know the class {unknown[0]} of its data set.")
     require_classifier(source.module, len(source.classes), images.size, f"The source model {model}")
-    # The data set may be a subset of the classes that the model was trained on.
+    # The data set may have some of the classes that the model was trained on.
     position = np.array([source.classes.index(name) for name in images.classes])
     test = images.test
     require_every_class(test.labels, images.classes, f"The test images of {settings['dataset']}")
-    logits, labels = predict(
-        source.module.to(device, memory_format=torch.channels_last),
-        batches_of(
-            test, np.arange(len(test)), position[test.labels], 256, normalization=source.normalization, device=device
-        ),
-    )
-    right = logits.argmax(1) == labels
+    test_batches = batches(
+        test, np.arange(len(test)), position[test.labels], BATCH_SIZE,
+        normalization=source.normalization, device=torch_device,
+    )  # fmt: skip
+    logits, labels = predict(to_channels_last(source.module, torch_device), test_batches)
+    correct = logits.argmax(1) == labels
     what = f"The source model {model} on {settings['dataset']}"
-    require_better_than_guessing(share(right), len(source.classes), len(test), what)
+    require_better_than_guessing(share(correct), len(source.classes), len(test), what)
     write_json(
         metrics,
         {
@@ -43,9 +53,9 @@ def evaluate_source(metrics, model, weights, dataset, settings, device):
             "dataset": settings["dataset"],
             "architecture": settings["architecture"],
             "weights_origin": weights_origin(settings["weights"]),
-            "accuracy": share(right),
+            "accuracy": share(correct),
             "per_class": {
-                name: share(right[labels == index]) for name, index in zip(images.classes, position, strict=True)
+                name: share(correct[labels == int(index)]) for name, index in zip(images.classes, position, strict=True)
             },
             "images": len(test),
         },

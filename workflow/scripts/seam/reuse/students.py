@@ -1,9 +1,14 @@
-"""Students of indirect reuse: the new last layer (SeaM, step 1), and the training of each student."""
+"""The students of indirect reuse: their new last layer (SeaM, step 1), and the training of each student (step 3)."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
 from seam.errors import UserError
 from seam.files import load_tensors, save_tensors, sha256, write_csv, write_json
@@ -12,45 +17,62 @@ from seam.masks.bits import bake, magnitude_bits, random_bits, unpack_bits
 from seam.masks.layers import maskable
 from seam.models.architectures import describe_architecture
 from seam.models.surgery import copy_state
-from seam.reuse.transfer import TransferTask
+from seam.reuse.transfer import Transfer
 from seam.seeds import derive_seed
-from seam.settings import FinetuningSettings
+from seam.settings import FinetuningSettings, LastLayerSettings
 from seam.training.checkpoint import Checkpoint
-from seam.training.supervised import finetune
+from seam.training.supervised import finetune, train_last_layer
 
-MASKED = ("seam", "magnitude", "random")
+MASKED_STUDENTS = ("seam", "magnitude", "random")
 
 
-def train_head(folder, model_folder, dataset_folder, model, dataset, common, head, seed, device, checkpoint):
-    """Step 1: the source model's weights as they are, a new last layer. Writes head.safetensors and head.csv.
+def train_head(
+    folder: str | Path,
+    model_folder: str | Path,
+    dataset_folder: str | Path,
+    model: str,
+    dataset: str,
+    common: dict[str, Any],
+    head: dict[str, Any],
+    seed: int,
+    device: str,
+    checkpoint: str | Path,
+) -> None:
+    """Train a new last layer on the source model's features; write head.safetensors and head.csv into `folder`.
 
-    head: a dictionary of `train.Finetuning`, without `lr_last`.
+    common: a dictionary of `TransferSettings`. head: a dictionary of `LastLayerSettings`. checkpoint: the path of the
+    file to resume from.
     """
-    job = TransferTask(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device)
-    kept, student = Checkpoint(checkpoint, job.about | {"settings": head}, __file__), job.student()
-    history, epoch = finetune(
-        student, job.last, job.train(), job.selection(), FinetuningSettings(**head), checkpoint=kept
-    )
     folder = Path(folder)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "head"), common, seed, device)
+    state = Checkpoint(checkpoint, transfer.provenance | {"settings": head}, __file__)
+    student = transfer.student()
+    history, epoch = train_last_layer(
+        student, transfer.last_layer, transfer.train_batches(), transfer.selection_batches(),
+        LastLayerSettings(**head), state,
+    )  # fmt: skip
     write_csv(folder / "head.csv", pd.DataFrame(history))
-    layer = copy_state(student.get_submodule(job.last))
-    seconds = sum(row["seconds"] for row in history)
+    layer = copy_state(student.get_submodule(transfer.last_layer))
     save_tensors(folder / "head.safetensors", layer, {"selected_epoch": epoch, "settings": head})
-    kept.remove()
+    state.remove()
+    seconds = sum(row["seconds"] for row in history)
     log.info("the last layer was trained in %.0f s, %d epochs", seconds, len(history))
 
 
-def bits_of(path, student, threshold, source, generator):
-    """(bits, epoch, settings) of a masked student: {name: boolean mask}, when the search reached the threshold, and its
-    hyper-parameters and step 1's. Raises UserError if it did not reach it.
+def bits_of(
+    path: str | Path, student: str, threshold: float, source: nn.Module, generator: torch.Generator | None
+) -> tuple[dict[str, torch.Tensor], int, dict[str, Any]]:
+    """Return (masks, epoch, settings) of a masked student from the masks.safetensors at `path`.
 
-    magnitude and random keep as many weights of each parameter as the search does.
+    masks: {name: boolean mask}; magnitude and random keep as many weights of each parameter as the search does. epoch:
+    when the search reached the threshold. settings: the hyper-parameters of the search and of the last layer. Raises
+    UserError if the search did not reach the threshold.
     """
-    tensors, about = load_tensors(path)
+    tensors, metadata = load_tensors(path)
     name = f"{threshold:g}"
-    if name not in about["reached"]:
+    if name not in metadata["reached"]:
         raise UserError(
-            f"The search of {path} removed at most {about['most_removed']:.4f} of the weights, not {name}: give "
+            f"The search of {path} removed at most {metadata['most_removed']:.4f} of the weights, not {name}: give "
             "transfer.search more epochs, a higher lr_mask or alpha, or take the threshold out."
         )
     packed = {key.partition("/")[2]: value for key, value in tensors.items() if key.partition("/")[0] == name}
@@ -58,53 +80,75 @@ def bits_of(path, student, threshold, source, generator):
     if student == "magnitude":
         bits = magnitude_bits(source, bits)
     elif student == "random":
+        assert generator is not None
         bits = random_bits(bits, generator)
-    return bits, about["reached"][name], about["settings"]
+    return bits, metadata["reached"][name], metadata["settings"]
 
 
 def train_student(
-    folder, model_folder, dataset_folder, model, dataset, student, threshold, common, settings, seed, origin, device,
-    checkpoint, masks=None,
-):  # fmt: skip
-    """Step 3, or another student: writes student.safetensors, history.csv and training.json into `folder`.
+    folder: str | Path,
+    model_folder: str | Path,
+    dataset_folder: str | Path,
+    model: str,
+    dataset: str,
+    student: str,
+    threshold: float | None,
+    common: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+    origin: Mapping[str, Any],
+    device: str,
+    checkpoint: str | Path,
+    masks: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train a student; write student.safetensors, history.csv and training.json into `folder`; return the latter.
 
-    student: standard, retrain, seam, magnitude or random; the last three need `threshold` and `masks`, the file of
-    `search_masks`. settings: a dictionary of `train.Finetuning`. origin: the source model's "architecture" and
-    "weights_origin", as the tables have them.
+    student: standard, retrain, seam, magnitude or random. The last three need `threshold` and `masks`, the path of the
+    file by `search_masks`. common: a dictionary of `TransferSettings`. settings: a dictionary of `FinetuningSettings`.
+    origin: the "architecture" and "weights_origin" of the source model, for the tables. checkpoint: the path of the
+    file to resume from. Raises UserError if the search did not reach the threshold.
     """
     folder = Path(folder)
-    job = TransferTask(model_folder, dataset_folder, (model, dataset, student, threshold), common, seed, device)
-    about = job.about | {"settings": settings}
-    bits, search, block, before = None, {"search_epochs": None, "search_seconds": None}, student, {}
-    if student in MASKED:
-        about["masks"] = sha256(masks)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, student, threshold), common, seed, device)
+    source = transfer.source
+    specific: dict[str, Any] = {"settings": settings}
+    bits: dict[str, torch.Tensor] | None = None
+    search: dict[str, Any] = {"search_epochs": None, "search_seconds": None}
+    block = student
+    search_settings: dict[str, Any] = {}
+    if student in MASKED_STUDENTS:
+        assert masks is not None and threshold is not None
+        specific["masks"] = sha256(masks)
         generator = torch.Generator().manual_seed(derive_seed(seed, model, dataset, student, threshold, "masks"))
+        bits, epoch, search_settings = bits_of(masks, student, threshold, source.module, generator)
+        head, history = (pd.read_csv(Path(masks).parent / name) for name in ("head.csv", "history.csv"))
+        seconds: Any = head["seconds"].sum() + history["seconds"][:epoch].sum()
+        search = {"search_epochs": epoch, "search_seconds": float(seconds)}
+        bake(source.module, bits)
         block = "finetune"
-        bits, epoch, before = bits_of(masks, student, threshold, job.source.module, generator)
-        steps = [pd.read_csv(Path(masks).parent / name)["seconds"] for name in ("head.csv", "history.csv")]
-        search = {"search_epochs": epoch, "search_seconds": float(steps[0].sum() + steps[1][:epoch].sum())}
-        bake(job.source.module, bits)
-    weights = maskable(job.source.module, exclude={job.last})
-    kept, module = Checkpoint(checkpoint, about, __file__), job.student(pretrained=student != "retrain")
-    options = FinetuningSettings(**settings)
-    zeros = bits if options.keep_zeros else None
-    history, epoch = finetune(module, job.last, job.train(), job.selection(), options, zeros, kept)
+    weights = maskable(source.module, exclude={transfer.last_layer})
+    state = Checkpoint(checkpoint, transfer.provenance | specific, __file__)
+    module, finetuning = transfer.student(pretrained=student != "retrain"), FinetuningSettings(**settings)
+    rows, epoch = finetune(
+        module, transfer.last_layer, transfer.train_batches(), transfer.selection_batches(), finetuning,
+        bits if finetuning.keep_zeros else None, state,
+    )  # fmt: skip
     save_tensors(
         folder / "student.safetensors",
         module.state_dict(),
         {
-            **describe_architecture(job.source.architecture),
-            "source_classes": len(job.source.classes),
-            "last_layer": job.last,
-            "classes": job.classes,
-            "normalization": job.source.normalization,
+            **describe_architecture(source.architecture),
+            "source_classes": len(source.classes),
+            "last_layer": transfer.last_layer,
+            "classes": transfer.classes,
+            "normalization": source.normalization,
         },
     )
-    write_csv(folder / "history.csv", pd.DataFrame(history))
-    shared = {name: common[name] for name in ("batch_size", "holdout", "selection")}
-    if bits:  # some may have no mask: those that no output depends on
+    write_csv(folder / "history.csv", pd.DataFrame(rows))
+    if bits:  # parameters on which no output depends have no mask
         weights = {name: weights[name] for name in bits}
-    count, left = sum(p.numel() for p in weights.values()), bits and sum(int(bit.sum()) for bit in bits.values())
+    count = sum(parameter.numel() for parameter in weights.values())
+    kept = sum(int(bit.sum()) for bit in bits.values()) if bits else None
     training = {
         "model": model,
         "dataset": dataset,
@@ -112,17 +156,21 @@ def train_student(
         "threshold": threshold,
         **origin,
         "seed": seed,
-        "settings": {**shared, **before, block: settings},
-        "retention": bits and left / count,
+        "settings": {
+            **{name: common[name] for name in ("batch_size", "holdout", "selection")},
+            **search_settings,
+            block: settings,
+        },
+        "retention": None if kept is None else kept / count,
         "weights": count,
-        "kept": left,
-        "holdout_accuracy": history[epoch - 1]["accuracy"] if job.held_out else None,
-        "epochs": len(history),
+        "kept": kept,
+        "holdout_accuracy": rows[epoch - 1]["accuracy"] if transfer.uses_holdout else None,
+        "epochs": len(rows),
         "selected_epoch": epoch,
         **search,
-        "seconds": sum(row["seconds"] for row in history),  # also of what was done before an interruption
-        **job.facts(),
+        "seconds": sum(row["seconds"] for row in rows),  # of all processes, if the training was interrupted
+        **transfer.facts(),
     }
     write_json(folder / "training.json", training)
-    kept.remove()
+    state.remove()
     return training

@@ -1,88 +1,69 @@
 """SeaM, step 2: search the masks of a source model for another data set, at several thresholds in one search."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from seam.evaluation import accuracy, predict
 from seam.files import load_tensors, save_tensors, sha256, write_csv
 from seam.log import log
-from seam.masks.bits import pack_bits
-from seam.masks.layers import unused_parameters
-from seam.masks.masks import Masks
-from seam.models.surgery import set_training_mode
-from seam.reuse.transfer import TransferTask
-from seam.search.search import mask_step
-from seam.training.adam import Adam
+from seam.reuse.transfer import Transfer
+from seam.search.by_threshold import search_by_threshold
+from seam.settings import ThresholdSearchSettings
 from seam.training.checkpoint import Checkpoint
-from seam.training.graphs import graphed
-from seam.training.run import Run
 
 
 def search_masks(
-    folder, model_folder, dataset_folder, model, dataset, common, search, thresholds, seed, device, checkpoint
-):
-    """Step 2: the masks of all `thresholds` (shares of the weights removed) in one search.
+    folder: str | Path,
+    model_folder: str | Path,
+    dataset_folder: str | Path,
+    model: str,
+    dataset: str,
+    common: dict[str, Any],
+    search: dict[str, Any],
+    thresholds: Sequence[float],
+    seed: int,
+    device: str,
+    checkpoint: str | Path,
+) -> None:
+    """Search the masks of all `thresholds`, and write masks.safetensors and history.csv into `folder`.
 
-    Reads head.safetensors and writes masks.safetensors and history.csv in `folder`. search: {"epochs", "lr_mask",
-    "lr_last", "alpha"}. The masks of a threshold are those of the first epoch at whose end so many are removed. A
-    threshold that is not reached has none: the log says so, and `bits_of` raises for the students that need it.
+    It starts from head.safetensors in the same folder, which `train_head` wrote. common: a dictionary of
+    `TransferSettings`. search: a dictionary of `ThresholdSearchSettings`. A threshold that the search does not reach
+    has no masks: the log has a warning, and `bits_of` raises for the students that need it. checkpoint: the path of the
+    file to resume from.
     """
     folder = Path(folder)
-    job = TransferTask(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device)
-    student = job.student().requires_grad_(False)
-    layer = student.get_submodule(job.last)
-    layer.load_state_dict(load_tensors(folder / "head.safetensors")[0])
-    layer.requires_grad_(True)
-    about = {"settings": search, "thresholds": list(thresholds), "head": sha256(folder / "head.safetensors")}
-    kept = Checkpoint(checkpoint, job.about | about, __file__)
-    selection = job.selection()
-    masks = Masks(student, {job.last} | unused_parameters(student, next(iter(selection))[0][:2], {job.last}))
-    optimizer = Adam([(masks.values.values(), search["lr_mask"]), (layer.parameters(), search["lr_last"])])
-    parts = {"masks": masks, "last": layer, "optimizer": optimizer}
-    step = graphed(mask_step(student, layer, masks, optimizer, search["alpha"]), parts.values(), job.device)
-    with Run(job.train(), parts, kept, "lower transfer.search.lr_mask, lr_last or alpha") as run:
-        while run.epoch <= search["epochs"] and len(run.extra) < len(thresholds):
-            set_training_mode(student)
-            masks.train()
-            images, right, loss = run.one_epoch(step)
-            retention = masks.retention(run.epoch)
-            row = {
-                "epoch": run.epoch,
-                "loss": loss / images + search["alpha"] * retention,
-                "cross_entropy": loss / images,
-                "penalty": search["alpha"] * retention,
-                "train_accuracy": right / images,
-                "accuracy": accuracy(*predict(student, run.watched(selection))),
-                "retention": retention,
-                "seconds": run.epoch_seconds(),
-            }
-            crossed = [t for t in thresholds if 1 - retention >= t and f"{t:g}" not in run.extra]
-            reached = {"epoch": run.epoch, "bits": masks.bits()}
-            log.info(
-                "epoch %d/%d loss %.4f accuracy %.4f retention %.4f %.1f s%s",
-                run.epoch, search["epochs"], row["loss"], row["accuracy"], retention, row["seconds"],
-                "".join(f" {t:g} removed" for t in crossed),
-            )  # fmt: skip
-            run.end_epoch(row, **{f"{t:g}": reached for t in crossed})
-    missing = [f"{t:g}" for t in thresholds if f"{t:g}" not in run.extra]
-    most = 1 - min(row["retention"] for row in run.history)
+    transfer = Transfer(model_folder, dataset_folder, (model, dataset, "masks"), common, seed, device)
+    student, head_file = transfer.student(), folder / "head.safetensors"
+    head, head_metadata = load_tensors(head_file)
+    student.get_submodule(transfer.last_layer).load_state_dict(head)
+    specific = {"settings": search, "thresholds": list(thresholds), "head": sha256(head_file)}
+    state = Checkpoint(checkpoint, transfer.provenance | specific, __file__)
+    result = search_by_threshold(
+        student, transfer.last_layer, transfer.train_batches(), transfer.selection_batches(),
+        ThresholdSearchSettings(**search), thresholds, state,
+    )  # fmt: skip
+    missing = [f"{threshold:g}" for threshold in thresholds if f"{threshold:g}" not in result.reached]
     if missing:
-        log.warning("%s of the weights removed was not reached: %.4f at most", ", ".join(missing), most)
-    write_csv(folder / "history.csv", pd.DataFrame(run.history))
+        log.warning("%s of the weights removed was not reached: %.4f at most", ", ".join(missing), result.most_removed)
+    write_csv(folder / "history.csv", pd.DataFrame(result.history))
     save_tensors(
         folder / "masks.safetensors",
         {
             f"{threshold}/{name}": packed
-            for threshold, found in run.extra.items()
-            for name, packed in pack_bits(found["bits"]).items()
+            for threshold, reached in result.reached.items()
+            for name, packed in reached["bits"].items()
         },
         {
-            "source_sha256": sha256(Path(model_folder) / "source.safetensors"),
-            "last_layer": job.last,
-            "settings": {"head": load_tensors(folder / "head.safetensors")[1]["settings"], "search": search},
-            "most_removed": most,
-            "reached": {threshold: found["epoch"] for threshold, found in run.extra.items()},
+            "source_sha256": transfer.provenance["source model"],
+            "last_layer": transfer.last_layer,
+            "settings": {"head": head_metadata["settings"], "search": search},
+            "most_removed": result.most_removed,
+            "reached": {threshold: reached["epoch"] for threshold, reached in result.reached.items()},
         },
     )
-    kept.remove()
+    state.remove()

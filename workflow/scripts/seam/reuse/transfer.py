@@ -1,89 +1,98 @@
-"""The data, the source model and the seeds that all procedures of indirect reuse share."""
+"""The images, the source model and the seeds that all procedures of indirect reuse share."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from seam.data.batches import batches as batches_of
+from seam.data.batches import batches
 from seam.data.problems import Subset, hold_out, require_every_class
-from seam.data.storage import open_dataset
-from seam.device import describe_device, select_device
-from seam.files import sha256
+from seam.data.storage import Split, open_dataset
+from seam.device import select_device
 from seam.models.architectures import build_model, require_classifier
-from seam.models.surgery import find_last_layer, replace_last_layer
+from seam.models.surgery import find_last_layer, replace_last_layer, to_channels_last
 from seam.models.weights import open_source
+from seam.reuse.provenance import environment, provenance
 from seam.seeds import derive_seed
+from seam.settings import TransferSettings
 
 
-class TransferTask:
-    """What the procedures share: the images and their parts, the source model, the device, the seed.
+class Transfer:
+    """A source model and another data set, ready for one procedure of indirect reuse."""
 
-    model_folder, dataset_folder: as the workflow keeps them. names: the model's, the data set's and the job's own,
-    from which, with `seed`, every random choice derives. common: {"batch_size", "selection", "holdout", "last_layer"}.
-    """
+    def __init__(
+        self,
+        model_folder: str | Path,
+        dataset_folder: str | Path,
+        names: Sequence[Any],
+        common: dict[str, Any],
+        seed: int,
+        device: str,
+    ) -> None:
+        """Open both folders, draw the held-out set and seed torch.
 
-    def __init__(self, model_folder, dataset_folder, names, common, seed, device):
-        self.device, self.common = select_device(device), common
-        self.images, self.source = open_dataset(dataset_folder), open_source(model_folder)
-        self.classes, self.shape = self.images.classes, (3, *self.images.size)
-        what = f"The source model {names[0]}"
-        require_classifier(self.source.module, len(self.source.classes), self.images.size, what)
-        self.last = find_last_layer(self.source.module, len(self.source.classes), self.shape, common["last_layer"])
+        names: the model's, the data set's and the procedure's own, from which, with `seed`, every random choice
+        derives. common: a dictionary of `TransferSettings`. Raises UserError if the data set misses a class in one of
+        its splits, or if the source model does not fit.
+        """
         model, dataset, *_ = names
-        for name, part in (("training", self.images.train), ("test", self.images.test)):
-            require_every_class(part.labels, self.classes, f"The {name} images of {dataset}")
+        self.device, self.settings = select_device(device), TransferSettings(**common)
+        self.images, self.source = open_dataset(dataset_folder), open_source(model_folder)
+        self.classes, shape = self.images.classes, (3, *self.images.size)
+        source_classes = len(self.source.classes)
+        require_classifier(self.source.module, source_classes, self.images.size, f"The source model {model}")
+        self.last_layer = find_last_layer(self.source.module, source_classes, shape, self.settings.last_layer)
+        for name, split in (("training", self.images.train), ("test", self.images.test)):
+            require_every_class(split.labels, self.classes, f"The {name} images of {dataset}")
         everything = Subset(np.arange(len(self.images.train)), self.images.train.labels)
-        self.held_out = common["selection"] == "holdout"
+        self.uses_holdout = self.settings.selection == "holdout"
         # Drawn from the data set alone, so that all students are compared on the same images.
-        share = common["holdout"] if self.held_out else 0.0
-        self.train_part, self.holdout_part = hold_out(everything, share, derive_seed(seed, "transfer", dataset))
-        self.test_part = Subset(np.arange(len(self.images.test)), self.images.test.labels)
+        share = self.settings.holdout if self.uses_holdout else 0.0
+        self.train, self.holdout = hold_out(everything, share, derive_seed(seed, "transfer", dataset))
+        self.test = Subset(np.arange(len(self.images.test)), self.images.test.labels)
         self.seed = derive_seed(seed, *names)
         torch.manual_seed(self.seed)
-        self.about = {
-            "names": list(names),
-            "hyper-parameters": common,
-            "seed": seed,
-            "data": sha256(Path(dataset_folder) / "dataset.json"),
-            "source model": sha256(Path(model_folder) / "source.safetensors"),
-        } | describe_device(self.device)
+        self.provenance = provenance(list(names), common, seed, self.device, dataset_folder, model_folder)
 
-    def student(self, pretrained=True):
-        """The source model with a new last layer for the data set's classes, on the device."""
+    def student(self, pretrained: bool = True) -> nn.Module:
+        """Return the source model with a new last layer for the data set's classes, on the device.
+
+        Without `pretrained`, all its weights are random.
+        """
         module = self.source.module
         if not pretrained:
             module = build_model(self.source.architecture, len(self.source.classes))
-        module = replace_last_layer(module, self.last, len(self.classes)).requires_grad_(True)
-        return module.to(self.device, memory_format=torch.channels_last)
+        module = replace_last_layer(module, self.last_layer, len(self.classes)).requires_grad_(True)
+        return to_channels_last(module, self.device)
 
-    def batches(self, split, part, **options):
-        return batches_of(
-            split, part.indices, part.labels, self.common["batch_size"],
+    def train_batches(self) -> Any:
+        """Return the augmented and shuffled batches of the training images that are not held out."""
+        generator = torch.Generator().manual_seed(self.seed)
+        augmentation = self.images.augmentation
+        return self._batches(
+            self.images.train, self.train, augmentation=augmentation, generator=generator, shuffle=True
+        )
+
+    def test_batches(self) -> Any:
+        """Return the batches of all test images."""
+        return self._batches(self.images.test, self.test)
+
+    def selection_batches(self) -> Any:
+        """Return the batches on which epochs are compared: of the held-out set, or of the test images."""
+        return self._batches(self.images.train, self.holdout) if self.uses_holdout else self.test_batches()
+
+    def _batches(self, split: Split, subset: Subset, **options: Any) -> Any:
+        return batches(
+            split, subset.indices, subset.labels, self.settings.batch_size,
             normalization=self.source.normalization, device=self.device, **options,
         )  # fmt: skip
 
-    def train(self):
-        generator = torch.Generator().manual_seed(self.seed)
-        augmentation = self.images.augmentation
-        return self.batches(
-            self.images.train, self.train_part, augmentation=augmentation, generator=generator, shuffle=True
-        )
-
-    def test(self):
-        return self.batches(self.images.test, self.test_part)
-
-    def selection(self):
-        return self.batches(self.images.train, self.holdout_part) if self.held_out else self.test()
-
-    def facts(self):
-        return {
-            "images": {
-                "train": len(self.train_part),
-                "holdout": len(self.holdout_part),
-                "test": len(self.test_part),
-            },
-            **describe_device(self.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+    def facts(self) -> dict[str, Any]:
+        """Return what a result records: the numbers of images, and where it was computed."""
+        images = {"train": len(self.train), "holdout": len(self.holdout), "test": len(self.test)}
+        return {"images": images, **environment(self.device)}

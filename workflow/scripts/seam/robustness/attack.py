@@ -1,30 +1,38 @@
 """Inherited defects: images perturbed against a source model's features, and how many of them mislead a student.
 
-Rezaei and Liu ("A Target-Agnostic Attack on Deep Models", ICLR 2020) as ReMoS and SeaM evaluate with it: whoever
-knows the public source model, and nothing of the students, can make such images.
+The attack is that of Rezaei and Liu ("A Target-Agnostic Attack on Deep Models", ICLR 2020), with which ReMoS and SeaM
+are evaluated. Whoever knows the public source model can make such images without knowing anything of the students.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from seam.log import log
 from seam.precision import exact
+from seam.settings import AttackSettings
 
 LEVELS = 127  # of an int8 on each side of zero
-CLIPPED = 0.1  # share of the images' values beyond the clip from which on the log warns
+MOST_CLIPPED = 0.1  # share of the images' values beyond the clip, above which the log has a warning
 
 
-def attack_loss(features, settings):
-    """What the attack maximises, for features [B, F]: -((f0 - target)^2 + weight * mean of the others' squares).
+def attack_loss(features: torch.Tensor, settings: AttackSettings) -> torch.Tensor:
+    """Return what the attack maximises: the mean over features [B, F] of
+    -((f0 - target)^2 + weight * mean of the others' squares).
 
-    It drives feature 0 to `target` and the others to 0; the mean over the batch.
+    It drives feature 0 to `target` and the others to 0.
     """
-    far = (features[:, 0] - settings.target) ** 2
-    return -(far + settings.weight * features[:, 1:].square().mean(1)).mean()
+    distance = (features[:, 0] - settings.target) ** 2
+    return -(distance + settings.weight * features[:, 1:].square().mean(1)).mean()
 
 
-def perturb(network, images, settings):
-    """`images` perturbed against `network`, which maps [B, 3, H, W] to features [B, F]; of the same shape.
+def perturb(network: nn.Module, images: torch.Tensor, settings: AttackSettings) -> torch.Tensor:
+    """Return `images` [B, 3, H, W] perturbed against `network`, which maps them to features [B, F].
 
     PGD (Madry et al., 2018) within `eps` of the images in the maximum norm and within `clip`: a random start, then
     `steps` steps of the gradient's sign.
@@ -42,37 +50,42 @@ def perturb(network, images, settings):
         clip_max=settings.clip[1],
         targeted=False,
     )
-    unused = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    return pgd.perturb(images, unused)
+    unused_labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    return pgd.perturb(images, unused_labels)
 
 
-def compress(perturbed, images, settings):
-    """The perturbation as int8 [B, H, W, 3] on the CPU: steps of eps / 127 from the clipped images."""
+def compress(perturbed: torch.Tensor, images: torch.Tensor, settings: AttackSettings) -> np.ndarray:
+    """Return the perturbation as int8 [B, H, W, 3] on the CPU: steps of eps / 127 from the clipped images."""
     difference = perturbed - images.clamp(*settings.clip)
     levels = (difference * (LEVELS / settings.eps)).round().clamp(-LEVELS, LEVELS)
     return levels.to(torch.int8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def expand(levels, images, settings):
-    """The perturbed images, from what `compress` gave and the images [B, 3, H, W]: within eps and the clip."""
-    levels = torch.from_numpy(np.array(levels)).to(images.device).permute(0, 3, 1, 2)
-    return (images.clamp(*settings.clip) + levels * (settings.eps / LEVELS)).clamp(*settings.clip)
+def expand(levels: np.ndarray, images: torch.Tensor, settings: AttackSettings) -> torch.Tensor:
+    """Return the images [B, 3, H, W], perturbed by what `compress` returned: within eps and the clip."""
+    steps = torch.from_numpy(np.array(levels)).to(images.device).permute(0, 3, 1, 2)
+    return (images.clamp(*settings.clip) + steps * (settings.eps / LEVELS)).clamp(*settings.clip)
 
 
 @exact()
-def perturbations(network, batches, settings, into):
-    """Attack all images of `batches` and write the compressed perturbations to the array `into`, int8 [N, H, W, 3].
+def perturb_all(
+    network: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    settings: AttackSettings,
+    levels: np.ndarray,
+) -> dict[str, float]:
+    """Attack all images of `batches`, and write the compressed perturbations into `levels`, int8 [N, H, W, 3].
 
-    Gives {"loss_before", "loss_after", "largest_perturbation", "values_clipped"}: means of the loss, the maximum norm
-    of what was stored, and the share of the images' values beyond the clip, which changes them by itself. The seed is
-    torch's own: call `torch.manual_seed` before.
+    Return {"loss_before", "loss_after", "largest_perturbation", "values_clipped"}: means of the loss, the maximum norm
+    of the stored perturbations, and the share of the images' values that lie beyond the clip, which changes them by
+    itself. Random numbers come from torch's own generator: call `torch.manual_seed` before.
     """
     network.eval().requires_grad_(False)
     done, before, after, largest, clipped = 0, 0.0, 0.0, 0.0, 0.0
     for images, _ in batches:
-        part = slice(done, done + len(images))
-        into[part] = compress(perturb(network, images, settings), images, settings)
-        perturbed = expand(into[part], images, settings)
+        batch = slice(done, done + len(images))
+        levels[batch] = compress(perturb(network, images, settings), images, settings)
+        perturbed = expand(levels[batch], images, settings)
         with torch.inference_mode():
             before += attack_loss(network(images), settings).item() * len(images)
             after += attack_loss(network(perturbed), settings).item() * len(images)
@@ -81,7 +94,7 @@ def perturbations(network, batches, settings, into):
         clipped += (inside != images).double().mean().item() * len(images)
         done += len(images)
         log.info("%d images perturbed", done)
-    if clipped / done > CLIPPED:
+    if clipped / done > MOST_CLIPPED:
         log.warning(
             "attack.clip cuts %.0f %% of the values of the images: students can fail by that alone; widen it",
             100 * clipped / done,
@@ -92,20 +105,26 @@ def perturbations(network, batches, settings, into):
 
 @exact()
 @torch.inference_mode()
-def judge(student, batches, levels, settings):
-    """How a student fares: {"images", "right", "inherited", "right_perturbed", and rates of them}.
+def count_defects(
+    student: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    levels: np.ndarray,
+    settings: AttackSettings,
+) -> dict[str, Any]:
+    """Return {"images", "right", "inherited"} of a student, and the rates that follow from these numbers.
 
-    levels: int8 [N, H, W, 3] of the batches' images in their order. The defect inheritance rate is the share of the
-    images that the student gets right which it gets wrong once they are perturbed against the source model (None
-    where it gets none right).
+    levels: int8 [N, H, W, 3] of the batches' images in their order. The defect inheritance rate is a share of the
+    images that the student gets right: those that it gets wrong once they are perturbed against the source model. It is
+    None if the student gets no image right.
     """
     student.eval()
-    done, counts = 0, 0
+    done, counts = 0, torch.zeros(3, dtype=torch.int64)
     for images, labels in batches:
         clean = student(images).argmax(1) == labels
         perturbed = student(expand(levels[done : done + len(images)], images, settings)).argmax(1) == labels
         done += len(images)
-        counts = counts + torch.stack([clean.sum(), (clean & ~perturbed).sum(), perturbed.sum()])
+        batch = torch.stack([clean.sum(), (clean & ~perturbed).sum(), perturbed.sum()])
+        counts = counts.to(batch.device) + batch
     right, inherited, right_perturbed = counts.tolist()
     return {
         "images": done,

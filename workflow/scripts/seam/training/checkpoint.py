@@ -1,8 +1,11 @@
-"""Checkpoint files that belong to exactly one job."""
+"""Checkpoint files, each of which belongs to exactly one job."""
+
+from __future__ import annotations
 
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,44 +15,50 @@ from seam.log import log
 
 
 class Checkpoint:
-    """One file with the state of a job, and what the state belongs to.
+    """One file with the state of a job, and the provenance of that state.
 
-    path: the file; about: {name: value} of all that the job depends on, as JSON could hold it; module: the path of the
-    module that runs the job, whose code and imports the state depends on. A file of another job, of other code or
-    another torch is never continued but set aside.
+    A job never resumes from the file of another job, of other code or of another torch, but sets it aside.
     """
 
-    def __init__(self, path, about, module):
-        self.path = Path(path)
-        self.about = {**about, "code": code_digest(module), "torch": str(torch.__version__)}
+    def __init__(self, path: str | Path, provenance: dict[str, Any], module: str | Path) -> None:
+        """Describe the file; nothing is read or written yet.
 
-    def read(self):
-        """The state that was written last, None if there is none for this job."""
+        provenance: {name: value} of all that the job depends on, as JSON could hold it (see seam.reuse.provenance).
+        module: the path of the module that runs the job. The digest of its code and imports joins the provenance.
+        """
+        self.path = Path(path)
+        self.provenance = {**provenance, "code": code_digest(module), "torch": str(torch.__version__)}
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the state that was written last, or None if there is none for this job."""
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            about, state = content["about"], content["state"]
+            provenance, state = content["provenance"], content["state"]
         except FileNotFoundError:
             return None
         except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
             return self._set_aside("it cannot be read")
-        other = sorted(name for name in about.keys() | self.about if about.get(name) != self.about.get(name))
-        if other:
-            return self._set_aside(f"it belongs to a job with other {', '.join(other)}")
+        names = provenance.keys() | self.provenance
+        different = sorted(name for name in names if provenance.get(name) != self.provenance.get(name))
+        if different:
+            return self._set_aside(f"it belongs to a job with other {', '.join(different)}")
         return state
 
-    def write(self, state):
+    def write(self, state: dict[str, Any]) -> None:
+        """Write the state atomically. Raises UserError if the disk is full or the folder cannot be written."""
         with atomic_write(self.path) as temporary, open(temporary, "wb") as file:
             try:
-                torch.save({"about": self.about, "state": state}, file)
-            except RuntimeError as error:  # of torch's writer, where the file's own error came before: a full disk
+                torch.save({"provenance": self.provenance, "state": state}, file)
+            except RuntimeError as error:  # torch's writer hides the error of the file, such as that of a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
 
-    def remove(self):
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
         self.path.unlink(missing_ok=True)
 
-    def _set_aside(self, reason):
+    def _set_aside(self, reason: str) -> None:
         aside = self.path.with_name(f"{self.path.name}.aside")
         os.replace(self.path, aside)
-        log.warning("the checkpoint %s is not continued, as %s: it is kept as %s", self.path, reason, aside.name)
+        log.warning("the checkpoint %s is not continued, because %s: it is kept as %s", self.path, reason, aside.name)

@@ -1,4 +1,6 @@
-"""A training loop that can be put down and taken up again, and ends as if it had never been interrupted."""
+"""A training loop that can be interrupted and resumed, and ends as if it had never been interrupted."""
+
+from __future__ import annotations
 
 import itertools
 import math
@@ -6,163 +8,206 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
 from seam.errors import UserError
 from seam.log import log
+from seam.training.checkpoint import Checkpoint
 
-EVERY = 300  # seconds between checkpoints within an epoch
-RARELY = 100  # a checkpoint at an epoch's end is written if this times as long as it takes has gone by since the last
-STOPPED = 75  # the exit status of a job that was told to stop and can go on: EX_TEMPFAIL of sysexits.h
+SAVE_SECONDS = 300  # between two checkpoints within an epoch
+SAVE_RATIO = 100  # an epoch ends with a checkpoint if the last one is this many times as old as it takes to write one
+EXIT_STOPPED = 75  # the exit status of a job that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h
+STATE = ("epoch", "batch", "totals", "generator_state", "history", "selected", "selected_epoch")  # in checkpoints
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images [B, 3, H, W] and labels [B]
+Step = Callable[[torch.Tensor, torch.Tensor], Batch]  # trains on a batch -> its logits [B, n] and its mean loss []
+Item = TypeVar("Item")
 
 
-class Run:
-    """The state of a training loop: what it trains, and where it stands.
+class Batches(Sized, Iterable[Batch], Protocol):
+    """The batches of an epoch, anew at each iteration, and their number."""
 
-    batches: what an epoch goes through, as `seam.data.batches` gives it (a list will do where nothing is kept).
-    parts: {name: object with `state_dict` and `load_state_dict`}: models, masks, optimizers, schedules.
-    checkpoint: a Checkpoint, or None to keep nothing.
-    advice: the end of the sentence about a loss that is not finite.
 
-    >>> with Run(batches, {"model": model, "sgd": sgd}, checkpoint) as run:      # doctest: +SKIP
+class Stateful(Protocol):
+    """A model, an optimizer, masks: anything whose state a checkpoint holds."""
+
+    def state_dict(self) -> Any:
+        """Return the state, of values that `torch.save` can store."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Continue from a state."""
+        ...
+
+
+class TrainingRun:
+    """The state of a training loop: what it trains, how far it is, and what it has recorded.
+
+    >>> with TrainingRun(batches, {"model": model, "sgd": sgd}, checkpoint) as run:      # doctest: +SKIP
     ...     while run.epoch <= epochs:
-    ...         images, right, loss = run.one_epoch(step)
-    ...         accuracy = evaluate.accuracy(*evaluate.outputs(model, run.watched(test)))
-    ...         run.end_epoch({"loss": loss / images, "accuracy": accuracy})
+    ...         images, right, loss = run.train_epoch(step)
+    ...         value = accuracy(*predict(model, run.interruptible(test)))
+    ...         run.end_epoch({"loss": loss / images, "accuracy": value})
 
-    It begins where the checkpoint stands. A checkpoint is written after an epoch, unless the
-    last is so young that writing would take more than a hundredth of the time, within long ones every five minutes, and
-    on SIGTERM or SIGINT, which end the process with status 75.
+    It begins where the checkpoint stands. It writes a checkpoint after an epoch, if that takes at most a hundredth of
+    the time since the last one; within long epochs every five minutes; and on SIGTERM or SIGINT, which end the process
+    with status 75.
+
+    epoch: the number of the current epoch, from 1. history: a row for each epoch that has ended. selected: what the
+    loop keeps of its epochs, and selected_epoch the last epoch that changed it (0: none did).
     """
 
-    def __init__(self, batches, parts, checkpoint=None, advice="lower the learning rate"):
-        self.batches, self.parts, self.checkpoint, self.advice = batches, parts, checkpoint, advice
-        self.generator = getattr(batches, "generator", None)
-        self.epoch, self.batch, self.totals, self.drawn = 1, 0, torch.zeros(3), None
-        self.history, self.best, self.selected_epoch, self.extra = [], None, 0, {}
-        self.seconds = 0.0  # of this epoch, before this process took it up
-        self.signal, self.handlers = None, {}
-        self.writing = 0.0  # seconds that the last checkpoint took
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        parts: Mapping[str, Stateful],
+        checkpoint: Checkpoint | None = None,
+        advice: str = "lower the learning rate",
+    ) -> None:
+        """batches: what an epoch trains on, as `seam.data.batches` gives it; a list will do without a checkpoint.
 
-    def __enter__(self):
-        state = self.checkpoint and self.checkpoint.read()
-        if state:
+        parts: everything that the loop changes, by name. advice: what the user can do if the loss is not finite.
+        """
+        self.batches, self.parts, self.checkpoint, self.advice = batches, dict(parts), checkpoint, advice
+        self.generator: torch.Generator | None = getattr(batches, "generator", None)
+        self.epoch, self.batch, self.totals = 1, 0, torch.zeros(3)
+        self.generator_state: torch.Tensor | None = None  # at the start of the epoch
+        self.history: list[dict[str, Any]] = []
+        self.selected: Any = None
+        self.selected_epoch = 0
+        self.earlier_seconds = 0.0  # of this epoch, in processes before this one
+        self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
+        self.save_seconds = 0.0  # that the last checkpoint took
+
+    def __enter__(self) -> Self:
+        state = self.checkpoint.read() if self.checkpoint else None
+        if self.checkpoint and state:
             self._restore(state)
-            log.info("goes on from the checkpoint %s: epoch %d, batch %d", self.checkpoint.path, self.epoch, self.batch)
+            log.info("resumes from the checkpoint %s: epoch %d, batch %d", self.checkpoint.path, self.epoch, self.batch)
         if self.checkpoint and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self.handlers[number] = signal.signal(number, self._note)
-        self.start = self.written = time.perf_counter()
+                self.handlers[number] = signal.signal(number, self._note_signal)
+        self.start = self.saved = time.perf_counter()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def one_epoch(self, step):
-        """(images, right, loss): sums over the epoch's images; read from the device once.
+    def train_epoch(self, step: Step) -> tuple[float, float, float]:
+        """Train the rest of the epoch; return sums over all its images: their number, right answers, loss.
 
-        step(images, labels) trains on a batch and gives its logits and its mean loss. Raises UserError where the
-        loss is not finite.
+        The sums are read from the device once. Raises UserError if the loss is not finite.
         """
-        for images, labels in self.rest_of_epoch():
-            found = batch_sums(*step(images, labels), labels)
-            self.totals = self.totals.to(found.device) + found
+        for images, labels in self.remaining_batches():
+            sums = batch_sums(*step(images, labels), labels)
+            self.totals = self.totals.to(sums.device) + sums
             self.batch += 1
-            self.check(due=self.is_due())
-        return self.sums()
+            self.exit_if_signalled()
+            if self.is_save_due():
+                self.save()
+        return self.epoch_sums()
 
-    def rest_of_epoch(self):
-        """The epoch's batches, from where it stands."""
+    def remaining_batches(self) -> Iterator[Batch]:
+        """Return the batches of the epoch that are still to be trained on."""
         if self.batch == 0:
-            self.totals, self.drawn = torch.zeros(3), self.generator and self.generator.get_state()
-        elif self.generator is not None:
-            self.generator.set_state(self.drawn)
-        if self.batch and hasattr(self.batches, "starting_at"):
-            return self.batches.starting_at(self.batch)
+            self.totals = torch.zeros(3)
+            self.generator_state = None if self.generator is None else self.generator.get_state()
+        elif self.generator is not None and self.generator_state is not None:
+            self.generator.set_state(self.generator_state)
+        starting_at = getattr(self.batches, "starting_at", None)
+        if self.batch and starting_at is not None:
+            return iter(starting_at(self.batch))
         return itertools.islice(iter(self.batches), self.batch, None)
 
-    def sums(self):
-        """(images, right, loss) of the epoch so far. Raises UserError where the loss is not finite."""
-        self._require_finite()
-        return self.totals.tolist()
+    def epoch_sums(self) -> tuple[float, float, float]:
+        """Return sums over the images of the epoch so far: their number, right answers, loss.
 
-    def watched(self, batches):
-        """The same batches; a signal to stop is answered between them."""
-        for batch in batches:
-            self.check()
-            yield batch
+        Raises UserError if the loss is not finite.
+        """
+        self._require_finite_loss()
+        images, right, loss = self.totals.tolist()
+        return images, right, loss
 
-    def end_epoch(self, row, best=None, save=None, **extra):
-        """Note the epoch's `row` of the history. `best`: what is to be kept of it if it is the best so far.
+    def interruptible(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items; before each, stop the process if a signal has asked for it."""
+        for item in items:
+            self.exit_if_signalled()
+            yield item
 
-        save: whether to write a checkpoint; if that is worth its time, where nothing is said.
+    def end_epoch(self, row: dict[str, Any], selected: Any = None, save: bool | None = None) -> None:
+        """Record the epoch's `row` of the history, and go to the next epoch.
+
+        selected: replaces `self.selected`, unless it is None. save: whether to write a checkpoint; by default, if it
+        is worth its time.
         """
         self.history.append(row)
-        if best is not None:
-            self.best, self.selected_epoch = best, self.epoch
-        self.extra |= extra
-        self.epoch, self.batch, self.totals, self.seconds = self.epoch + 1, 0, torch.zeros(3), 0.0
+        if selected is not None:
+            self.selected, self.selected_epoch = selected, self.epoch
+        self.epoch, self.batch, self.totals, self.earlier_seconds = self.epoch + 1, 0, torch.zeros(3), 0.0
         self.start = time.perf_counter()
-        if self.is_worth_saving() if save is None else save:
+        if self.is_save_worthwhile() if save is None else save:
             self.save()
-        self.check()
+        if save is None:
+            self.exit_if_signalled()
 
-    def epoch_seconds(self):
-        return self.seconds + time.perf_counter() - self.start
+    def epoch_seconds(self) -> float:
+        """Return the seconds that the epoch has taken so far, in all processes."""
+        return self.earlier_seconds + time.perf_counter() - self.start
 
-    def _require_finite(self):
+    def _require_finite_loss(self) -> None:
         loss = self.totals[2].item()
         if not math.isfinite(loss):
-            kept = ""
+            place = ""
             if self.checkpoint and self.checkpoint.path.exists():
-                kept = f" (the last good state is in {self.checkpoint.path})"
-            raise UserError(f"The loss became {loss} in epoch {self.epoch}: {self.advice}{kept}.")
+                place = f" (the last good state is in {self.checkpoint.path})"
+            raise UserError(f"The loss became {loss} in epoch {self.epoch}: {self.advice}{place}.")
 
-    def _note(self, number, _):
+    def _note_signal(self, number: int, _: object) -> None:
         self.signal = number
 
-    def is_due(self):
-        """Whether it is time for a checkpoint within the epoch."""
-        return self.checkpoint is not None and time.perf_counter() - self.written > EVERY
+    def is_save_due(self) -> bool:
+        """Return whether it is time for a checkpoint within the epoch."""
+        return self.checkpoint is not None and time.perf_counter() - self.saved > SAVE_SECONDS
 
-    def is_worth_saving(self, runs=1):
-        """Whether to write a checkpoint at an epoch's end, of each of so many `runs` that go on together."""
-        return time.perf_counter() - self.written >= RARELY * runs * self.writing
+    def is_save_worthwhile(self, runs: int = 1) -> bool:
+        """Return whether the end of an epoch is worth a checkpoint of each of `runs` runs that train side by side."""
+        return time.perf_counter() - self.saved >= SAVE_RATIO * runs * self.save_seconds
 
-    def check(self, due=False):
-        """Answer a signal to stop; write a checkpoint if it is `due`."""
-        if self.signal is not None:
-            if self.checkpoint:
-                self.save()
-            name = signal.Signals(self.signal).name
-            log.info("stopped by %s in epoch %d, batch %d: run again to go on", name, self.epoch, self.batch)
-            print(f"\nStopped by {name} in epoch {self.epoch}: run again to go on from there.\n", file=sys.stderr)
-            raise SystemExit(STOPPED)
-        if due:
-            self.save()
+    def exit_if_signalled(self) -> None:
+        """If a signal has asked for it, write a checkpoint and end the process with status 75."""
+        if self.signal is None:
+            return
+        self.save()
+        name = signal.Signals(self.signal).name
+        log.info("stopped by %s in epoch %d, batch %d: run again to resume", name, self.epoch, self.batch)
+        print(f"\nStopped by {name} in epoch {self.epoch}: run again to resume from there.\n", file=sys.stderr)
+        raise SystemExit(EXIT_STOPPED)
 
-    def save(self):
-        """Write the checkpoint."""
+    def save(self) -> None:
+        """Write the checkpoint, if there is one. Raises UserError if the loss is not finite."""
         if not self.checkpoint:
             return
         if self.batch:
-            self._require_finite()
-        begun = time.perf_counter()
+            self._require_finite_loss()
+        begin = time.perf_counter()
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # of this job's GPU, if it has one
         self.checkpoint.write(
             {
                 "parts": {name: part.state_dict() for name, part in self.parts.items()},
                 "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
-                "generator": self.generator and self.generator.get_state(),
-                "place": {name: getattr(self, name) for name in PLACE} | {"seconds": self.epoch_seconds()},
+                "generator": None if self.generator is None else self.generator.get_state(),
+                "run": {name: getattr(self, name) for name in STATE} | {"earlier_seconds": self.epoch_seconds()},
             }
         )
-        self.written = time.perf_counter()
-        self.writing = self.written - begun
+        self.saved = time.perf_counter()
+        self.save_seconds = self.saved - begin
 
-    def _restore(self, state):
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         torch.set_rng_state(state["random"]["cpu"])
@@ -170,17 +215,14 @@ class Run:
             torch.cuda.set_rng_state(state["random"]["cuda"])
         if self.generator is not None:
             self.generator.set_state(state["generator"])
-        for name, value in state["place"].items():
+        for name, value in state["run"].items():
             setattr(self, name, value)
 
 
-def batch_sums(logits, loss, labels):
-    """(images, right, loss) [3]: sums over the images of a batch.
+def batch_sums(logits: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return sums [3] over the images of a batch: their number, right answers, loss.
 
-    logits: [B, n]; loss: [], the mean; labels: [B]. Of several searches: [B, T, n], [T], [B, T] and [T, 3].
+    logits: [B, n]. loss: the mean []. labels: [B]. Several searches: [B, T, n], [T] and [B, T] give [T, 3].
     """
     images, right = torch.full_like(loss, len(labels)), (logits.detach().argmax(-1) == labels).sum(0)
     return torch.stack([images, right, loss.detach() * len(labels)], -1)
-
-
-PLACE = ("epoch", "batch", "totals", "drawn", "history", "best", "selected_epoch", "extra")

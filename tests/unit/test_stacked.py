@@ -1,53 +1,37 @@
-"""Several searches in one pass find what each finds alone. Run on the CPU here; it is meant for GPUs."""
+"""A stack of searches gives what each search gives alone. The stack is for GPUs; the tests run it on the CPU."""
 
-import json
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from colours import binary_searches, trained_model
+from colours import binary_searches
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam.reuse.direct import Reengineering, reengineer_stacked
-from seam.search.search import mask_step, search
-from seam.search.stacked import Vectorised, losses, repeated, search_all, stack_batches
-from seam.together import Targets
-from seam.training.run import STOPPED, Run, batch_sums
+from seam import precision
+from seam.reuse.direct import Reengineering
+from seam.search import stacked
+from seam.search import training as search_training
+from seam.search.mask_search import MaskSearch
+from seam.search.plain import search
+from seam.search.stack import StackedModule, losses, repeat, stack_batches
+from seam.search.stacked import search_stack
+from seam.search.training import mask_step
+from seam.training.run import EXIT_STOPPED, TrainingRun, batch_sums
 
 NAMES = ("red", "green", "blue")
 SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
-PLAIN = """
-from torch import nn
-
-def build(classes):
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(16, classes),
-    )
-"""
-
-
-@pytest.fixture(scope="module")
-def plain_folder(dataset_folder, tmp_path_factory):
-    """A source model without dropout."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    folder.mkdir()
-    (folder / "plain.py").write_text(PLAIN)
-    return trained_model(folder, f"{folder}/plain.py:build", dataset_folder)
 
 
 @pytest.fixture
-def arguments(tmp_path, plain_folder, dataset_folder):
+def arguments(tmp_path, plain_model_folder, dataset_folder):
     """{target: arguments of `reengineer`} of some settings."""
 
     def make(**settings):
-        return binary_searches(tmp_path, NAMES, plain_folder, dataset_folder, SETTINGS | settings)
+        return binary_searches(tmp_path, NAMES, plain_model_folder, dataset_folder, SETTINGS | settings)
 
     return make
 
@@ -56,8 +40,8 @@ def ready(arguments):
     return [Reengineering(**one, device="cpu") for one in arguments.values()]
 
 
-def found_in_one_pass(problems):
-    return {problem.target: result for problem, result in search_all(problems, problems[0].settings)}
+def search_in_one_pass(problems):
+    return {problem.target: result for problem, result in search_stack(problems, problems[0].settings)}
 
 
 def alone(one):
@@ -65,7 +49,7 @@ def alone(one):
 
 
 def assert_alike(result, other):
-    """Equal but for rounding: no mask on another side of 0, losses to six digits."""
+    """Assert that two results are equal except for rounding: the same bits, losses to five digits."""
     assert result.selected_epoch == other.selected_epoch
     for name, bits in other.bits.items():
         assert torch.equal(result.bits[name], bits), name
@@ -82,10 +66,10 @@ def assert_each_alike(given, found):
 
 
 @pytest.mark.parametrize("settings", [{}, {"schedule": "fast"}, {"evaluate_every": 3}])
-def test_each_search_finds_what_it_finds_alone(arguments, settings):
+def test_each_search_of_a_stack_gives_what_it_gives_alone(arguments, settings):
     given = arguments(alpha=2.0, **settings)
     problems = ready(given)
-    found = found_in_one_pass(problems)
+    found = search_in_one_pass(problems)
     assert list(found) == list(NAMES)
     assert_each_alike(given, found)
     for result in found.values():
@@ -94,13 +78,13 @@ def test_each_search_finds_what_it_finds_alone(arguments, settings):
     assert not torch.equal(bits[0], bits[1]) and not torch.equal(bits[1], bits[2])
 
 
-def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
+def test_in_bfloat16_the_results_are_nearly_those_alone(arguments, monkeypatch):
     given = arguments(epochs=3)
     problems = ready(given)
-    monkeypatch.setattr(device, "_precision", "bfloat16")  # as on a GPU
-    found = found_in_one_pass(problems)
+    monkeypatch.setattr(precision, "_precision", "bfloat16")  # as on a GPU
+    found = search_in_one_pass(problems)
     for one in ready(given):
-        monkeypatch.setattr(device, "_precision", "bfloat16")
+        monkeypatch.setattr(precision, "_precision", "bfloat16")
         assert one.checkpoint.path.exists()  # each has its own
         for row, other in zip(found[one.target].history, alone(one).history, strict=True):
             assert row["cross_entropy"] == pytest.approx(other["cross_entropy"], rel=0.02)
@@ -109,9 +93,9 @@ def test_in_bfloat16_it_is_nearly_what_each_finds_alone(arguments, monkeypatch):
 
 def test_searches_that_end_early_leave_the_others_alone(arguments, monkeypatch):
     given, runs = arguments(patience=2, epochs=30), []
-    monkeypatch.setattr(vectorised, "Run", lambda *about: runs.append(Run(*about)) or runs[-1])
+    monkeypatch.setattr(stacked, "TrainingRun", lambda *given: runs.append(TrainingRun(*given)) or runs[-1])
     problems = ready(given)
-    found = found_in_one_pass(problems)
+    found = search_in_one_pass(problems)
     epochs = {name: len(result.history) for name, result in found.items()}
     # They do not hold the tensors of all any longer.
     assert [not run.parts for run in runs] == [epochs[name] < max(epochs.values()) for name in NAMES]
@@ -124,54 +108,74 @@ def test_a_search_that_fails_leaves_the_others_alone(arguments, caplog):
     given = arguments()
     problems = ready(given)
     problems[1].train.shift = problems[1].train.shift * float("nan")
-    found = found_in_one_pass(problems)
+    found = search_in_one_pass(problems)
     assert list(found) == ["red", "blue"]
-    assert "green is left to its own job: The loss became nan in epoch 1: lower lr_mask" in caplog.text
+    assert "green leaves the stack, to be searched alone: The loss became nan in epoch 1: lower lr_mask" in caplog.text
     assert_each_alike(given, found)
 
 
-@pytest.mark.parametrize("together_again", [True, False])
-def test_searches_that_are_stopped_go_on_in_one_pass_or_alone(arguments, together_again, monkeypatch):
+@pytest.mark.parametrize("stacked_again", [True, False])
+def test_stopped_searches_resume_in_a_stack_or_alone(arguments, stacked_again, monkeypatch):
     given, steps = arguments(), []
     make = mask_step
 
     def stopping(*arguments):
         step = make(*arguments)
 
-        def counted(*batch):
+        def stopped_at_ninth(*batch):
             steps.append(1)
             if len(steps) == 9:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(*batch)
 
-        return counted
+        return stopped_at_ninth
 
-    monkeypatch.setattr(search_module, "mask_step", stopping)
+    monkeypatch.setattr(search_training, "mask_step", stopping)
     problems = ready(given)
     with pytest.raises(SystemExit) as end:
-        list(search_all(problems, problems[0].settings))
-    assert end.value.code == STOPPED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        list(search_stack(problems, problems[0].settings))
+    assert end.value.code == EXIT_STOPPED and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     again = ready(given)
-    if together_again:
-        found = found_in_one_pass(again)
+    if stacked_again:
+        found = search_in_one_pass(again)
     else:
         found = {
             one.target: search(one.model, one.train, one.selection, one.source_accuracy, one.settings, one.checkpoint)
             for one in again
         }
-    assert len(steps) < 9 + 8 * 3 or not together_again  # it did not begin anew
+    assert len(steps) < 9 + 8 * 3 or not stacked_again  # it did not begin anew
     assert_each_alike(given, found)
 
 
-def test_checkpoints_that_stand_elsewhere_are_left_for_later(arguments, caplog):
+@pytest.mark.parametrize("number", [3, 4, 5])
+def test_a_signal_at_the_end_of_an_epoch_stops_all_searches_at_the_same_epoch(arguments, monkeypatch, number):
+    """The signal may come while the searches of the stack select their epochs one after the other."""
+    calls, end_epoch = [], MaskSearch.end_epoch
+
+    def stopping(*positional, **named):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return end_epoch(*positional, **named)
+
+    monkeypatch.setattr(MaskSearch, "end_epoch", stopping)
+    problems = ready(arguments())
+    with pytest.raises(SystemExit) as end:
+        list(search_stack(problems, problems[0].settings))
+    assert end.value.code == EXIT_STOPPED
+    states = [one.checkpoint.read() for one in ready(arguments())]
+    assert {state["run"]["epoch"] for state in states} == {(number - 1) // 3 + 2}
+
+
+def test_searches_whose_checkpoints_stand_elsewhere_are_searched_later(arguments, caplog):
     caplog.set_level("INFO")
     given = arguments()
     longer = ready(given)[2]
     with pytest.raises(KeyboardInterrupt):
         interrupted_search(longer, epochs=2)
     problems = ready(given)
-    assert [problem.target for problem, _ in search_all(problems, problems[0].settings)] == ["red", "green"]
-    assert "left for later, as their checkpoints stand elsewhere: blue" in caplog.text
+    assert [problem.target for problem, _ in search_stack(problems, problems[0].settings)] == ["red", "green"]
+    assert "searched later, as their checkpoints stand elsewhere: blue" in caplog.text
 
 
 def interrupted_search(one, epochs):
@@ -191,50 +195,16 @@ def interrupted_search(one, epochs):
     search(one.model, one.train, Interrupted(), one.source_accuracy, one.settings, one.checkpoint)
 
 
-def test_what_cannot_be_vectorised_says_so_and_is_left(arguments, model_folder, caplog):
-    caplog.set_level("INFO")
-    given = [one | {"model_folder": str(model_folder)} for one in arguments().values()]  # it has dropout
-    assert list(reengineer_stacked(given, "cpu")) == []
-    assert "one after the other, as one pass cannot be: vmap: called random operation" in caplog.text
-
-
-def test_a_problem_of_another_size_is_left(arguments, monkeypatch):
-    given = arguments()
-    given["green"]["settings"] = SETTINGS | {"holdout": 0.4}
-    assert list(reengineer_stacked(given.values(), "cpu")) == ["red", "blue"]
-
-
-def test_jobs_take_what_one_pass_has_found(arguments, tmp_path, monkeypatch):
-    given = arguments()
-    (tmp_path / "planned.json").write_text(json.dumps(list(given.values())))
-    monkeypatch.setattr(Targets, "_vectorises", lambda self: True)
-    searched = []
-    monkeypatch.setattr(reengineer, "reengineer", lambda **arguments: searched.append(arguments["target"]))
-    targets = Targets(tmp_path / "planned.json", "cpu", [vectorised.__file__])
-    targets.search(given["red"], most=2)  # red, and the last one
-    assert Path(given["red"]["folder"], "metrics.json").exists()
-    targets.search(given["blue"], most=2)
-    assert not searched and Path(given["blue"]["folder"], "metrics.json").exists()
-    assert not Path(given["green"]["folder"]).exists()
-    for name in ("red", "blue"):
-        kept = json.loads(Path(given[name]["folder"], "metrics.json").read_text())
-        other = Path(given[name]["folder"]).with_name(f"{name}-alone")
-        (tmp_path / f"checkpoints/{name}.pt").unlink(missing_ok=True)
-        single = Reengineering(**given[name] | {"folder": str(other)}, device="cpu")
-        expected = single.keep(alone(single))
-        assert {**kept, "seconds": 0} == {**expected, "seconds": 0}
-
-
 # ---------------------------------------------------------------------- the parts
 
 
-def test_a_vectorised_module_is_each_module_on_its_own_inputs():
+def test_a_stacked_module_is_each_module_on_its_own_inputs():
     torch.manual_seed(0)
     modules = [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)) for _ in range(3)]
     names = [name for name, _ in modules[0].named_parameters()]
-    stacked = {name: torch.stack([m.get_parameter(name).detach() for m in modules]) for name in names}
+    parameters = {name: torch.stack([m.get_parameter(name).detach() for m in modules]) for name in names}
     inputs = torch.randn(5, 3, 3, 6, 6)
-    outputs = Vectorised(modules[0], stacked)(inputs)
+    outputs = StackedModule(modules[0], parameters)(inputs)
     assert outputs.shape == (5, 3, 2)
     for number, module in enumerate(modules):
         torch.testing.assert_close(outputs[:, number], module(inputs[:, number]))
@@ -246,7 +216,7 @@ def test_the_losses_are_each_searchs_own():
     torch.testing.assert_close(losses(logits, labels), torch.stack(expected))
 
 
-def test_what_is_counted_of_a_batch_is_each_searchs_own():
+def test_the_sums_of_a_batch_are_each_searchs_own():
     logits, labels, loss = torch.randn(7, 3, 4), torch.randint(4, (7, 3)), torch.rand(3)
     found = batch_sums(logits, loss, labels)
     for number in range(3):
@@ -265,7 +235,7 @@ def test_batches_of_all_searches_are_one_with_channels_last():
 
 def test_a_parameter_is_repeated_with_its_channels_last():
     weight = nn.Conv2d(3, 8, 3).weight
-    many = repeated(weight, 4)
+    many = repeat(weight, 4)
     assert many.shape == (4, 8, 3, 3, 3) and all(torch.equal(one, weight) for one in many)
     assert many.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(repeated(torch.arange(3.0), 2), [[0, 1, 2], [0, 1, 2]])
+    assert np.array_equal(repeat(torch.arange(3.0), 2), [[0, 1, 2], [0, 1, 2]])

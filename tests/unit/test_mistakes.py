@@ -1,76 +1,37 @@
-"""Mistakes that people make: each ends in one sentence on the terminal, and nothing that was made before is lost.
+"""Mistakes that people make: each ends a job with one sentence, and no earlier result is lost."""
 
-Most are made in one process, as a job makes them; some through the workflow itself.
-"""
-
-import contextlib
-import ctypes
 import hashlib
 import logging
 import os
 import pickle
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from colours import ARCHITECTURE, paint
+from colours import ARCHITECTURE
+from mistakes import Harm, bound_by_permissions, hashes, photograph, truncated
 from PIL import Image
 from safetensors.torch import save_file
 from small import build
-from workflows import ROOT, small_config, snakemake
+from workflows import ROOT, change, small_config
 
 from seam.config.plan import dataset_entry, students, target_problems, validate
+from seam.config.startup import check_places
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.preparation import save_array
 from seam.data.storage import open_dataset
 from seam.download import fetch
 from seam.errors import UserError
-from seam.files import atomic_write, load_tensors, read_json, save_tensors, sha256, write_json
+from seam.files import atomic_write, load_tensors, read_json, save_tensors, write_json
 from seam.log import job_log
 from seam.models.architectures import build_model
 from seam.models.published import fetch_weights
 
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-PRIVILEGES = (1, 2)  # of Linux's root, who has CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: permissions do not bind him
-
-
-def hashes(folder):
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@contextlib.contextmanager
-def bound_by_permissions():
-    """Root, too, may read and write in this block only what permissions allow."""
-    if os.geteuid() != 0:
-        yield
-        return
-    if sys.platform != "linux":
-        pytest.skip("permissions do not bind root here, and only Linux lets him go without his privileges")
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, found = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, found) == 0
-    effective = found[0]
-    found[0] &= ~sum(1 << number for number in PRIVILEGES)
-    assert libc.capset(header, found) == 0
-    try:
-        yield
-    finally:
-        found[0] = effective
-        assert libc.capset(header, found) == 0
-
-
-def without_privileges():
-    """The same for a new process, as its `preexec_fn`."""
-    if os.geteuid() == 0 and sys.platform == "linux":
-        for number in PRIVILEGES:
-            ctypes.CDLL(None).prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 @pytest.fixture
@@ -191,25 +152,9 @@ def config_of(images):
     return config | {"datasets": config["datasets"] | {"digits": {"kind": "digits"}}, "indirect_reuse": [STUDENTS]}
 
 
-def changed(config, path, value):
-    """A copy of the config with `value` at `path`, which may lie behind the end of a list."""
-    config = yaml.safe_load(yaml.safe_dump(config))
-    if not path:
-        return value
-    *parents, last = path
-    place = config
-    for key in parents:
-        place = place[key] if isinstance(place, list) else place.setdefault(key, {})
-    if isinstance(place, list) and last == len(place):
-        place.append(value)
-    else:
-        place[last] = value
-    return config
-
-
 @pytest.mark.parametrize(("path", "text", "names", "to_do"), CONFIG, ids=[str(case[:2]) for case in CONFIG])
 def test_a_mistake_in_the_config(path, text, names, to_do, colours, said):
-    raw = changed(config_of(colours), path, yaml.safe_load(text))
+    raw = change(config_of(colours), path, yaml.safe_load(text))
     if path == ["models", "small", "weights"]:
         del raw["models"]["small"]["training"]
     sentence = said(lambda: validate(raw, SCHEMA))
@@ -238,15 +183,6 @@ def pets(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (30 * number, 10, 20)).save(path)
     return root
-
-
-def photograph(path, **options):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path, **options)
-    return path
-
-
-def truncated(path, left=0.5):
-    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
 
 
 def emptied(folder):
@@ -318,7 +254,7 @@ DATA = {
         lambda root: forbidden(root / "train/cat"), "train/cat cannot be read (Permission denied)", "permissions",
     ),
     "an unreadable split": (
-        lambda root: forbidden(root / "test"), "test cannot be read (Permission denied)", "fix its permissions",
+        lambda root: forbidden(root / "test"), "test cannot be read (Permission denied)", "its permissions",
     ),
     "an unreadable root": (lambda root: forbidden(root), "pets", "permissions"),
     "a class in train alone": (
@@ -435,11 +371,6 @@ def test_a_read_only_data_folder_is_enough(pets, tmp_path):
 # ------------------------------------------------------------------ weights
 
 
-class Harm:
-    def __reduce__(self):
-        return os.system, ("echo harm > harmed",)
-
-
 def without(name):
     return {key: value for key, value in build(4).state_dict().items() if key != name}
 
@@ -515,7 +446,7 @@ WEIGHTS = {
     "TorchScript": ("pt", script, "could run code", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
-        "The weights file", "fix its permissions",
+        "The weights file", "its permissions",
     ),
     "no file": ("pt", lambda path: None, "does not exist", ""),
 }  # fmt: skip
@@ -563,21 +494,21 @@ def test_a_folder_that_must_not_be_written(earlier, tmp_path, said):
             sentence = said(lambda: write_json(folder / "dataset.json", {}))
     finally:
         folder.chmod(0o755)
-    assert f"Cannot write {folder}/dataset.json (Permission denied)" in sentence and "fix its permissions" in sentence
+    assert f"Cannot write {folder}/dataset.json (Permission denied)" in sentence and "its permissions" in sentence
 
 
 def test_a_data_set_where_nothing_must_be_written(pets, tmp_path, said):
     (tmp_path / "new").mkdir(0o555)
     with bound_by_permissions():
         sentence = said(lambda: prepare(pets, tmp_path / "new"))
-    assert "Cannot write" in sentence and "(Permission denied)" in sentence and "fix its permissions" in sentence
+    assert "Cannot write" in sentence and "(Permission denied)" in sentence and "its permissions" in sentence
 
 
 def test_a_result_that_must_not_be_read(earlier):
     for name, read in (("datasets/colours/dataset.json", read_json), ("models/mine/source.safetensors", load_tensors)):
         path = earlier / name
         before = path.read_bytes()
-        with pytest.raises(UserError, match="Cannot read .*Permission denied.*: fix its permissions"):
+        with pytest.raises(UserError, match="Cannot read .*Permission denied.*its permissions"):
             forbidden(path)
             try:
                 with bound_by_permissions():
@@ -608,7 +539,8 @@ def test_a_log_that_cannot_be_written_is_a_sentence(tmp_path, capfd):
         raise AssertionError("the job must not begin")
     error = capfd.readouterr().err.strip()
     assert end.value.code == 1
-    assert error == f"Error: Cannot write the log {tmp_path}/logs/job.log (Permission denied): fix its permissions."
+    assert error.startswith(f"Error: Cannot write the log {tmp_path}/logs/job.log (Permission denied)")
+    assert error.endswith("its permissions.")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is not everywhere")
@@ -640,134 +572,19 @@ def test_what_nobody_thought_of_is_a_line_that_names_the_log(tmp_path, capfd):
     assert "Traceback" in (tmp_path / "job.log").read_text()
 
 
-# ------------------------------------------------------------------ through the workflow
-
-SOURCE = "results/models/small/metrics.json"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """(folder, config) of a run that made a source model, from images that it could only read."""
-    folder = tmp_path_factory.mktemp("run")
-    config = small_config(paint(folder / "images", train=8, test=4)) | {"indirect_reuse": []}
-    for path in [folder / "images", *(folder / "images").rglob("*")]:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    snakemake(folder, "--", SOURCE, config=config)
-    yield folder, config
-    for path in [folder / "images", *(folder / "images").rglob("*")]:
-        path.chmod(0o755)
-
-
-def results(folder):
-    return {name: hash for name, hash in hashes(folder / "results").items() if not name.startswith(("logs", "bench"))}
-
-
-def test_a_mistake_in_the_config_touches_no_result(run):
-    folder, config = run
-    before = results(folder)
-    assert {"models/small/source.safetensors", "models/small/metrics.json", "datasets/colours/dataset.json"} <= {
-        *before
-    }
-    status, said = snakemake(folder, config=changed(config, ["search", "lr_msk"], 0.1), check=False)
-    assert status != 0 and "search.lr_msk is not a known key: did you mean lr_mask?" in said
-    assert "Traceback" not in said and "Building DAG" not in said
-    assert results(folder) == before
-
-
-def test_mistakes_in_images_and_weights_touch_no_other_result(run, tmp_path):
-    folder, config = run
-    before = results(folder)
-    images = paint(tmp_path / "images", train=2, test=1)
-    truncated(photograph(images / "train/red/broken.jpg"))
-    torch.save({"a": Harm()}, tmp_path / "mine.pt")
-    config = changed(config, ["datasets", "broken"], {"kind": "imagefolder", "root": str(images), "size": 16})
-    normalization = {"mean": [0.5] * 3, "std": [0.2] * 3}
-    mine = {"architecture": ARCHITECTURE, "dataset": "colours", "weights": str(tmp_path / "mine.pt")}
-    config = changed(config, ["models", "mine"], mine | {"normalization": normalization})
-    targets = ["results/datasets/broken/dataset.json", "results/models/mine/source.safetensors"]
-    status, said = snakemake(folder, "--keep-going", "--", *targets, config=config, check=False)
-    assert status != 0 and "Traceback" not in said
-    assert said.count("broken.jpg cannot be read as an image (image file is truncated") == 1
-    assert said.count("mine.pt holds more than tensors, which is refused since unpickling could run code") == 1
-    for log in ("prepare_dataset/broken.log", "fetch_weights/mine.log"):
-        assert "Traceback (most recent call last)" in (folder / "results/logs" / log).read_text()
-    assert results(folder) == before
-    assert not (folder / "harmed").exists()
-
-
-def test_a_second_run_in_the_same_folder_is_told_of_the_first(run, tmp_path):
-    folder, config = run
-    (tmp_path / "slow.py").write_text("import time\n\ndef build(classes):\n    time.sleep(600)\n")
-    slow = {"architecture": f"{tmp_path}/slow.py:build", "dataset": "colours", "weights": "train"}
-    config = changed(config, ["models", "slow"], slow)
-    before = results(folder)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--cores", "1", "--configfile", path, "--", "results/models/slow/metrics.json"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    first = subprocess.Popen(command, start_new_session=True, **quiet)
-    try:
-        end = time.monotonic() + 60
-        while not list((folder / ".snakemake/locks").glob("*")) and first.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        status, said = snakemake(folder, "--", "results/models/slow/metrics.json", config=config, check=False)
-        assert first.poll() is None
-    finally:
-        os.killpg(first.pid, 9)
-        first.wait()
-    assert status != 0 and "Traceback" not in said
-    assert "no other Snakemake process is trying to create the same files" in " ".join(said.split())
-    assert "--unlock" in said and str(folder) in said
-    assert results(folder) == before
-    snakemake(folder, "--unlock", config=config)
-    status, said = snakemake(folder, "--", SOURCE, config=run[1])
-    assert "Nothing to be done" in said and results(folder) == before
-
-
-def test_a_network_that_does_not_fit_its_images_is_said_before_its_training(run, tmp_path):
-    folder, config = run
-    code = "from torch import nn\ndef build(n): return nn.Sequential(nn.Flatten(), nn.Linear(9, n))\n"
-    (tmp_path / "net.py").write_text(code)
-    mine = {"architecture": f"{tmp_path}/net.py:build", "dataset": "colours", "weights": "train"}
-    config = changed(config, ["models", "mine"], mine)
-    status, said = snakemake(folder, "--", "results/models/mine/source.safetensors", config=config, check=False)
-    assert status != 0 and "Traceback" not in said
-    assert "Error: The model mine does not run on images of 16 x 16 px (RuntimeError: mat1" in said
-
-
-def test_mistakes_that_are_seen_before_anything_begins(run, tmp_path):
-    folder, config = run
-    before = results(folder)
-    twice = tmp_path / "twice.yaml"
-    twice.write_text(yaml.safe_dump(config) + "search: {alpha: 2.0}\n")
-    status, said = snakemake(folder, "-n", "--configfile", twice, check=False)
-    assert status != 0 and "Traceback" not in said and "twice.yaml has search twice (lines " in said
-    status, said = snakemake(folder, "-n", "--", "results/datasets/colors/dataset.json", config=config, check=False)
-    assert status != 0 and "KeyError" not in said
-    assert "colors is no data set of the config: did you mean colours?" in said
-    (tmp_path / "link").mkdir()
-    (tmp_path / "link" / "results").symlink_to(tmp_path / "nowhere")
-    status, said = snakemake(tmp_path / "link", config=config, check=False)
-    assert status != 0 and "Traceback" not in said and "link/results is no folder, or a link to none" in said
-    (tmp_path / "a{b}").mkdir()
-    status, said = snakemake(tmp_path / "a{b}", "-n", config=config, check=False)
-    assert status != 0 and "Traceback" not in said and "a{b} has a brace in its path" in said
-    assert results(folder) == before
-
-
-def test_a_working_folder_that_must_not_be_written(tmp_path, colours):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(small_config(colours)))
-    folder.chmod(0o555)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    result = subprocess.run(
-        [*command, "--cores", "1", "--configfile", path],
-        capture_output=True, text=True, check=False, preexec_fn=without_privileges,
-    )  # fmt: skip
-    said = result.stdout + result.stderr
-    assert result.returncode != 0 and "Traceback" not in said
-    assert f"Cannot write in {folder}: fix its permissions" in said
-    assert list(folder.iterdir()) == []
+@pytest.mark.parametrize(
+    ("python", "work", "sentence"),
+    [
+        ("/my env/bin/python", "work", "Snakemake cannot start jobs with /my env/bin/python, which has a space"),
+        ("/bin/python", "a{b}", "a{b} has a brace in its path, a wildcard to Snakemake: rename it."),
+        ("/bin/python", "link", "link/results is neither a folder nor a link to one: remove it."),
+    ],
+)
+def test_a_place_in_which_nothing_can_run(tmp_path, python, work, sentence):
+    for name in ("work", "a{b}", "link"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link/results").symlink_to(tmp_path / "nowhere")
+    check_places("/bin/python", tmp_path / "clone", tmp_path / "work")
+    with pytest.raises(UserError) as error:
+        check_places(python, tmp_path / "clone", tmp_path / work)
+    assert sentence in str(error.value)

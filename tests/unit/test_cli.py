@@ -1,0 +1,66 @@
+"""The command `seam`."""
+
+import pytest
+
+import seam
+from seam.cli import main
+from seam.files import write_json
+
+
+@pytest.fixture
+def target(tmp_path):
+    """Return the folder of a re-engineered model, without the model itself."""
+    folder = tmp_path / "red"
+    metrics = {
+        **{"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "classes": ["red", "rest"]},
+        **{"accuracy": {"source": 0.9, "reengineered": 0.95}, "retention": 0.25, "weights": 4000, "kept": 1000},
+    }
+    write_json(folder / "metrics.json", metrics)
+    (folder / "masks.safetensors").touch()
+    return folder
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"seam {seam.__version__}\n"
+
+
+def test_a_target_problem_is_shown_with_the_costs_that_are_there(target, capsys):
+    assert main(["show", str(target)]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "re-engineered model",
+        "binary red: red, rest",
+        "0.9500 (source model: 0.9000)",
+        "1,000 of 4,000 (25.00%)",
+    ):
+        assert text in shown
+    assert "MACs" not in shown and " ms" not in shown
+    write_json(target / "macs.json", {"source": {"total": 5000}, "reengineered": {"total": 2000}})
+    latency = {"engine": "onnxruntime", "batch_size": 16, "source_ms_mean": 2.0, "reengineered_ms_mean": 1.0}
+    write_json(target / "latency_onnxruntime.json", latency)
+    main(["show", str(target)])
+    shown = capsys.readouterr().out
+    assert "2,000 (source model: 5,000)" in shown and "1.00 ms (source model: 2.00 ms), 16 images" in shown
+
+
+def test_a_student_and_a_source_model_are_shown(tmp_path, capsys):
+    student, source = tmp_path / "student", tmp_path / "source"
+    training = {"model": "small", "dataset": "two", "student": "seam", "threshold": 0.5, "weights": 8, "kept": 4}
+    write_json(student / "training.json", training | {"retention": 0.5})
+    write_json(student / "metrics.json", {"accuracy": 0.5, "inherited": 3, "right": 12})
+    (student / "student.safetensors").touch()
+    write_json(source / "metrics.json", {"dataset": "colours", "accuracy": 0.75, "images": 80})
+    (source / "source.safetensors").touch()
+    assert main(["show", str(student)]) == main(["show", str(source)]) == 0
+    shown = capsys.readouterr().out
+    assert "seam, 0.5 of the weights removed" in shown and "3 of 12" in shown and "0.7500 on 80 test images" in shown
+
+
+@pytest.mark.parametrize("name", ["nowhere", "red"])
+def test_another_folder_is_a_sentence(name, target, capsys):
+    (target / "metrics.json").unlink()
+    assert main(["show", str(target.parent / name)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and "is not the folder of a finished result" in error

@@ -1,0 +1,57 @@
+"""The workflow as a Snakemake module of another workflow, from another folder, and in the catalog's layout."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from workflows import ROOT, change, jobs, snakemake
+
+EXAMPLE = ROOT / "docs/examples/module"
+
+
+@pytest.fixture
+def example(tmp_path):
+    """Return a copy of the example, away from the clone."""
+    return shutil.copytree(EXAMPLE, tmp_path / "example")
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--config", f"seam={ROOT}/Snakefile"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_three_rules_use_the_workflow_as_a_module(example):
+    planned = jobs(run(example, "--dry-run"))
+    assert planned["seam_reengineer"] == planned["accuracy"] == 2 and planned["smallest"] == 1
+    config = yaml.safe_load((example / "config.yaml").read_text())
+    for path, value in (
+        (["datasets", "digits", "classes"], ["0", "3"]),
+        (["models", "resnet20-digits", "training", "epochs"], 4),
+        (["search", "epochs"], 1),
+    ):
+        config = change(config, path, value)
+    (example / "config.yaml").write_text(yaml.safe_dump(config))
+    made = jobs(run(example, "accuracy_3.txt"))
+    assert made == {"seam_prepare_dataset": 1, "seam_train_source": 1, "seam_reengineer": 1, "accuracy": 1}
+    assert 0 < float((example / "accuracy_3.txt").read_text()) <= 1
+
+
+def test_the_catalog_finds_the_workflow_in_its_layout(tmp_path):
+    shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
+    shutil.copytree(ROOT / "envs", tmp_path / "envs", ignore=shutil.ignore_patterns(".built"))
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    config = {"engines": ["onnxruntime"]}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile", "--dry-run"]
+    result = subprocess.run(
+        [*command, "--config", "engines=[onnxruntime]"], cwd=tmp_path, capture_output=True, text=True
+    )
+    (tmp_path / "plain").mkdir()
+    assert jobs(result.stdout + result.stderr) == jobs(snakemake(tmp_path / "plain", "--dry-run", config=config)[1])
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage["software-stack-deployment"] == {"conda": True, "report": True}
+    assert (ROOT / "config/README.md").exists()

@@ -1,0 +1,98 @@
+"""The command `seam`: what a result folder holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from seam import __version__
+from seam.errors import UserError
+from seam.files import read_json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status. A UserError is one sentence on the terminal and status 1."""
+    parser = argparse.ArgumentParser(prog="seam", description="Look at the results of the SeaM workflow.")
+    parser.add_argument("--version", action="version", version=f"seam {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    show = commands.add_parser("show", help="print what a result folder holds")
+    show.add_argument("folder", type=Path, metavar="FOLDER", help="such as results/direct/MODEL/binary/TARGET")
+    try:
+        for line in describe(parser.parse_args(arguments).folder):
+            print(line)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def describe(folder: Path) -> list[str]:
+    """Return the lines that describe a re-engineered model, a student or a source model in its result folder.
+
+    Raises UserError if the folder holds none of them, or one that is not finished.
+    """
+    kinds = {
+        "masks": ("re-engineered model", _target),
+        "student": ("student", _student),
+        "source": ("source model", _source),
+    }
+    name = next((name for name in kinds if (folder / f"{name}.safetensors").is_file()), None)
+    if name is None or not (folder / "metrics.json").is_file():
+        raise UserError(
+            f"{folder} is not the folder of a finished result: give one that holds metrics.json beside "
+            "masks.safetensors, student.safetensors or source.safetensors."
+        )
+    title, rows = kinds[name]
+    return [f"{title} in {folder}", *(f"  {key:<18}{value}" for key, value in rows(folder).items())]
+
+
+def _target(folder: Path) -> dict[str, str]:
+    metrics = read_json(folder / "metrics.json")
+    accuracy = metrics["accuracy"]
+    rows = {
+        "source model": f"{metrics['model']} (data set {metrics['dataset']})",
+        "target problem": f"{metrics['problem']} {metrics['target']}: {', '.join(metrics['classes'])}",
+        "accuracy": f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})",
+        "weights kept": _weights(metrics),
+    }
+    if (folder / "macs.json").is_file():
+        macs = read_json(folder / "macs.json")
+        rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
+    for path in sorted(folder.glob("latency_*.json")):
+        latency = read_json(path)
+        times = f"{latency['reengineered_ms_mean']:.2f} ms (source model: {latency['source_ms_mean']:.2f} ms)"
+        rows[latency["engine"]] = f"{times}, {latency['batch_size']} images"
+    return rows
+
+
+def _student(folder: Path) -> dict[str, str]:
+    metrics, training = read_json(folder / "metrics.json"), read_json(folder / "training.json")
+    threshold = "" if training["threshold"] is None else f", {training['threshold']:g} of the weights removed"
+    return {
+        "source model": training["model"],
+        "data set": training["dataset"],
+        "student": f"{training['student']}{threshold}",
+        "accuracy": f"{metrics['accuracy']:.4f}",
+        "weights kept": _weights(training),
+        "inherited defects": f"{metrics['inherited']} of {metrics['right']}",
+    }
+
+
+def _source(folder: Path) -> dict[str, str]:
+    metrics = read_json(folder / "metrics.json")
+    return {
+        "data set": metrics["dataset"],
+        "accuracy": f"{metrics['accuracy']:.4f} on {metrics['images']} test images",
+    }
+
+
+def _weights(results: dict[str, Any]) -> str:
+    if results["retention"] is None:
+        return f"all of {results['weights']:,}"
+    return f"{results['kept']:,} of {results['weights']:,} ({results['retention']:.2%})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

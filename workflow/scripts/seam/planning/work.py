@@ -1,0 +1,150 @@
+"""How many images go through which passes of a network in each job of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from seam.data.kinds import imagefolder
+from seam.data.kinds.registry import KINDS, class_names
+from seam.files import read_json
+
+# Training and test images of a class in the published data sets; means where classes differ.
+PUBLISHED = {
+    "digits": (1437 / 10, 360 / 10),
+    "cifar10": (5000, 1000),
+    "cifar100": (500, 100),
+    "imagenet": (1281167 / 1000, 50),
+    "mit67": (5360 / 67, 1340 / 67),
+    "cub200": (5994 / 200, 5794 / 200),
+    "flower102": (2040 / 102, 6149 / 102),
+    "dog120": (100, 8580 / 120),
+    "action40": (100, 5532 / 40),
+}
+# The block of the settings that has a student's number of epochs, by rule.
+BLOCKS = {"finetune_seam_head": "head", "finetune_seam_masks": "search"} | dict.fromkeys(
+    ("finetune_standard", "retrain", "finetune_seam"), "settings"
+)
+
+Job = dict[str, Any]  # as rules/planned.smk writes it
+
+
+@dataclass(frozen=True, order=True)
+class Step:
+    """A batch's pass through a network: "train", forward and backward, or "outputs", forward alone.
+
+    size: of the images, in pixels.
+    """
+
+    kind: str
+    architecture: str
+    size: int
+    batch_size: int
+
+
+class Inventory:
+    """The models and data sets of a validated config, and the numbers of images.
+
+    folder: where the workflow keeps prepared data sets.
+    """
+
+    def __init__(
+        self, models: dict[str, Any], datasets: dict[str, Any], folder: str | Path = "results/datasets"
+    ) -> None:
+        self.models, self.datasets, self.folder = models, datasets, Path(folder)
+        self._counts: dict[str, dict[str, dict[str, float]]] = {}
+
+    def counts(self, dataset: str) -> dict[str, dict[str, float]]:
+        """Return {"train": {class: images}, "test": ...} of a data set: as prepared, as published, or counted."""
+        if dataset not in self._counts:
+            self._counts[dataset] = self._count(self.datasets[dataset], self.folder / dataset / "dataset.json")
+        return self._counts[dataset]
+
+    def _count(self, entry: dict[str, Any], manifest: Path) -> dict[str, dict[str, float]]:
+        classes, kind = class_names(entry), entry["kind"]
+        if manifest.exists():
+            counts = read_json(manifest)["counts"]
+            if list(counts["train"]) == classes:  # else the data set will be prepared again
+                return counts
+        if kind in PUBLISHED:
+            return {
+                s: {name: float(n) for name in classes} for s, n in zip(("train", "test"), PUBLISHED[kind], strict=True)
+            }
+        folders = {split: Path(entry["root"]) / split for split in ("train", "test")}
+        return {s: {name: len(imagefolder.image_files(path / name)) for name in classes} for s, path in folders.items()}
+
+    def images(self, dataset: str) -> dict[str, float]:
+        """Return {"train": images, "test": images} of a data set."""
+        return {split: sum(counts.values()) for split, counts in self.counts(dataset).items()}
+
+    def problem(self, dataset: str, kind: str, members: list[str]) -> dict[str, float]:
+        """Return {"train": images, "test": images} of a target problem."""
+        images = {}
+        for split, counts in self.counts(dataset).items():
+            own = sum(counts[name] for name in members)
+            images[split] = 2 * min(own, sum(counts.values()) - own) if kind == "binary" else own
+        return images
+
+    def steps(self, model: str, dataset: str, batch_size: int, train: float, outputs: float) -> dict[Step, float]:
+        """Return {Step: images} of a model for images that it trains on, and images that it only predicts."""
+        entry, architecture = self.datasets[dataset], self.models[model]["architecture"]
+        size = entry.get("size") or KINDS[entry["kind"]].size
+        images = {"train": train, "outputs": outputs}
+        return {Step(kind, architecture, size, batch_size): count for kind, count in images.items() if count}
+
+
+def stage(job: Job) -> str:
+    """Return the rule of a job; all stacks of searches are one stage."""
+    return "reengineer" if job["rule"].startswith("reengineer_stack_") else job["rule"]
+
+
+def work(job: Job, inventory: Inventory) -> dict[Step, float]:
+    """Return how many images go through each step of a job, epochs in full; empty if the job runs no model."""
+    rule, settings = stage(job), job["params"].get("settings", {})
+    if rule == "reengineer":
+        steps: Counter[Step] = Counter()
+        for search in job["params"]["searches"]:
+            steps.update(_search(search, inventory))
+        return dict(steps)
+    if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
+        return {}
+    model, dataset = job["wildcards"]["model"], job["wildcards"].get("dataset") or settings["dataset"]
+    images = inventory.images(dataset)
+    batch_size, train, outputs = 64, 0.0, images["test"]
+    if rule == "train_source":
+        training = settings["training"]
+        batch_size, epochs = training["batch_size"], training["epochs"]
+        train, outputs = epochs * images["train"], epochs * images["test"]
+    elif rule in BLOCKS:
+        batch_size, epochs = settings["common"]["batch_size"], settings[BLOCKS[rule]]["epochs"]
+        train, outputs = (epochs * count for count in _selection(images, settings["common"]))
+        if rule == "finetune_seam_head":  # the last layer alone takes hardly any time
+            train, outputs = 0.0, train + outputs
+    elif rule == "attack_source":
+        batch_size, steps_each = settings["settings"]["batch_size"], settings["settings"]["steps"]
+        train, outputs = steps_each * images["test"], 2 * images["test"]
+    elif rule == "evaluate_defects":  # as they are, and perturbed
+        outputs = 2 * images["test"]
+    return inventory.steps(model, dataset, batch_size, train, outputs)
+
+
+def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of one search, from the arguments of `seam.reuse.direct.reengineer`."""
+    settings, dataset = search["settings"], search["dataset"]
+    images = inventory.problem(dataset, search["problem"], search["members"])
+    train, select = _selection(images, settings)
+    epochs = settings["epochs"]
+    head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])
+    # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
+    outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
+    return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)
+
+
+def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:
+    """Return the number of images that train, and of those on which an epoch is selected."""
+    if settings["selection"] == "test":
+        return images["train"], images["test"]
+    return (1 - settings["holdout"]) * images["train"], settings["holdout"] * images["train"]

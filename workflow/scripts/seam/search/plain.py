@@ -1,0 +1,46 @@
+"""The mask search of one target problem: gradient descent on which weights the problem needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from seam.masks.layers import unused_parameters
+from seam.masks.masks import Masks
+from seam.memory import own_mappings
+from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
+from seam.search.training import prepare_training
+from seam.settings import SearchSettings
+from seam.training.checkpoint import Checkpoint
+from seam.training.run import Batch, Batches, TrainingRun
+
+
+def search(
+    model: nn.Module,
+    batches: Batches,
+    selection: Iterable[Batch],
+    source_accuracy: float,
+    settings: SearchSettings,
+    checkpoint: Checkpoint | None = None,
+) -> SearchResult:
+    """Search the masks and the head of `model`, which `with_head` made; return the result.
+
+    model: is changed in place, and ends in training mode with the masks and the head of the last epoch. The result has
+        those of the selected epoch: `bake` its bits into the source model, and load its head.
+    batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
+    source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
+
+    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
+    not finite or no weight is left.
+    """
+    network, head = model.get_submodule("source"), model.get_submodule("head")
+    network.requires_grad_(False)
+    exclude = unused_parameters(network, next(iter(selection))[0][:2])
+    with own_mappings():
+        masks = Masks(network, exclude)
+    training = prepare_training(model, head, masks, settings, len(batches))
+    with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
+        mask_search = MaskSearch(run, settings, source_accuracy)
+        mask_search.search(training, selection)
+    return mask_search.result(network)
