@@ -33,9 +33,6 @@ _OCTAL = "YAML 1.1 reads 007 as 7, 0777 as 511 and 1:30 as 90"
 _TRACEBACK = "a traceback on the terminal"
 
 KNOWN: list[Hole] = [
-    Hole("images", "EPS: *", RUN, "Pillow starts Ghostscript"),
-    Hole("images", "PostScript: *", RUN, "Pillow starts Ghostscript"),
-    Hole("images", "FIFO: *", UNCLEAR, "it is waited for, without end"),
     Hole("weights", "FIFO", UNCLEAR, "it is waited for, without end"),
     Hole("weights", "NaN in a weight", SILENT, _NUMBERS),
     Hole("weights", "NaN in a running mean", SILENT, _NUMBERS),

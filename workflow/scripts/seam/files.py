@@ -8,9 +8,10 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from seam.errors import UserError, cannot_read, cannot_write
 
@@ -76,6 +77,25 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False)
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises UserError for a pipe, a socket or a device, which could be waited for without end; OSError as open() does.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise _not_a_file(path)
+    # O_NONBLOCK, because a pipe may have taken the file's place since: opening it would wait for a writer.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_a_file(path)
+    return file
+
+
+def _not_a_file(path: str | os.PathLike[str]) -> UserError:
+    return UserError(f"{path} is a pipe, a socket or a device, not a file: replace it or remove it.")
+
+
 def save_tensors(
     path: str | os.PathLike[str], tensors: dict[str, torch.Tensor], metadata: dict[str, Any] | None = None
 ) -> None:
@@ -120,7 +140,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

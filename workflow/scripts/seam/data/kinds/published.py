@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from seam.data.kinds.kind import Entry, Kind
 from seam.download import fetch, unpack
 from seam.errors import UserError
+from seam.files import open_file
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def first_existing(folder: Path, *paths: str) -> Path | None:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a published list, without empty ones. Raises UserError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open_file(path) as file:
+            lines = file.read().decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     return [line.strip() for line in lines if line.strip()]
@@ -160,8 +162,11 @@ def read_mat(path: Path, *keys: str) -> list[Any]:
     from scipy.io import loadmat
 
     try:
-        content = loadmat(path)
+        with open_file(path) as file:
+            content = loadmat(file)
         return [content[key].ravel() for key in keys]
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]} in it: download it again.") from error
     except Exception as error:  # SciPy raises many types for a damaged file
