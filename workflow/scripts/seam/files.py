@@ -6,12 +6,13 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError, cannot_read, cannot_write
 
@@ -77,7 +78,7 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
         frame.to_csv(temporary, index=False)
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a file for reading.
 
     Raises UserError for a pipe, a socket or a device, which could be waited for without end; OSError as open() does.
