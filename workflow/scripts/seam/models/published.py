@@ -25,6 +25,14 @@ HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with th
     ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
     ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
 }
+HUB_MOST = 100_000_000  # bytes of a hub's file
+# Complete SHA-256 of files whose publishers give 8 digits, as several independent public sources have it, all of them
+# with these 8 digits. Other files are pinned on first use: see `fetch`.
+SHA256 = {
+    "cifar10_resnet20-4118986f.pt": "4118986f0df73003d572b0e397f0ac7b3f60af1f31aff3d2da164536e36f6ec8",
+    "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+}
 HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpoints were trained with
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
@@ -53,7 +61,8 @@ def fetch_weights(
             known = "; ".join(f"{architecture} on {kind}" for architecture, kind in HUB_FILES)
             raise UserError(f"weights: hub has no {architecture} for data of kind {kind}, only {known}.")
         name = HUB_FILES[architecture, kind]
-        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=_checksum(r"-(\w{8})\.pt", name))
+        checksum = _checksum(r"-(\w{8})\.pt", name)
+        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=checksum, most=HUB_MOST)
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
     elif architecture.startswith("torchvision:") and not is_weights_file(weights):
         state, usual = _torchvision_state(architecture, weights, cache)
@@ -84,7 +93,9 @@ def _torchvision_state(
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
     name = url.rsplit("/", 1)[-1]
-    state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name)))
+    megabytes = enum[weights].meta.get("_file_size", 4000)  # of 2^20 bytes
+    most = round(1.1 * megabytes * 2**20) + 1_000_000
+    state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name), most=most))
     transforms = enum[weights].transforms()
     normalization = tuple(tuple(getattr(transforms, name)) for name in ("mean", "std"))
     # DenseNet's files have the names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
@@ -93,10 +104,10 @@ def _torchvision_state(
 
 
 def _checksum(pattern: str, name: str) -> str:
-    """Return the first characters of the SHA-256, which the file's name has."""
+    """Return the SHA-256 of a file if it is known, or else its first characters, which the file's name has."""
     match = re.search(pattern, name)
     assert match, f"{name} has no checksum in its name"
-    return match[1]
+    return SHA256.get(Path(name).name, match[1])
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

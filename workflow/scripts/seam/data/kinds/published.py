@@ -26,11 +26,15 @@ Listing = dict[str, list[tuple[str, str]]]  # {"train" or "test": [(path of an i
 
 @dataclass(frozen=True)
 class Download:
-    """A file at a data set's public home. Of an archive, only the paths `wanted` are unpacked."""
+    """A file at a data set's public home. Of an archive, only the paths `wanted` are unpacked.
+
+    most: the most bytes that it can have.
+    """
 
     url: str
     sha256: str
     wanted: tuple[str, ...] = ()
+    most: int = 2_000_000_000
 
     @property
     def name(self) -> str:
@@ -90,7 +94,7 @@ class PublishedKind(Kind):
         for file in self.downloads:
             if file.wanted and not _first_missing(folder, file.wanted):
                 continue  # unpacked before: the archive may have been deleted
-            path = fetch(file.url, folder / file.name, file.sha256)
+            path = fetch(file.url, folder / file.name, file.sha256, most=file.most)
             with FileLock(folder / f".{file.name}.lock"):
                 if file.wanted and _first_missing(folder, file.wanted):
                     log.info("%s: unpacking %s", self.name, path)
