@@ -18,20 +18,20 @@ from seam.models.weights import Source, is_weights_file, load_state, save_source
 if TYPE_CHECKING:
     import torch
 
-HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
-HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
-    ("resnet20", "cifar10"): "resnet/cifar10_resnet20-4118986f.pt",
-    ("resnet20", "cifar100"): "resnet/cifar100_resnet20-23dac2f1.pt",
-    ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
-    ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
-}
-HUB_MOST = 100_000_000  # bytes of a hub's file
 # Complete SHA-256 of files whose publishers give 8 digits, as several independent public sources have it, all of them
 # with these 8 digits. Other files are pinned on first use: see `fetch`.
 SHA256 = {
     "cifar10_resnet20-4118986f.pt": "4118986f0df73003d572b0e397f0ac7b3f60af1f31aff3d2da164536e36f6ec8",
     "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
     "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+}
+HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
+HUB_MOST = 100_000_000  # bytes of a hub's file
+HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
+    ("resnet20", "cifar10"): "resnet/cifar10_resnet20-4118986f.pt",
+    ("resnet20", "cifar100"): "resnet/cifar100_resnet20-23dac2f1.pt",
+    ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
+    ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
 }
 HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpoints were trained with
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
