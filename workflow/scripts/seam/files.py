@@ -9,9 +9,9 @@ import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError, cannot_read, cannot_write
@@ -83,11 +83,11 @@ def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
 
     Raises UserError for a pipe, a socket or a device, which could be waited for without end; OSError as open() does.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+    if not S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise _not_a_file(path)
     # O_NONBLOCK, because a pipe may have taken the file's place since: opening it would wait for a writer.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if not S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise _not_a_file(path)
     return file
