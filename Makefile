@@ -1,7 +1,8 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm on this machine. test: the tests.
-# lint: style and types. bench: how fast the search is. golden: digests of results, see tests/helpers/golden.py.
+# lint: style and types. bench: how fast the search is. bench-engine: how fast inference is. docs: docs/configuration.md.
+# golden: digests of results, see tests/helpers/golden.py. gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md.
 # torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for a whole campaign.
-# gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md. docs: docs/configuration.md. Each target sets up what it needs. ARGS passes options to most of them.
+# Each target sets up what it needs. ARGS passes options to most of them.
 
 PYTHONS := python3.11 python3.12 python3.13 python3
 CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -11,7 +12,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test torture lint bench gpu-check golden docs clean
+.PHONY: demo demo-slurm test torture lint bench bench-engine gpu-check golden docs clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -42,6 +43,9 @@ lint: .venv/dev
 
 bench: .venv/seam
 	@$(BIN)/python workflow/scripts/bench.py $(ARGS)
+
+bench-engine: .venv/seam
+	@$(BIN)/python workflow/scripts/bench_engine.py $(ARGS)
 
 gpu-check: .venv/seam
 	@$(BIN)/python tests/gpu/prepare.py $(if $(DATA),--data "$(DATA)") $(ARGS)

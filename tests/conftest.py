@@ -5,7 +5,7 @@ from colours import ARCHITECTURE, PLAIN_ARCHITECTURE, paint, trained_model
 from devices import pretend_gpus, restored_device  # noqa: F401 (fixtures)
 
 # What takes minutes begins first, so that the processes of `make test` end at about the same time.
-LONG = ("test_slurm", "test_workflow")
+LONG = ("test_slurm", "test_workflow", "test_interrupted", "test_check", "test_torture", "test_wheel", "test_golden")
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,8 @@ def plain_model_folder(dataset_folder, tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.hookimpl(wrapper=True)

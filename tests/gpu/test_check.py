@@ -12,6 +12,7 @@ import time
 import zipfile
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import check
 import numpy as np
@@ -21,8 +22,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from seam import models
-from seam.files import UserError, write_json
+from seam.errors import UserError
+from seam.files import write_json
+from seam.models.architectures import build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -40,7 +42,7 @@ SLEEP = """
 import json, pathlib, sys, time
 file = pathlib.Path(sys.argv[sys.argv.index("--file") + 1])
 print("it has begun", flush=True)
-record = {"status": "running", "asked": {"device": "cpu", "tiny": True}, "parts": {"one": {"value": 1}}}
+record = {"status": "running", "requested": {"device": "cpu", "tiny": True}, "parts": {"one": {"value": 1}}}
 file.write_text(json.dumps({"steps": record}))
 time.sleep(60)
 """
@@ -55,7 +57,7 @@ stages.main()
 
 def digits(count: int, start: int) -> np.ndarray:
     """Return `count` digits of each class as images of 32 px, by class."""
-    known = load_digits()
+    known: Any = load_digits()
     chosen = [known.images[known.target == label][start : start + count] for label in range(10)]
     grey = np.rint(np.concatenate(chosen) * (255 / 16)).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     return np.repeat(grey[..., None], 3, 3)
@@ -64,15 +66,15 @@ def digits(count: int, start: int) -> np.ndarray:
 def wheel(folder: Path, name: str, content: dict[str, bytes | str]) -> Path:
     """Write a wheel of pure Python that holds these files."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = f"{name}-1.0.dist-info"
+    information = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         for file, text in content.items():
             archive.writestr(file, text)
-        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(
-            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr(f"{about}/RECORD", "")
+        archive.writestr(f"{information}/RECORD", "")
     return folder / f"{name}-1.0-py3-none-any.whl"
 
 
@@ -97,7 +99,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 np.save(file, digits(count, start)[: count * len(classes)])
         manifest[name] = {"classes": classes, "train": TRAIN, "test": TEST}
         manifest[f"{name}_resnet20"] = {}
-        (folder / f"weights/{name}_resnet20.pth").write_bytes(state_of(models.build("resnet20", len(classes))))
+        (folder / f"weights/{name}_resnet20.pth").write_bytes(state_of(build_model("resnet20", len(classes))))
     random = np.random.default_rng(0)
     with zipfile.ZipFile(folder / "images/flowers.zip", "w") as archive:
         for split, count in (("train", 7), ("test", 4)):
@@ -145,8 +147,8 @@ def without_network() -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of a check: this Python, one thread, no other library on its path."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT")}
-    return kept | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | more
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OUT")}
+    return inherited | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | more
 
 
 def run(copied: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess:
@@ -178,7 +180,7 @@ def test_all_stages_that_can_run_end_well(rehearsed: tuple[Path, subprocess.Comp
     lines = done.stdout.splitlines()
     assert sum(line.startswith(tuple(f"{stage}: " for stage in check.FILES)) for line in lines) == len(check.FILES)
     assert lines[-1].startswith("Summary: tests skipped, steps ok, stacked ok,")
-    assert "they need a GPU" in record(folder, "tests")["said"]
+    assert "they need a GPU" in record(folder, "tests")["message"]
 
 
 def test_the_results_are_eight_small_files(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
@@ -187,15 +189,15 @@ def test_the_results_are_eight_small_files(rehearsed: tuple[Path, subprocess.Com
     assert all(file.stat().st_size < 16 << 20 for file in files)
 
 
-def test_each_record_says_where_it_comes_from(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_each_record_names_its_origin(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     for stage in check.FILES:
-        about = record(rehearsed[0], stage)
-        assert about["asked"] == {"device": "cpu", "tiny": True}
-        assert about["where"]["torch"] == torch.__version__ and about["where"]["name"]
-        assert 0 < about["seconds"] < about["limit"]
+        content = record(rehearsed[0], stage)
+        assert content["requested"] == {"device": "cpu", "tiny": True}
+        assert content["where"]["torch"] == torch.__version__ and content["where"]["name"]
+        assert 0 < content["seconds"] < content["limit"]
 
 
-def test_the_records_hold_what_each_stage_is_for(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
+def test_the_records_hold_the_figures_of_each_stage(rehearsed: tuple[Path, subprocess.CompletedProcess]) -> None:
     parts = {stage: record(rehearsed[0], stage)["parts"] for stage in check.FILES}
     assert all(part["outcome"] == "skipped" for part in parts["tests"].values())
     assert any("test_graphs.py" in name for name in parts["tests"])
@@ -210,17 +212,18 @@ def test_the_records_hold_what_each_stage_is_for(rehearsed: tuple[Path, subproce
         assert part["steps_of_an_epoch"] == 1 and part["peak_megabytes"] > 0
     assert set(parts["cifar10"]) == {*CLASSES[:3], "all of them"} and set(parts["cifar100"]) > {*CLASSES[:2]}
     for target in CLASSES[:3]:
-        found = parts["cifar10"][target]
-        assert found["epochs"] == 2 and 0 < found["retention"] <= 1 and found["images"]["test"] == 2 * TEST
-        assert len(found["history"]["retention"].split()) == 2
+        part = parts["cifar10"][target]
+        assert part["epochs"] == 2 and 0 < part["retention"] <= 1 and part["images"]["test"] == 2 * TEST
+        assert len(part["history"]["retention"].split()) == 2
     assert parts["vgg16"]["all of them"]["in_one_pass"] == 0 and 0 < parts["vgg16"]["cat"]["retention"] <= 1
+    assert any("are not stacked" in note for note in record(rehearsed[0], "vgg16")["notes"])  # it has dropout
     assert parts["vgg16"]["training"]["last_epoch"]["epoch"] == 1
     assert set(parts["indirect"]) == {"attack", "head", "masks", "standard", "seam, 0"}
     assert parts["indirect"]["attack"]["images"] == 9 and parts["indirect"]["masks"]["reached"] == {"0": 1}
     assert parts["large"]["ResNet50, float32"]["weights"] == "random"
 
 
-def test_a_second_call_runs_what_is_missing_alone(
+def test_a_second_call_runs_only_the_missing_stages(
     rehearsed: tuple[Path, subprocess.CompletedProcess], copied: Path, tmp_path: Path
 ) -> None:
     """On a machine that has the copy and the results in it, and an output folder that is empty."""
@@ -232,11 +235,11 @@ def test_a_second_call_runs_what_is_missing_alone(
     for stage in stages:
         same = record(tmp_path / "out", stage) == before[stage]
         assert same == (stage != "cifar100"), stage
-        assert (f"{stage}: has ended before" in done.stdout) == same
+        assert (f"{stage}: ended in an earlier call" in done.stdout) == same
     assert record(tmp_path / "out", "cifar100")["status"] == "ok"
 
 
-def test_a_check_that_was_stopped_goes_on_after_the_last_part(copied: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_check_that_was_stopped_resumes_after_the_last_part(copied: Path, prepared: Path, tmp_path: Path) -> None:
     file = tmp_path / "steps.json"
     arguments = ["--stages", "steps", "--out", str(tmp_path), "--prepared", str(prepared)]
     command = ["bash", str(copied / "tests/gpu/check.sh"), "--device", "cpu", "--tiny", *arguments]
@@ -255,16 +258,17 @@ def test_a_check_that_was_stopped_goes_on_after_the_last_part(copied: Path, prep
     assert ended["parts"]["resnet20, float32"] == stopped["parts"]["resnet20, float32"]
 
 
-def test_searches_whose_time_is_up_leave_what_they_have_reached(copied: Path, tmp_path: Path) -> None:
+def test_interrupted_searches_leave_their_histories(copied: Path, tmp_path: Path) -> None:
     file = tmp_path / "problems.json"
     arguments = ["--device", "cpu", "--tiny", "--prepared", copied / "gpu-check", "--work", tmp_path, "--file", file]
     command = [sys.executable, "-c", LONG, copied / "tests/gpu", "cifar10", *arguments]
     stage = subprocess.Popen(list(map(str, command)), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert stage.stdout is not None
     for line in stage.stdout:
         if "epoch 3/" in line:
             break
     stage.terminate()
-    stage.stdout.read()
+    stage.communicate()
     assert stage.wait() == 75
     parts = record(tmp_path, "cifar10")["parts"]
     assert set(parts) == set(CLASSES[:3])
@@ -284,23 +288,23 @@ def test_a_stage_whose_time_is_up_keeps_its_parts(tmp_path: Path, prepared: Path
         again=[],
     )
     status = check.check(options, tmp_path / "work", lambda stage: [sys.executable, "-c", SLEEP])
-    found = record(tmp_path, "steps")
-    assert status == 1 and found["status"] == "timeout" and found["parts"] == {"one": {"value": 1}}
-    assert found["said"] == "its time was up, reached: one" and found["seconds"] < 10
+    content = record(tmp_path, "steps")
+    assert status == 1 and content["status"] == "timeout" and content["parts"] == {"one": {"value": 1}}
+    assert content["message"] == "its time was up, reached: one" and content["seconds"] < 10
     assert "it has begun" in (tmp_path / check.LOG).read_text()
 
 
-def test_a_stage_that_breaks_is_a_failure_and_the_next_one_runs(tmp_path: Path, prepared: Path) -> None:
+def test_the_next_stage_runs_after_a_failure(tmp_path: Path, prepared: Path) -> None:
     options = Namespace(
         device="cpu", tiny=True, out=tmp_path, prepared=prepared, minutes=2.0, stages=["steps", "large"], again=[]
     )
     status = check.check(options, tmp_path / "work", lambda stage: [sys.executable, "-c", "import sys; sys.exit(3)"])
     assert status == 1
     assert [record(tmp_path, stage)["status"] for stage in ("steps", "large")] == ["failed", "failed"]
-    assert record(tmp_path, "large")["said"] == "exit 3, reached: nothing"
+    assert record(tmp_path, "large")["message"] == "exit 3, reached: nothing"
 
 
-def test_a_device_that_is_not_there_is_said_in_the_record(copied: Path, tmp_path: Path) -> None:
+def test_the_record_names_a_missing_device(copied: Path, tmp_path: Path) -> None:
     command = [
         "bash",
         str(copied / "tests/gpu/check.sh"),
@@ -313,16 +317,16 @@ def test_a_device_that_is_not_there_is_said_in_the_record(copied: Path, tmp_path
     ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "large: failed" in done.stdout
-    assert record(tmp_path, "large")["said"].startswith("device: mps is asked for")
+    assert record(tmp_path, "large")["message"].startswith("device: mps is asked for")
 
 
-def test_what_an_earlier_call_said_is_not_said_again(tmp_path: Path) -> None:
-    about = {"status": "timeout", "said": "its time was up", "parts": {"one": {}}}
-    write_json(tmp_path / "steps.json", {"steps": about, "other": {}})
+def test_the_message_of_an_earlier_call_is_not_repeated(tmp_path: Path) -> None:
+    before = {"status": "timeout", "message": "its time was up", "parts": {"one": {}}}
+    write_json(tmp_path / "steps.json", {"steps": before, "other": {}})
     command, log = [sys.executable, "-c", "raise SystemExit(4)"], tmp_path / check.LOG
     log.touch()
-    found = check.run_stage("steps", tmp_path, command, dict(os.environ), 30.0, {})
-    assert (found["status"], found["said"]) == ("failed", "exit 4, reached: one")
+    content = check.run_stage("steps", tmp_path, command, dict(os.environ), 30.0, {})
+    assert (content["status"], content["message"]) == ("failed", "exit 4, reached: one")
     assert set(check.read(tmp_path / "steps.json")) == {"steps", "other"}
 
 
@@ -331,11 +335,11 @@ def test_a_damaged_file_is_named(prepared: Path, tmp_path: Path) -> None:
     (folder / "images/flowers.zip").write_bytes(b"")
     (folder / "weights/cifar10_resnet20.pth").unlink()
     first, second = check.damaged(folder)
-    assert "flowers.zip is not what was prepared" in first and "cifar10_resnet20.pth is missing" in second
+    assert "flowers.zip differs from the prepared file" in first and "cifar10_resnet20.pth is missing" in second
     assert check.damaged(prepared) == []
 
 
-def test_what_is_not_prepared_is_skipped_with_its_reason(copied: Path, prepared: Path, tmp_path: Path) -> None:
+def test_a_stage_without_its_data_is_skipped_with_the_reason(copied: Path, prepared: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(prepared, tmp_path / "prepared")
     manifest = check.read(folder / "manifest.json")
     del manifest["flowers"]
@@ -356,10 +360,10 @@ def test_the_arithmetic_for_all_problems() -> None:
     part = {"seconds_of_a_search_epoch": 0.026, "steps_of_an_epoch": 13}
     records = {name: {"parts": {"all of them": part}} for name in ("cifar10", "vgg16")}
     records["stacked"] = {"parts": {"1": part | {"an_hour": 5.0}, "20": part | {"an_hour": 45.0}}}
-    said = check.goals(records)
-    assert said[0] == "20 searches at once in the rate of one: 9.0, at least 6: reached"
+    message = check.goals(records)
+    assert message[0] == "throughput of a stack of 20 searches / of one search: 9.0, at least 6: reached"
     steps = 100 * (10 * 125 + 100 * 13 + 20 * 32 + 10 * 125 + 100 * 13)
-    assert said[-1] == f"240 problems of CIFAR: {steps * 0.002 / 60:.1f} min, at most 30: reached"
+    assert message[-1] == f"240 problems of CIFAR: {steps * 0.002 / 60:.1f} min, at most 30: reached"
     assert check.goals({}) == []
 
 
@@ -385,6 +389,13 @@ def test_every_import_is_of_the_machine_or_of_a_known_wheel() -> None:
     assert {package for module in modules for package in prepare.PROVIDED[module]} <= prepare.pins().keys()
 
 
+def test_the_tests_for_a_gpu_import_nothing_that_the_machine_lacks() -> None:
+    files = prepare.tests()
+    names = {file.name for file in files}
+    assert {"conftest.py", "colours.py", "devices.py", "test_graphs.py", "test_precision.py"} <= names
+    assert prepare.imported(files) & prepare.ELSEWHERE == set()
+
+
 def test_sources_that_are_missing_are_left_out_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -392,10 +403,10 @@ def test_sources_that_are_missing_are_left_out_with_a_sentence(
     monkeypatch.setattr(prepare, "wheels", lambda folder: [])
     (tmp_path / "data").mkdir()
     prepare.prepare(tmp_path / "data", tmp_path / "folder")
-    said = capsys.readouterr().out.splitlines()
+    message = capsys.readouterr().out.splitlines()
     names = ("cifar10", "cifar100", "cifar10_resnet20", "cifar100_resnet20", "efficientnet_lite0", "flowers")
-    assert [line.partition(".")[0] for line in said] == [f"Left out: {name}" for name in names]
-    assert "get github.com/cyizhuo/CIFAR-10-dataset" in said[0] and ": get " in said[-1]
+    assert [line.partition(".")[0] for line in message] == [f"Left out: {name}" for name in names]
+    assert "get github.com/cyizhuo/CIFAR-10-dataset" in message[0] and ": get " in message[-1]
     assert check.read(tmp_path / "folder/manifest.json") == {"modules": [], "sha256": {}}
 
 

@@ -52,7 +52,10 @@ def attempt(work, function, seconds):
 
 def modified(path):
     """Return when the file was written, None if there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # also if the job, which is about to end, removes it now
+        return None
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def test_after_a_failed_run_tables_and_figures_are_made_of_what_is_there(tmp_pat
     assert status != 0 and "Traceback (most recent call last)" not in terminal
     left = "No weight was left in epoch 2: lower alpha or lr_mask."
     assert f"Error: {left}" in terminal and "At least one job did not complete successfully" in terminal
-    assert "Tables and figures of what is there (1 of 2 target problems, 1 of 2 students) are in" in terminal
+    assert "Tables and figures of the finished results (1 of 2 target problems, 1 of 2 students) are in" in terminal
     assert f"Missing: small, binary: red: {left}" in terminal
     assert not (results / "tables").exists() and not (results / "figures").exists()
 

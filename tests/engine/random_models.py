@@ -1,0 +1,191 @@
+"""Random small ONNX models of the operations that the engine has, for tests and fuzzing."""
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 13
+
+
+class RandomModel:
+    """Draws a network operation by operation and keeps the shape of the tensor at its end."""
+
+    def __init__(self, seed: int, largest: int = 40):
+        self.random = np.random.default_rng(seed)
+        self.nodes, self.constants = [], []
+        self.count = 0
+        sizes = [1, 2, 3, 4, 5, 7, 8, 11, 13, 14, 16, 17, 24, 28, 32, 33, 40]
+        sizes = [s for s in sizes if s <= largest]
+        self.shape = (int(self.random.integers(1, 9)), *(int(s) for s in self.random.choice(sizes, 2)))
+        self.input_shape = self.shape
+        self.name = "images"
+
+    def draw(self, layers: int) -> bytes:
+        """Return the bytes of an ONNX model of at least so many layers."""
+        choices = [self.convolution] * 6 + [
+            self.pool,
+            self.pad,
+            self.block,
+            self.gate,
+            self.concatenate,
+            self.normalise,
+        ]
+        for _ in range(layers):
+            self.random.choice(choices)()
+            if self.random.random() < 0.6:
+                self.activation()
+        rank = 4
+        if self.random.random() < 0.7:
+            self.head()
+            rank = 2
+        shape = ["batch", *self.shape] if rank == 4 else ["batch", self.shape[0]]
+        inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *self.input_shape])]
+        outputs = [helper.make_tensor_value_info(self.name, TensorProto.FLOAT, shape)]
+        graph = helper.make_graph(self.nodes, "random", inputs, outputs, self.constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+    def constant(self, array: np.ndarray) -> str:
+        """Add an initializer and return its name."""
+        self.count += 1
+        self.constants.append(numpy_helper.from_array(array, f"c{self.count}"))
+        return f"c{self.count}"
+
+    def node(self, operation: str, inputs: list[str], **attributes) -> str:
+        """Add an operation and return its output's name."""
+        self.count += 1
+        self.nodes.append(helper.make_node(operation, inputs, [f"t{self.count}"], name=f"n{self.count}", **attributes))
+        return f"t{self.count}"
+
+    def weights(self, *shape: int) -> np.ndarray:
+        """Return normal weights, a random share of which, from none to all, is zero."""
+        share = self.random.choice([0, 0, 0.3, 0.7, 0.9, 0.97, 1])
+        values = self.random.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:]) * (1 - share)))
+        return (values * (self.random.random(shape) >= share)).astype(np.float32)
+
+    def convolution(self, outputs: int | None = None, same: bool = False) -> None:
+        """Append a convolution of random kernel, stride, dilation, padding and groups that fits the map."""
+        channels, height, width = self.shape
+        kernel, stride, dilation, before, after = [], [], [], [], []
+        for size in (height, width):
+            k = int(self.random.choice([1, 1, 2, 3, 3, 3, 5, 7]))
+            d = int(self.random.choice([1, 1, 1, 2]))
+            if same:
+                k |= 1
+                pads = (d * (k - 1) // 2,) * 2
+                s = 1
+            else:
+                pads = tuple(int(p) for p in self.random.integers(0, d * (k - 1) + 1, 2))
+                s = int(self.random.choice([1, 1, 2, 3]))
+            if size + sum(pads) < d * (k - 1) + 1:
+                k, d, pads = 1, 1, (0, 0)
+            kernel.append(k), dilation.append(d), stride.append(s), before.append(pads[0]), after.append(pads[1])
+        groups = int(self.random.choice([g for g in (1, 1, 1, 2, channels) if channels % g == 0]))
+        if outputs is None:
+            outputs = groups * int(self.random.integers(1, 1 + max(1, 20 // groups)))
+        elif outputs % groups:
+            groups = 1
+        weight = self.weights(outputs, channels // groups, *kernel)
+        inputs = [self.name, self.constant(weight)]
+        if self.random.random() < 0.7:
+            inputs.append(self.constant(self.random.standard_normal(outputs).astype(np.float32)))
+        self.name = self.node(
+            "Conv", inputs, strides=stride, dilations=dilation, pads=before + after, group=groups, kernel_shape=kernel
+        )
+        sizes = [
+            (size + before[i] + after[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
+            for i, size in enumerate((height, width))
+        ]
+        self.shape = (outputs, *sizes)
+        if self.random.random() < 0.4:
+            self.normalise()
+
+    def normalise(self) -> None:
+        """Append batch normalisation."""
+        channels = self.shape[0]
+        values = [self.random.standard_normal(channels) for _ in range(3)] + [self.random.uniform(0.5, 2, channels)]
+        names = [self.constant(value.astype(np.float32)) for value in values]
+        self.name = self.node("BatchNormalization", [self.name, *names])
+
+    def activation(self) -> None:
+        """Append an activation."""
+        kind = self.random.choice(["Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu", "Silu", "HardSwish", "Scale"])
+        if kind == "Clip":
+            bounds = [self.constant(np.float32(0)), self.constant(np.float32(6))]
+            self.name = self.node("Clip", [self.name, *bounds])
+        elif kind == "Silu":
+            self.name = self.node("Mul", [self.name, self.node("Sigmoid", [self.name])])
+        elif kind == "HardSwish":
+            gate = self.node("HardSigmoid", [self.name], alpha=1 / 6, beta=0.5)
+            self.name = self.node("Mul", [gate, self.name])
+        elif kind == "Scale":
+            value = self.random.standard_normal((1, self.shape[0], 1, 1)).astype(np.float32)
+            operation = str(self.random.choice(["Add", "Mul", "Sub"]))
+            self.name = self.node(operation, [self.name, self.constant(value)])
+        else:
+            self.name = self.node(str(kind), [self.name])
+
+    def pool(self) -> None:
+        """Append max or average pooling that fits the map."""
+        _, height, width = self.shape
+        kernel = [int(min(self.random.integers(1, 4), size)) for size in (height, width)]
+        stride = [int(s) for s in self.random.integers(1, 3, 2)]
+        pads = [int(self.random.integers(0, (k + 1) // 2)) for k in kernel]
+        ceil = int(self.random.integers(0, 2))
+        for size, k, s, p in zip((height, width), kernel, stride, pads, strict=True):
+            if -(-(size + 2 * p - k) // s) * s >= size + p:
+                ceil = 0  # ONNX's shape inference counts a window that begins beyond the map; ONNX Runtime does not
+        attributes = {"kernel_shape": kernel, "strides": stride, "pads": pads * 2, "ceil_mode": ceil}
+        if self.random.random() < 0.5:
+            self.name = self.node("MaxPool", [self.name], **attributes)
+        else:
+            include = int(self.random.integers(0, 2)) if not ceil else 0
+            self.name = self.node("AveragePool", [self.name], count_include_pad=include, **attributes)
+        sizes = []
+        for size, k, s, p in zip((height, width), kernel, stride, pads, strict=True):
+            room = size + 2 * p - k
+            sizes.append((-(-room // s) if ceil else room // s) + 1)
+        self.shape = (self.shape[0], *sizes)
+
+    def pad(self) -> None:
+        """Append zeros around the map."""
+        pads = [int(p) for p in self.random.integers(0, 3, 4)]
+        names = [self.constant(np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], np.int64)), self.constant(np.float32(0))]
+        self.name = self.node("Pad", [self.name, *names])
+        self.shape = (self.shape[0], self.shape[1] + pads[0] + pads[2], self.shape[2] + pads[1] + pads[3])
+
+    def block(self) -> None:
+        """Append a residual block."""
+        before = self.name
+        self.convolution(self.shape[0], same=True)
+        self.activation()
+        self.convolution(self.shape[0], same=True)
+        order = [self.name, before] if self.random.random() < 0.5 else [before, self.name]
+        self.name = self.node("Add", order)
+
+    def gate(self) -> None:
+        """Append a squeeze-and-excitation block."""
+        before, shape = self.name, self.shape
+        self.name = self.node("GlobalAveragePool", [self.name])
+        self.shape = (shape[0], 1, 1)
+        self.convolution(shape[0], same=True)
+        self.name = self.node("Mul", [self.node("Sigmoid", [self.name]), before])
+        self.shape = shape
+
+    def concatenate(self) -> None:
+        """Append the concatenation of the tensor with a convolution of it."""
+        before, channels = self.name, self.shape[0]
+        self.convolution(int(self.random.integers(1, 9)), same=True)
+        self.name = self.node("Concat", [before, self.name], axis=1)
+        self.shape = (channels + self.shape[0], *self.shape[1:])
+
+    def head(self) -> None:
+        """Append a classifier: pooled and flattened, or flattened with all its pixels."""
+        if np.prod(self.shape) > 2000 or self.random.random() < 0.5:
+            self.name = self.node("GlobalAveragePool", [self.name])
+            self.shape = (self.shape[0], 1, 1)
+        self.name = self.node("Flatten", [self.name])
+        outputs = int(self.random.integers(1, 12))
+        weight = self.constant(self.weights(outputs, int(np.prod(self.shape))))
+        bias = self.constant(self.random.standard_normal(outputs).astype(np.float32))
+        self.name = self.node("Gemm", [self.name, weight, bias], transB=1)
+        self.shape = (outputs, 1, 1)

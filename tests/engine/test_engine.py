@@ -1,0 +1,233 @@
+"""Loading, calling, messages, threads and the fallback."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import INSTRUCTIONS, assert_agrees, images, needs_compiler, reference
+from onnx import TensorProto, helper
+from random_models import RandomModel
+
+from seam.engine import EngineError, UnsupportedError, load, native
+from seam.engine.build import build_all
+
+ROOM = Path(native.__file__).parents[2]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A small model's file, for images of a fixed shape."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(RandomModel(3, largest=17).draw(4))
+    return path
+
+
+def one_operation(path, node, shape=(3, 8, 8), output=("n", 3, 8, 8), opset=13):
+    """Write a model of a single operation from `images` to `y`."""
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", *shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(output))],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+@needs_compiler
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_each_instruction_set(model, instructions):
+    engine = assert_agrees(model, (0, 1, 2, 5, 16, 33), instructions=instructions)
+    assert engine.backend == "seam" and engine.reason == ""
+    assert "lanes" in engine.plan(16)
+
+
+@needs_compiler
+def test_same_result_each_time_and_for_any_number_of_threads(model):
+    engine = load(model, fallback=False)
+    batch = images(37, engine.input_shape)
+    first = engine(batch)
+    for threads in (1, 2, 3, 4):
+        again = load(model, threads=threads, fallback=False)
+        for _ in range(3):
+            assert np.array_equal(again(batch), first)
+
+
+@needs_compiler
+def test_images_do_not_see_each_other(model):
+    engine = load(model, fallback=False)
+    batch = images(16, engine.input_shape)
+    noisy = batch.copy()
+    noisy[1:] = np.inf
+    assert np.array_equal(engine(noisy)[0], engine(batch)[0])
+
+
+@needs_compiler
+def test_calls_from_several_threads(model):
+    engine = load(model, threads=2, fallback=False)
+    batches = [images(1 + n, engine.input_shape, n) for n in range(8)]
+    expected = [engine(batch) for batch in batches]
+    wrong = []
+
+    def call(n):
+        for _ in range(20):
+            if not np.array_equal(engine(batches[n]), expected[n]):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_call_in_a_forked_child(model):
+    engine = load(model, threads=2, fallback=False)
+    batch = images(40, engine.input_shape)
+    expected = engine(batch)
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(engine(batch), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_compiler
+def test_images_that_are_not_contiguous(model):
+    engine = load(model, fallback=False)
+    batch = images(6, engine.input_shape)
+    assert np.array_equal(engine(batch[::2]), engine(np.ascontiguousarray(batch[::2])))
+
+
+@needs_compiler
+def test_wrong_images(model):
+    engine = load(model, fallback=False)
+    channels, height, width = engine.input_shape
+    with pytest.raises(EngineError, match="must be a NumPy array, not list"):
+        engine([1, 2])
+    with pytest.raises(EngineError, match="must be float32, not float64"):
+        engine(np.zeros((1, *engine.input_shape)))
+    with pytest.raises(EngineError, match=rf"must have the shape \[n, {channels}, {height}, {width}\]"):
+        engine(np.zeros((1, channels, height, width + 1), np.float32))
+
+
+def test_wrong_number_of_threads(model):
+    for threads in (0, -1, 1.5, True, 10**6):
+        with pytest.raises(EngineError, match="number of threads"):
+            load(model, threads=threads)
+
+
+def test_files_that_are_no_models(tmp_path):
+    with pytest.raises(EngineError, match="Cannot read .*: No such file"):
+        load(tmp_path / "missing.onnx")
+    path = tmp_path / "text.onnx"
+    path.write_text("no model")
+    with pytest.raises(EngineError, match="is not an ONNX file|does not say which version|has no operations"):
+        load(path)
+    path.write_bytes(b"")
+    with pytest.raises(EngineError, match="does not say which version|has no operations"):
+        load(path)
+
+
+def test_malformed_models(tmp_path, model):
+    damaged = onnx.load(model)
+    damaged.graph.node[0].input[0] = "nothing"
+    onnx.save(damaged, model)
+    with pytest.raises(EngineError, match="reads 'nothing' before anything computes it"):
+        load(model)
+    node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[1 << 40, 2])
+    with pytest.raises(EngineError, match="kernel_shape is out of range"):
+        load(one_operation(tmp_path / "pool.onnx", node))
+    node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[9, 2])
+    with pytest.raises(EngineError, match="does not fit into a map of 8 x 8"):
+        load(one_operation(tmp_path / "pool.onnx", node))
+
+
+def test_a_tensor_too_large(tmp_path):
+    node = helper.make_node("Relu", ["images"], ["y"])
+    path = one_operation(tmp_path / "large.onnx", node, (3, 60000, 60000), ("n", 3, 60000, 60000))
+    with pytest.raises(UnsupportedError, match="values per image"):
+        load(path, fallback=False)
+
+
+def test_other_operations_go_to_onnxruntime(tmp_path):
+    path = one_operation(tmp_path / "tanh.onnx", helper.make_node("Tanh", ["images"], ["y"], name="last"))
+    with pytest.warns(UserWarning, match="ONNX Runtime runs it instead"):
+        engine = load(path)
+    assert engine.backend == "onnxruntime"
+    assert "the operation Tanh" in engine.reason and "'last'" in engine.reason
+    batch = images(2, (3, 8, 8))
+    assert np.allclose(engine(batch), np.tanh(batch), atol=1e-6)
+    assert "ONNX Runtime" in engine.plan()
+    with pytest.raises(UnsupportedError, match="Tanh"):
+        load(path, fallback=False)
+
+
+def test_no_compiler(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "BUILT", tmp_path / "built")
+    native.library.cache_clear()
+    with pytest.warns(UserWarning, match="There is no C compiler: install gcc or clang"):
+        engine = load(model)
+    native.library.cache_clear()
+    assert engine.backend == "onnxruntime"
+    batch = images(2, engine.input_shape)
+    assert np.allclose(engine(batch), reference(model)(batch))
+
+
+@needs_compiler
+def test_the_compiled_kernels_are_kept(model, tmp_path, monkeypatch):
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "BUILT", tmp_path / "built")
+    monkeypatch.setenv(native.FLAGS_VARIABLE, "-O0")
+    native.library.cache_clear()
+    load(model, fallback=False)
+    (library,) = (tmp_path / "cache").iterdir()
+    written = library.stat().st_mtime_ns
+    native.library.cache_clear()
+    load(model, fallback=False)
+    native.library.cache_clear()
+    assert library.stat().st_mtime_ns == written
+
+
+@needs_compiler
+def test_kernels_built_in_advance_need_no_compiler(model, tmp_path, monkeypatch):
+    built = build_all(tmp_path / "built")
+    assert all(library.exists() for library in built)
+    monkeypatch.setattr(native, "BUILT", tmp_path / "built")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path / "empty"))
+    monkeypatch.delenv(native.FLAGS_VARIABLE, raising=False)
+    native.library.cache_clear()
+    engine = load(model, fallback=False)
+    native.library.cache_clear()
+    assert engine.backend == "seam" and not (tmp_path / "empty").exists()
+
+
+def test_an_instruction_set_that_is_missing(model):
+    with pytest.raises(EngineError, match="does not have the instruction set 'mmx'"):
+        load(model, instructions="mmx")
+
+
+def test_needs_neither_torch_nor_onnxruntime(model):
+    code = (
+        "import sys; from seam.engine import load; load(sys.argv[1], fallback=False);"
+        "print([m for m in ('torch', 'onnxruntime', 'seam.files') if m in sys.modules])"
+    )
+    if not INSTRUCTIONS:
+        code = code.replace("load(sys.argv[1], fallback=False)", "pass")
+    environment = {**os.environ, "PYTHONPATH": str(ROOM)}
+    command = [sys.executable, "-c", code, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"

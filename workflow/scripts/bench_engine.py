@@ -1,0 +1,238 @@
+"""Time seam.engine beside ONNX Runtime and, where its environment exists, DeepSparse.
+
+    make bench-engine ARGS="--cifar cifar10_resnet20.pth --only resnet20 --deepsparse envs/deepsparse/bin/python"
+
+Engines take turns in rounds, so that a busy machine slows all of them alike; a row's ratio is the median over rounds.
+DeepSparse needs a Python of its own and answers through a pipe; its time is measured in its process.
+
+Zeros: `mask` keeps the largest weights of each layer (a published checkpoint, if given; else the random initial
+weights), the same share in each, so that the multiply-adds left are that share, too. Times do not depend on values.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SECONDS = 3.0  # per row
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, the share of each layer's weights that is kept, and the images' size."""
+
+    network: str
+    kept: float
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Return a file name."""
+        return f"{self.network}-{100 * self.kept:g}"
+
+
+CASES = [
+    *(Case("resnet20", kept, 32) for kept in (1, 0.28, 0.2, 0.1)),
+    *(Case("vgg16_bn", kept, 32) for kept in (1, 0.1, 0.05)),
+    *(Case("resnet18", kept, 224) for kept in (1, 0.1)),
+    *(Case("efficientnet_b0", kept, 224) for kept in (1, 0.1)),
+]
+
+DEEPSPARSE = """
+import json, sys, time
+import numpy as np, deepsparse
+for line in sys.stdin:
+    path, images, threads, shape = json.loads(line)
+    engine = deepsparse.Engine(model=path, batch_size=images, num_cores=threads)
+    batch = [np.random.default_rng(0).standard_normal((images, *shape)).astype(np.float32)]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        begin = time.perf_counter()
+        engine.run(batch)
+        print(time.perf_counter() - begin, flush=True)
+"""
+
+
+def build(case: Case, checkpoint: Path | None):
+    """Return the case's network with its smallest weights zero, in eval mode."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    if case.network == "resnet20":
+        from seam.models.cifar import resnet20
+
+        module = resnet20(10)
+        if checkpoint:
+            module.load_state_dict(torch.load(checkpoint, weights_only=True))
+    elif case.network == "vgg16_bn":
+        module = torchvision.models.vgg16_bn(weights=None)
+        module.avgpool = torch.nn.Identity()
+        module.classifier = torch.nn.Sequential(
+            torch.nn.Linear(512, 512),
+            torch.nn.ReLU(),
+            torch.nn.Linear(512, 512),
+            torch.nn.ReLU(),
+            torch.nn.Linear(512, 10),
+        )
+    else:
+        module = getattr(torchvision.models, case.network)(weights=None)
+    for parameter in module.parameters():
+        zeros = parameter.numel() - round(parameter.numel() * case.kept)
+        if parameter.ndim > 1 and zeros:
+            limit = parameter.data.abs().flatten().kthvalue(zeros).values
+            parameter.data[parameter.data.abs() <= limit] = 0
+    return module.eval()
+
+
+def export(module, size: int, path: Path) -> None:
+    """Write the network as an ONNX file with a free batch size."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (torch.zeros(1, 3, size, size),),
+            str(path),
+            dynamo=False,
+            opset_version=13,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+        )
+
+
+class Deepsparse:
+    """DeepSparse in its own process."""
+
+    def __init__(self, python: str):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [python, "-c", DEEPSPARSE], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def prepare(self, path: Path, images: int, threads: int, shape: tuple) -> None:
+        """Load a model."""
+        self._send(json.dumps([str(path), images, threads, shape]))
+        while self.process.stdout.readline().strip() != "ready":
+            if self.process.poll() is not None:
+                raise SystemExit("DeepSparse ended: run its Python by itself to see why.")
+
+    def time(self) -> float:
+        """Return the seconds of one pass."""
+        self._send("run")
+        return float(self.process.stdout.readline())
+
+    def end(self) -> None:
+        """Let go of the model."""
+        self._send("end")
+
+    def _send(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+
+def measure(case: Case, path: Path, images: int, threads: int, deepsparse: Deepsparse | None, seconds: float) -> dict:
+    """Return milliseconds and ratios of the engines for one model, batch and number of threads."""
+    import onnxruntime
+
+    from seam.engine import load
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    engine = load(path, threads=threads)
+    batch = np.random.default_rng(0).standard_normal((images, 3, case.size, case.size)).astype(np.float32)
+
+    def timed(run):
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    runs = {
+        "onnxruntime": lambda: timed(lambda: session.run(None, {"images": batch})),
+        "seam": lambda: timed(lambda: engine(batch)),
+    }
+    if deepsparse:
+        deepsparse.prepare(path, images, threads, batch.shape[1:])
+        runs["deepsparse"] = deepsparse.time
+    times = {name: [] for name in runs}
+    for _ in range(3):
+        for run in runs.values():
+            run()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times["seam"]) < 5:
+        for name, run in runs.items():
+            times[name].append(run())
+    if deepsparse:
+        deepsparse.end()
+    row = {"model": case.name, "images": images, "threads": threads, "rounds": len(times["seam"])}
+    for name, values in times.items():
+        row[name] = round(1e3 * float(np.median(values)), 3)
+        row[f"{name}_least"] = round(1e3 * float(np.min(values)), 3)
+    for name in set(times) - {"seam"}:
+        row[f"{name}/seam"] = round(float(np.median(np.array(times[name]) / np.array(times["seam"]))), 2)
+        row[f"{name}/seam_least"] = round(row[f"{name}_least"] / row["seam_least"], 2)
+    return row
+
+
+def processor() -> str:
+    """Return the processor's name and the number of cores."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """Parse the options, measure every row and print it as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, help="a state dictionary of ResNet20 for CIFAR-10")
+    parser.add_argument("--deepsparse", help="a Python with DeepSparse 1.8.0 (envs/deepsparse.txt)")
+    parser.add_argument("--only", help="only models whose name contains this")
+    parser.add_argument("--images", type=int, nargs="*", default=[1, 16])
+    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="per row")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    options = parser.parse_args()
+
+    from seam.engine.native import instruction_set
+
+    print(f"{processor()}, {instruction_set().name}, load {os.getloadavg()[0]:.1f}")
+    deepsparse = Deepsparse(options.deepsparse) if options.deepsparse else None
+    columns = ["model", "images", "threads", "onnxruntime", "seam", "onnxruntime/seam", "onnxruntime/seam_least"]
+    columns += ["deepsparse", "deepsparse/seam", "deepsparse/seam_least"] if deepsparse else []
+    print("milliseconds: medians; ratios: medians over rounds, and of the least times")
+    print("  ".join(columns))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            if options.only and options.only not in case.name:
+                continue
+            path = Path(folder) / f"{case.name}.onnx"
+            export(build(case, options.cifar), case.size, path)
+            for images in options.images:
+                for threads in options.threads:
+                    rows.append(measure(case, path, images, threads, deepsparse, options.seconds))
+                    print("  ".join(f"{rows[-1][name]!s:>{len(name)}}" for name in columns), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": processor(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

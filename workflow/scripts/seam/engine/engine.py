@@ -1,0 +1,183 @@
+"""Loads a model.onnx and runs it."""
+
+import ctypes
+import math
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from . import native
+from .errors import EngineError, UnsupportedError
+from .fuse import fuse
+from .layers import Network, convert
+from .plan import Planner
+from .program import Program, aligned
+from .reader import read
+from .report import describe
+
+MOST_THREADS = 256
+KEPT_WORKSPACES = 2  # per program, for calls to come
+
+
+class Engine:
+    """A network that is ready to run: `logits = engine(images)`.
+
+    backend: "seam", or "onnxruntime" where this engine cannot run the model; `reason` then says why.
+    input_shape: (channels, height, width) of an image. threads: how many a call uses.
+    """
+
+    def __init__(
+        self, backend: str, reason: str, input_shape: tuple[int, int, int], threads: int, run: Callable, describe
+    ):
+        self.backend, self.reason, self.input_shape, self.threads = backend, reason, input_shape, threads
+        self._run = run
+        self._describe = describe
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the model's output, float32 [n, ...], for `images`, float32 [n, channels, height, width].
+
+        Can be called from several threads at once. Raises EngineError if `images` has another type or shape.
+        """
+        if not isinstance(images, np.ndarray):
+            raise EngineError(f"The images must be a NumPy array, not {type(images).__name__}.")
+        if images.dtype != np.float32:
+            raise EngineError(f"The images must be float32, not {images.dtype}.")
+        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+            wanted = ", ".join(map(str, self.input_shape))
+            raise EngineError(f"The images must have the shape [n, {wanted}], not {list(images.shape)}.")
+        return self._run(np.ascontiguousarray(images))
+
+    def plan(self, images: int = 1) -> str:
+        """Return a table of how a batch of `images` runs: each layer's kernel, zeros, multiply-adds, and why."""
+        return self._describe(images)
+
+    def __repr__(self) -> str:
+        return f"<seam.engine.Engine backend={self.backend!r} input={self.input_shape} threads={self.threads}>"
+
+
+def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructions: str | None = None) -> Engine:
+    """Return an engine for the model in the ONNX file `path`.
+
+    threads: how many a call uses. fallback: give a model to ONNX Runtime, with a warning, if this engine does not
+    have its operations or cannot be compiled here. instructions: avx512, avx2, neon or portable; by default the best
+    that the machine has.
+
+    >>> engine = load("model.onnx", threads=2)  # doctest: +SKIP
+    >>> logits = engine(images)  # doctest: +SKIP
+
+    Raises EngineError if the file is malformed, or if no engine can run it.
+    """
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        raise EngineError(f"The number of threads must be from 1 to {MOST_THREADS}, not {threads!r}.")
+    try:
+        model = read(path)
+        network = fuse(convert(model))
+        reason = ""
+    except UnsupportedError as error:
+        reason = f"The engine does not run {path}, because {error}."
+    if not reason:
+        try:
+            library = native.library(instructions)
+            return _load_native(network, library, threads)
+        except UnsupportedError as error:
+            reason = f"The engine does not run {path}, because {error}."
+        except EngineError as error:
+            if instructions is not None:
+                raise
+            reason = str(error)
+    if not fallback:
+        raise UnsupportedError(reason)
+    from .fallback import load_onnxruntime
+
+    run, shape = load_onnxruntime(path, threads, reason)
+    warnings.warn(f"{reason} ONNX Runtime runs it instead, which does not skip zeros.", stacklevel=2)
+    return Engine("onnxruntime", reason, shape, threads, run, lambda images: f"ONNX Runtime runs the model. {reason}")
+
+
+def _load_native(network: Network, library: native.Library, threads: int) -> Engine:
+    runner = _Runner(network, library, threads)
+    shape = network.shapes[network.input]
+    return Engine("seam", "", shape, threads, runner, lambda images: describe(runner.planner, images))
+
+
+class _Runner:
+    """Runs a network's programs. One program per number of images that run at once, made when first needed."""
+
+    def __init__(self, network: Network, library: native.Library, threads: int):
+        self.library, self.threads = library, threads
+        self.planner = Planner(network, library.machine)
+        self.planner.plan(1)
+        self.shape = network.shapes[network.output]
+        self.rank = network.output_rank
+        self._programs: dict[int, Program] = {}
+        self._workspaces: dict[int, list[np.ndarray]] = {}
+        self._lock = threading.Lock()
+        self._pool = library.pool_new(threads)
+        if not self._pool:
+            raise EngineError("There is no memory for the engine's threads.")
+        self._finalizer = weakref.finalize(self, library.pool_delete, self._pool)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        count = len(images)
+        output = np.empty((count, *self.shape), np.float32)
+        begin = 0
+        for size in self.chunks(count):
+            end = min(begin + size, count)
+            self._run(self.program(size), images[begin:end], output[begin:end])
+            begin = end
+        return output.reshape(count, math.prod(self.shape)) if self.rank == 2 else output
+
+    def chunks(self, count: int) -> list[int]:
+        """Return the sizes of programs that together run `count` images in the least time expected."""
+        sizes = self.planner.sizes()
+        largest = sizes[-1]
+        chunks = [largest] * (count // largest)
+        rest = count % largest
+        if rest:
+            cost = {size: self.planner.plan(size).cycles for size in sizes}
+            best: list[tuple[float, list[int]]] = [(0.0, [])]
+            for n in range(1, rest + 1):
+                options = ((best[max(0, n - s)][0] + cost[s], [s, *best[max(0, n - s)][1]]) for s in sizes)
+                best.append(min(options, key=lambda option: option[0]))
+            chunks += sorted(best[rest][1], reverse=True)
+        return chunks
+
+    def program(self, size: int) -> Program:
+        """Return the program for `size` images at once."""
+        with self._lock:
+            if size not in self._programs:
+                self._programs[size] = Program(self.planner, self.planner.plan(size))
+                self._workspaces[size] = []
+            return self._programs[size]
+
+    def _run(self, program: Program, images: np.ndarray, output: np.ndarray) -> None:
+        with self._lock:
+            kept = self._workspaces[program.images]
+            workspace = kept.pop() if kept else None
+        if workspace is None:
+            workspace = self._workspace(program)
+        shared = workspace[program.workspace * self.threads :]
+        self.library.run(
+            self._pool,
+            ctypes.addressof(program.stages),
+            len(program.stages),
+            len(images),
+            workspace.ctypes.data,
+            program.workspace,
+            shared.ctypes.data,
+            images.ctypes.data,
+            output.ctypes.data,
+        )
+        with self._lock:
+            if len(kept) < KEPT_WORKSPACES:
+                kept.append(workspace)
+
+    def _workspace(self, program: Program) -> np.ndarray:
+        try:
+            return aligned(program.workspace * self.threads + program.shared)
+        except MemoryError as error:
+            raise EngineError("There is not enough memory to run the model.") from error

@@ -1,0 +1,41 @@
+"""Runs in ONNX Runtime what this engine does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .errors import EngineError
+
+
+def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Callable, tuple[int, int, int]]:
+    """Return a function from images to outputs, and an image's (channels, height, width).
+
+    reason: why ONNX Runtime is asked. Raises EngineError if it is not installed or cannot run the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"{reason} ONNX Runtime, which could run it, is not installed.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common class
+        raise EngineError(f"{reason} ONNX Runtime does not, either: {_first_line(error)}.") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shape = tuple(inputs[0].shape[1:])
+    if len(inputs) != 1 or len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+        raise EngineError(f"{reason} Its inputs are not one batch of images of a fixed size.")
+
+    def run(images: np.ndarray) -> np.ndarray:
+        try:
+            return session.run([outputs[0].name], {inputs[0].name: images})[0]
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}.") from error
+
+    return run, shape
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .")
