@@ -66,8 +66,11 @@ docs: .venv/seam
 	@$(PYTHON) -m venv .venv
 	@touch $@
 
+# HASHES=1 installs only packages whose SHA-256 envs/hashes.txt has. Wheels of your own then need a line there.
+SEAM := $(if $(HASHES),--require-hashes -r envs/hashes.txt,-r envs/seam.txt)
+
 .venv/seam: envs/seam.txt envs/constraints.txt | .venv/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/seam.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(SEAM)
 	@touch $@
 
 .venv/dev: envs/dev.txt .venv/seam

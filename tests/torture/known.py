@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .outcomes import RUN, SILENT, UNCLEAR, Outcome
+from .outcomes import SILENT, UNCLEAR, Outcome
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,6 @@ _DIGEST = "tables and results in JSON have no digest of their own"
 _TRACEBACK = "a traceback on the terminal"
 
 KNOWN: list[Hole] = [
-    Hole("images", "EPS: *", RUN, "Pillow starts Ghostscript"),
-    Hole("images", "PostScript: *", RUN, "Pillow starts Ghostscript"),
-    Hole("images", "FIFO: *", UNCLEAR, "it is waited for, without end"),
     Hole("flips", "metrics: *", SILENT, _DIGEST, always=False),
     Hole("flips", "history: *", SILENT, _DIGEST, always=False),
     Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),

@@ -276,7 +276,7 @@ def test_offline_with_the_archive_in_the_root(published, tmp_path):
     assert site.requests == [] and not (tmp_path / "cache").exists()
 
 
-def test_a_cut_download_goes_on(published, tmp_path):
+def test_a_cut_download_is_resumed(published, tmp_path):
     site = published(cifar10.KIND, cifar_archives.cifar10_members(cifar10.KIND.classes)[0])
     site.cuts = [10_000]
     prepare_dataset({"kind": "cifar10"}, tmp_path / "out", tmp_path / "cache")

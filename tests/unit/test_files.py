@@ -1,4 +1,4 @@
-"""Files are whole or absent, also on a full disk, hold what was written bit for bit, and no code of others."""
+"""Files: atomic writes, also on a full disk; content that survives bit for bit; no code of others is run."""
 
 import ast
 import errno
@@ -44,7 +44,7 @@ from seam.training.checkpoint import Checkpoint
 SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 
 
-def test_a_file_is_whole(tmp_path):
+def test_a_file_is_written_atomically(tmp_path):
     path = tmp_path / "folder" / "text.txt"
     write_text(path, "first")
     write_text(path, "second")

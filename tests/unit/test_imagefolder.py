@@ -1,7 +1,13 @@
+import contextlib
 import errno
 import hashlib
 import json
 import logging
+import os
+import re
+import socket
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,13 +15,15 @@ import torch
 from PIL import Image
 from server import serve
 
-from seam.data.batches import batches
-from seam.data.decoding import read_image, stored_size
-from seam.data.kinds import imagenet
+from seam.data.batches import batches, load_image
+from seam.data.decoding import FORMATS, read_image, stored_size
+from seam.data.kinds import imagefolder, imagenet
+from seam.data.kinds.groups import read_groups
 from seam.data.kinds.registry import class_groups, class_names, prepare_dataset, why_unavailable
 from seam.data.preparation import channel_statistics
 from seam.data.storage import open_dataset
 from seam.errors import UserError
+from seam.imports import ROOT
 
 
 def noise(size=(32, 32), seed=0):
@@ -178,6 +186,137 @@ def test_a_damaged_file_is_named(root, tmp_path, content, suffix):
         prepare(root, tmp_path)
     assert not (tmp_path / "out" / "dataset.json").exists()
     assert not list((tmp_path / "out").rglob("*images*"))
+
+
+# ------------------------------------------------------------------ files that are no images, or bombs
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The file that each program writes which Pillow may start; they come first on the PATH."""
+    ran, folder = tmp_path / "program-ran", tmp_path / "programs"
+    folder.mkdir()
+    for name in ("gs", "djpeg", "display", "xv"):
+        (folder / name).write_text(f"#!/bin/sh\ntouch '{ran}'\nexit 1\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return ran
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "SGI", "TGA", "ICO", "JPEG2000"])
+def test_only_the_formats_in_the_docs_are_opened_whatever_the_name(kind, tmp_path, programs):
+    Image.fromarray(noise()).save(tmp_path / "x", kind)
+    (tmp_path / "x").rename(tmp_path / "x.jpg")
+    with pytest.raises(UserError, match="x.jpg cannot be read as an image .it is none of BMP, GIF, JPEG, PNG, PPM"):
+        read_image(tmp_path / "x.jpg", 16)
+    assert not programs.exists()
+
+
+def test_the_docs_list_the_formats():
+    page = (ROOT.parents[1] / "docs/own-model.md").read_text(encoding="utf-8")
+    listed = re.search(r"reads ([\w, ]+) and (\w+) in any", " ".join(page.split()))
+    assert {*listed[1].upper().split(", "), listed[2]} == set(FORMATS)
+    Image.init()
+    assert {Image.EXTENSION[suffix] for suffix in imagefolder.SUFFIXES} == set(FORMATS)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_content_decides_about_the_format(kind, tmp_path):
+    Image.fromarray(noise()).save(tmp_path / "x", kind, **({"lossless": True} if kind == "WEBP" else {}))
+    (tmp_path / "x").rename(tmp_path / "x.gif")
+    found = read_image(tmp_path / "x.gif", 32).astype(int)
+    if kind not in ("JPEG", "GIF"):
+        np.testing.assert_array_equal(found, noise())
+
+
+def in_its_folder(make):
+    """Let `make` write the file x.png from its folder: the path of a socket is short."""
+
+    def write(path, monkeypatch):
+        monkeypatch.chdir(path.parent)
+        make(path.name)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        in_its_folder(os.mkfifo),
+        in_its_folder(lambda name: socket.socket(socket.AF_UNIX).bind(name)),
+        in_its_folder(lambda name: os.symlink("/dev/zero", name)),
+        in_its_folder(lambda name: (os.mkfifo("pipe"), os.symlink("pipe", name))),
+    ],
+    ids=["pipe", "socket", "device", "link to a pipe"],
+)
+def test_what_would_be_waited_for_is_one_sentence(make, root, tmp_path, monkeypatch):
+    path = root / "train/cat/x.png"
+    make(path, monkeypatch)
+    with pytest.raises(UserError, match="x.png is a pipe, a socket or a device, not a file: replace it or remove it"):
+        load_image(path, 16, ((0, 0, 0), (1, 1, 1)))
+    with pytest.raises(UserError, match="x.png is a pipe"):
+        prepare(root, tmp_path)
+    with pytest.raises(UserError, match="x.png is a pipe"):
+        read_groups(path)
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_is_one_sentence(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "x.png")
+    monkeypatch.setattr("seam.files.os.stat", lambda path: os.lstat(__file__))
+    with pytest.raises(UserError, match="x.png is a pipe"):
+        read_image(tmp_path / "x.png", 16)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("x.png", "Too many levels"), ("none", "No such file"), (".", "Is a d")]
+)
+def test_a_link_to_no_image_is_one_sentence(target, reason, tmp_path):
+    (tmp_path / "x.png").symlink_to(target)
+    with pytest.raises(UserError, match=f"x.png cannot be read as an image .{reason}"):
+        read_image(tmp_path / "x.png", 16)
+
+
+def test_a_folder_with_an_images_name_is_a_folder(root, tmp_path):
+    (root / "train/cat/x.png").mkdir()
+    assert len(prepare(root, tmp_path).train) == 4
+
+
+def png(width, height, *chunks):
+    """A PNG that says to be of this size and has no pixels but `chunks`, each (name, content)."""
+    header = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    packed = (struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+              for name, data in (header, *chunks, (b"IEND", b"")))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(60000, 60000, (b"IDAT", zlib.compress(bytes(100)))),
+        png(16, 16, (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100 << 20)))),
+        b"P6 60000 60000 255 " + bytes(100),
+        b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(100),
+        b"BM" + struct.pack("<IIIIii", 100, 0, 54, 40, 60000, 60000) + bytes(100),
+    ],
+    ids=["PNG", "text of a PNG", "PPM", "GIF", "BMP"],
+)
+def test_a_decompression_bomb_is_one_sentence(content, tmp_path):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(UserError, match="^[^\n]*x.png cannot be read as an image [^\n]*: replace it or remove it.$"):
+        read_image(tmp_path / "x.png", 16)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_damage_ends_in_another_error(kind, tmp_path):
+    Image.fromarray(noise((16, 16))).save(tmp_path / "x", kind)
+    content, random = (tmp_path / "x").read_bytes(), np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[random.integers(min(120, len(content)))] = random.integers(256)
+        (tmp_path / "x").write_bytes(damaged[: random.integers(10, len(content))])
+        with contextlib.suppress(UserError):
+            read_image(tmp_path / "x", 16)
 
 
 # ------------------------------------------------------------------ large images, ImageNet

@@ -19,7 +19,7 @@ from seam.files import load_tensors, save_tensors, sha256
 from seam.masks.layers import unused_parameters
 from seam.models import published
 from seam.models.architectures import build_model, require_classifier
-from seam.models.published import HUB, HUB_NORMALIZATION, fetch_weights, read_state
+from seam.models.published import HUB, HUB_NORMALIZATION, SHA256, fetch_weights, read_state
 from seam.models.surgery import find_last_layer
 from seam.models.weights import Source, load_state, open_source, save_source
 
@@ -77,11 +77,16 @@ def test_public_checkpoints_load_unchanged(name):
     assert own == public_names(name)
 
 
+def test_each_complete_digest_has_the_digits_in_its_files_name():
+    for name, digest in SHA256.items():
+        assert re.fullmatch("[0-9a-f]{64}", digest) and Path(name).stem.endswith("-" + digest[:8])
+
+
 def test_a_published_checkpoint_is_fetched_verified_and_kept(tmp_path, monkeypatch):
     """The whole path of `weights: hub`, with a local file in the place of the download."""
     asked = []
 
-    def fetch(url, path, checksum):
+    def fetch(url, path, checksum, most):
         asked.append((url, checksum))
         torch.save(build_model("resnet20", 10).state_dict(), tmp_path / "checkpoint.pt")
         return tmp_path / "checkpoint.pt"
@@ -89,7 +94,7 @@ def test_a_published_checkpoint_is_fetched_verified_and_kept(tmp_path, monkeypat
     monkeypatch.setattr(published, "fetch", fetch)
     names = [str(i) for i in range(10)]
     fetch_weights("resnet20", "hub", "cifar10", [names], tmp_path / "source.safetensors")
-    assert asked == [(HUB + "resnet/cifar10_resnet20-4118986f.pt", "4118986f")]
+    assert asked == [(HUB + "resnet/cifar10_resnet20-4118986f.pt", SHA256["cifar10_resnet20-4118986f.pt"])]
     source = open_source(tmp_path)
     assert source.classes == names and source.normalization == HUB_NORMALIZATION["cifar10"]
     assert not source.module.training
@@ -209,7 +214,7 @@ def test_densenets_weights_have_their_old_names_corrected(tmp_path, monkeypatch)
 def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):
     asked = {}
 
-    def fetch(url, path, checksum):
+    def fetch(url, path, checksum, most):
         asked.update(url=url, checksum=checksum)
         return path
 
@@ -217,7 +222,8 @@ def test_torchvision_weights_carry_their_checksum(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "read_state", lambda path: build_model("torchvision:resnet18", 1000).state_dict())
     names = [f"n{i:08}" for i in range(1000)]
     fetch_weights("torchvision:resnet18", "IMAGENET1K_V1", "imagenet", [names], tmp_path / "source.safetensors")
-    assert asked == {"url": "https://download.pytorch.org/models/resnet18-f37072fd.pth", "checksum": "f37072fd"}
+    name = "resnet18-f37072fd.pth"
+    assert asked == {"url": f"https://download.pytorch.org/models/{name}", "checksum": SHA256[name]}
     assert open_source(tmp_path).normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     monkeypatch.setattr(published, "read_state", lambda path: {})
     _, normalization = published._torchvision_state("torchvision:efficientnet_v2_l", "IMAGENET1K_V1", tmp_path)

@@ -45,7 +45,7 @@ def network(place, seed=0):
 
 
 def batches(place, count=96, size=16, seed=0):
-    """Images of two kinds, told apart by their mean."""
+    """Images of two classes, which differ in their mean."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
     images = torch.randn(count, 3, 8, 8, generator=generator) + (2.0 * labels[:, None, None, None] - 1)

@@ -68,6 +68,21 @@ def test_conda_has_the_main_packages_of_pip():
     assert pins("constraints.txt").keys().isdisjoint(pins("seam.txt")) and len(conda) > 50
 
 
+def test_hashes_are_of_the_pinned_versions():
+    text = (ENVS / "hashes.txt").read_text()
+    found = re.findall(r"^([\w.-]+)==(\S+)( ; .+)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M)
+    assert len(found) == text.count("==") - text.count('== "linux"') and text.count("sha256:") > 1000
+    hashed = {name.lower().replace("_", "-"): version for name, version, *_ in found}
+    main, brought = ({name.replace("_", "-"): version for name, version in pins(file).items()}
+                     for file in ("seam.txt", "constraints.txt"))  # fmt: skip
+    others = {"pytokens", "shfmt-py"}
+    development = {name for name in brought if name not in hashed}  # constraints.txt has what dev.txt brings, too
+    assert hashed.pop("setuptools") and hashed.items() <= {**main, **brought}.items() and main.keys() <= hashed.keys()
+    assert development == {"black", "click", "iniconfig", "mypy-extensions", "pathspec", "pluggy", *others}
+    linux = {name.lower() for name, _, marker, _ in found if marker == ' ; sys_platform == "linux"'}
+    assert linux == {name for name in hashed if name.startswith(("nvidia-", "cuda-", "triton"))}
+
+
 def test_conda_has_the_packages_of_deepsparse():
     assert pins("deepsparse.txt") == pins("deepsparse.yaml")
     assert tuple(map(int, pins("deepsparse.yaml")["onnx"].split("."))) < (1, 15)

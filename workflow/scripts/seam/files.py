@@ -6,11 +6,13 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError, cannot_read, cannot_write
@@ -86,6 +88,25 @@ def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
     """Write a pandas frame as CSV without its index, atomically. Floats have their shortest exact form."""
     with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False)
+
+
+def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file for reading.
+
+    Raises UserError for a pipe, a socket or a device, which could be waited for without end; OSError as open() does.
+    """
+    if not S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise _not_a_file(path)
+    # O_NONBLOCK, because a pipe may have taken the file's place since: opening it would wait for a writer.
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise _not_a_file(path)
+    return file
+
+
+def _not_a_file(path: str | os.PathLike[str]) -> UserError:
+    return UserError(f"{path} is a pipe, a socket or a device, not a file: replace it or remove it.")
 
 
 def save_tensors(
@@ -213,7 +234,7 @@ def require_file(path: str | os.PathLike[str]) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

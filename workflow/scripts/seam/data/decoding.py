@@ -1,15 +1,17 @@
-"""Image files to arrays: every format that Pillow reads, as RGB and upright."""
+"""Image files to arrays, as RGB and upright."""
 
 from __future__ import annotations
 
 import os
-import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from seam.errors import UserError
+from seam.files import open_file
 
+# Pillow reads more formats, some of them by starting another program (EPS: Ghostscript). These are enough.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LARGE = 128  # pixels: from this working size on, images are stored larger than they are used; see `stored_size`
 
 
@@ -23,12 +25,15 @@ def stored_size(size: int) -> int:
 
 
 def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Image.Image:
-    """Return the image as RGB, rotated as its EXIF data say. Raises UserError if it is damaged or not an image.
+    """Return the image as RGB, rotated as its EXIF data say.
+
+    Its content decides about its format, not its name. Raises UserError if it has none of FORMATS, is damaged, is no
+    regular file, or has more pixels than Pillow takes for plausible (about 179 million).
 
     min_side: the shorter side in pixels that is enough. A JPEG that is much larger is then decoded faster, reduced.
     """
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             if min_side and min(image.size) >= 4 * min_side:
                 image.draft("RGB", (2 * min_side, 2 * min_side))
             image.load()
@@ -41,8 +46,16 @@ def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
             return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace it or remove it.") from error
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        formats = ", ".join(FORMATS)
+        raise UserError(
+            f"{path} cannot be read as an image (it is none of {formats}): replace it or remove it."
+        ) from error
+    except Exception as error:  # Pillow raises many types for a damaged file
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace it or remove it.") from error
 
 
 def read_image(path: str | os.PathLike[str], side: int) -> np.ndarray:

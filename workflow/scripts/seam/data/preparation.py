@@ -120,7 +120,7 @@ def read_images(paths: list[str], side: int, into: np.ndarray, workers: int | No
                 into[start : start + len(images)] = images
                 bar.update(len(images))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # without waiting, Python 3.11 may print a traceback at its end
             raise
 
 

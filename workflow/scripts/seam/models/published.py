@@ -19,7 +19,15 @@ from seam.models.weights import Source, is_weights_file, load_state, save_source
 if TYPE_CHECKING:
     import torch
 
+# Complete SHA-256 of files whose publishers give 8 digits, as several independent public sources have it, all of them
+# with these 8 digits. Other files are pinned on first use: see `fetch`.
+SHA256 = {
+    "cifar10_resnet20-4118986f.pt": "4118986f0df73003d572b0e397f0ac7b3f60af1f31aff3d2da164536e36f6ec8",
+    "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+    "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+}
 HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
+HUB_MOST = 100_000_000  # bytes of a hub's file
 HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
     ("resnet20", "cifar10"): "resnet/cifar10_resnet20-4118986f.pt",
     ("resnet20", "cifar100"): "resnet/cifar100_resnet20-23dac2f1.pt",
@@ -56,7 +64,8 @@ def fetch_weights(
             known = "; ".join(f"{architecture} on {kind}" for architecture, kind in HUB_FILES)
             raise UserError(f"weights: hub has no {architecture} for data of kind {kind}, only {known}.")
         name = HUB_FILES[architecture, kind]
-        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=_checksum(r"-(\w{8})\.pt", name))
+        checksum = _checksum(r"-(\w{8})\.pt", name)
+        file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=checksum, most=HUB_MOST)
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
     elif architecture.startswith("torchvision:") and not is_weights_file(weights):
         state, usual = _torchvision_state(architecture, weights, cache)
@@ -87,7 +96,9 @@ def _torchvision_state(
         raise UserError(f"torchvision has no weights {weights} for {architecture}, only {', '.join(enum.__members__)}.")
     url = enum[weights].url
     name = url.rsplit("/", 1)[-1]
-    state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name)))
+    megabytes = enum[weights].meta.get("_file_size", 4000)  # of 2^20 bytes
+    most = round(1.1 * megabytes * 2**20) + 1_000_000
+    state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name), most=most))
     transforms = enum[weights].transforms()
     normalization = tuple(tuple(getattr(transforms, name)) for name in ("mean", "std"))
     # DenseNet's files have the names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
@@ -96,10 +107,10 @@ def _torchvision_state(
 
 
 def _checksum(pattern: str, name: str) -> str:
-    """Return the first characters of the SHA-256, which the file's name has."""
+    """Return the SHA-256 of a file if it is known, or else its first characters, which the file's name has."""
     match = re.search(pattern, name)
     assert match, f"{name} has no checksum in its name"
-    return match[1]
+    return SHA256.get(Path(name).name, match[1])
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from seam.data.storage import Split
 
 HOME = "https://www.cs.toronto.edu/~kriz/"
+MOST = 200_000_000  # bytes of an archive; both have about 170 MB
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class CifarKind(Kind):
             if files.sha256(path) != self.sha256:
                 raise UserError(f"root: {path} is not the published file (SHA-256 {self.sha256}): download it again.")
         else:
-            path = fetch(self.home + self.archive, Path(cache) / self.name / self.archive, self.sha256)
+            path = fetch(self.home + self.archive, Path(cache) / self.name / self.archive, self.sha256, most=MOST)
         wanted = {f"{self.folder}/{name}": name for name in (*self.train, *self.test, self.meta)}
         content = {}
         try:

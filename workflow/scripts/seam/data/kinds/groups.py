@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from seam.errors import UserError
+from seam.files import open_file
 
 
 def read_groups(path: str | Path) -> dict[str, list[str]]:
@@ -13,7 +14,8 @@ def read_groups(path: str | Path) -> dict[str, list[str]]:
     Raises UserError if the file cannot be read or is not of this form.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with open_file(path) as file:
+            lines = file.read().decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"groups: {path} cannot be read ({error}): give a file of `group,class class ...`.") from error
     groups: dict[str, list[str]] = {}

@@ -59,7 +59,9 @@ class ImageNet(Kind):
     def class_groups(self, entry: Entry, cache: str) -> dict[str, list[str]] | None:
         """Return the 67 published groups of classes, in their published order."""
         folder = Path(cache) / "imagenet"
-        members, order = (fetch(PUBLISHED + name, folder / name, FILES[name], progress=False) for name in FILES)
+        members, order = (
+            fetch(PUBLISHED + name, folder / name, FILES[name], progress=False, most=10**6) for name in FILES
+        )
         groups = read_groups(members)
         numbered = (line.split(",", 1) for line in order.read_text(encoding="utf-8").splitlines())
         titles = [title for _, title in sorted(numbered, key=lambda pair: int(pair[0]))]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from seam.data.kinds.kind import Entry, Kind
 from seam.download import fetch, unpack
 from seam.errors import UserError
+from seam.files import open_file
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -25,11 +26,15 @@ Listing = dict[str, list[tuple[str, str]]]  # {"train" or "test": [(path of an i
 
 @dataclass(frozen=True)
 class Download:
-    """A file at a data set's public home. Of an archive, only the paths `wanted` are unpacked."""
+    """A file at a data set's public home. Of an archive, only the paths `wanted` are unpacked.
+
+    most: the most bytes that it can have.
+    """
 
     url: str
     sha256: str
     wanted: tuple[str, ...] = ()
+    most: int = 2_000_000_000
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ class PublishedKind(Kind):
         for file in self.downloads:
             if file.wanted and not _first_missing(folder, file.wanted):
                 continue  # unpacked before: the archive may have been deleted
-            path = fetch(file.url, folder / file.name, file.sha256)
+            path = fetch(file.url, folder / file.name, file.sha256, most=file.most)
             with FileLock(folder / f".{file.name}.lock"):
                 if file.wanted and _first_missing(folder, file.wanted):
                     log.info("%s: unpacking %s", self.name, path)
@@ -141,7 +146,8 @@ def first_existing(folder: Path, *paths: str) -> Path | None:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a published list, without empty ones. Raises UserError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with open_file(path) as file:
+            lines = file.read().decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again.") from error
     return [line.strip() for line in lines if line.strip()]
@@ -160,8 +166,11 @@ def read_mat(path: Path, *keys: str) -> list[Any]:
     from scipy.io import loadmat
 
     try:
-        content = loadmat(path)
+        with open_file(path) as file:
+            content = loadmat(file)
         return [content[key].ravel() for key in keys]
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]} in it: download it again.") from error
     except Exception as error:  # SciPy raises many types for a damaged file
