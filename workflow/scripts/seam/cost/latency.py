@@ -162,7 +162,7 @@ def _output_to_log() -> Iterator[None]:
     """
     logs = [handler.stream for handler in logging.getLogger().handlers if type(handler) is logging.FileHandler]
     with tempfile.TemporaryFile() as memory:
-        output = logs[0] if logs else memory
+        output = next((stream for stream in logs if stream is not None), memory)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         terminals = {number: os.dup(number) for number in (1, 2)}
