@@ -9,8 +9,8 @@ import platform
 import sys
 from pathlib import Path
 
-from .errors import EngineError
-from .native import BUILT, INSTRUCTION_SETS, build, file_name
+from seam.engine.errors import EngineError
+from seam.engine.native import BUILT, INSTRUCTION_SETS, build, file_name
 
 
 def build_all(folder: Path = BUILT) -> list[Path]:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from . import native
-from .errors import EngineError, UnsupportedError
-from .fuse import fuse
-from .layers import Network, convert
-from .plan import Planner
-from .program import Program, aligned
-from .reader import read
-from .report import describe
+from seam.engine import native
+from seam.engine.errors import EngineError, UnsupportedError
+from seam.engine.fuse import fuse
+from seam.engine.layers import Network, convert
+from seam.engine.plan import Planner
+from seam.engine.program import Program, aligned
+from seam.engine.reader import read
+from seam.engine.report import describe
 
 MOST_THREADS = 256
 KEPT_WORKSPACES = 2  # per program, for calls to come
@@ -91,7 +91,7 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
             reason = str(error)
     if not fallback:
         raise UnsupportedError(reason)
-    from .fallback import load_onnxruntime
+    from seam.engine.fallback import load_onnxruntime
 
     run, shape = load_onnxruntime(path, threads, reason)
     warnings.warn(f"{reason} ONNX Runtime runs it instead, which does not skip zeros.", stacklevel=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import EngineError
+from seam.engine.errors import EngineError
 
 
 def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Callable, tuple[int, int, int]]:
@@ -30,7 +30,7 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
 
     def run(images: np.ndarray) -> np.ndarray:
         try:
-            return session.run([outputs[0].name], {inputs[0].name: images})[0]
+            return np.asarray(session.run([outputs[0].name], {inputs[0].name: images})[0])
         except Exception as error:
             raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}.") from error
 

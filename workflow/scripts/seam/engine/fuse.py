@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .layers import Activation, Layer, Network, Window, copied
+from seam.engine.layers import Activation, Layer, Network, Window, copied
 
 
 def fuse(network: Network) -> Network:

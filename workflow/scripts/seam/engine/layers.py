@@ -7,11 +7,12 @@ linear layers, batch normalisation, padding and arithmetic with constants are co
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from .errors import EngineError, UnsupportedError
-from .reader import Model, Node
+from seam.engine.errors import EngineError, UnsupportedError
+from seam.engine.reader import Model, Node
 
 BATCH = -(1 << 40)  # stands for the batch's size in computed shapes
 MOST_VALUES = 1 << 25  # of one tensor and image
@@ -77,8 +78,9 @@ class Layer:
     inputs: list[str]
     output: str
     window: Window = field(default_factory=Window)
-    weight: np.ndarray | None = None  # [outputs, inputs / groups, rows, columns]
-    bias: np.ndarray | None = None  # [outputs]
+    # A convolution has both, other layers have neither.
+    weight: np.ndarray = None  # type: ignore[assignment]  # [outputs, inputs / groups, rows, columns]
+    bias: np.ndarray = None  # type: ignore[assignment]  # [outputs]
     groups: int = 1
     activation: Activation = field(default_factory=Activation)
     count_padding: bool = False  # average pooling divides by the window's whole size
@@ -153,7 +155,8 @@ class _Converter:
             raise UnsupportedError(f"input {index} of {node.operation} is not computed from the images")
         return self._resolve(node.inputs[index])
 
-    def _constant(self, node: Node, index: int, default=None) -> np.ndarray | None:
+    def _constant(self, node: Node, index: int, default: Any = None) -> Any:
+        """Return the constant input, or the default if the node has no such input."""
         if index >= len(node.inputs) or not node.inputs[index]:
             return default
         if node.inputs[index] not in self.constants:
@@ -178,7 +181,7 @@ class _Converter:
             raise EngineError(f"its {attribute} are not integers.")
         return [int(v) for v in np.atleast_1d(value)]
 
-    def _pair(self, node: Node, attribute: str, default: tuple[int, ...], low: int = 1) -> tuple[int, ...]:
+    def _pair(self, node: Node, attribute: str, default: tuple[int, ...], low: int = 1) -> Any:
         value = node.attributes.get(attribute, default)
         if not isinstance(value, tuple) or not all(isinstance(v, int) for v in value):
             raise EngineError(f"its attribute {attribute} is not a list of integers.")
@@ -329,7 +332,7 @@ class _Converter:
     def _on_pad(self, node: Node) -> None:
         source = self._tensor(node)
         pads = self._integers(node, 1, "pads")
-        value = self._constant(node, 2, np.float32(node.attributes.get("value", 0.0)))
+        value = self._constant(node, 2, np.float32(self._number(node, "value", 0.0)))
         if node.attributes.get("mode", "constant") != "constant" or value.size != 1 or float(value.reshape(-1)[0]) != 0:
             raise UnsupportedError("it pads with other than zeros")
         if self._constant(node, 3) is not None or self.ranks[node.inputs[0]] != 4:

@@ -15,9 +15,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from .errors import EngineError
-from .fuse import reads
-from .layers import Layer, Network, Shape, Window
+from seam.engine.errors import EngineError
+from seam.engine.fuse import reads
+from seam.engine.layers import Layer, Network, Shape, Window
 
 
 @dataclass(frozen=True)

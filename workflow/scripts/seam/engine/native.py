@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import EngineError
-from .tiling import Machine
+from seam.engine.errors import EngineError
+from seam.engine.tiling import Machine
 
 KERNELS = Path(__file__).parent / "kernels"
 BUILT = Path(__file__).parent / "built"  # libraries that an installation brings along

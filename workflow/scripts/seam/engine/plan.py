@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import UnsupportedError
-from .fuse import reads
-from .layers import Layer, Network
-from .layout import Misfit, Placement, Split, borders, nonnegative, place
-from .tiling import Machine, Pattern, Tiling, choose
+from seam.engine.errors import UnsupportedError
+from seam.engine.fuse import reads
+from seam.engine.layers import Layer, Network
+from seam.engine.layout import Misfit, Placement, Split, borders, nonnegative, place
+from seam.engine.tiling import Machine, Pattern, Tiling, choose
 
 MOST_BYTES = 1 << 30  # of a thread's workspace
 MOST_CUTS = 16
@@ -97,7 +97,8 @@ class Planner:
                     if segment is None:
                         continue
                     cycles = before.cycles + segment.cycles * images / split.images
-                    if best[end] is None or cycles < best[end].cycles:
+                    known = best[end]
+                    if known is None or cycles < known.cycles:
                         best[end] = Plan(images, [*before.segments, segment], cycles)
         plan = best[-1]
         if plan is None:

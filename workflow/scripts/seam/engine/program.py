@@ -2,12 +2,13 @@
 
 import ctypes
 import math
+from typing import Any
 
 import numpy as np
 
-from .layers import Activation, Layer
-from .layout import Placement, Split
-from .native import (
+from seam.engine.layers import Activation, Layer
+from seam.engine.layout import Placement, Split
+from seam.engine.native import (
     ACTIVATE,
     ACTIVATIONS,
     ADD,
@@ -23,8 +24,8 @@ from .native import (
     Picture,
     Stage,
 )
-from .plan import Plan, Planner, Segment, Step, channel_borders
-from .tiling import pack
+from seam.engine.plan import Plan, Planner, Segment, Step, channel_borders
+from seam.engine.tiling import pack
 
 _KINDS = {
     "convolution": CONVOLVE,
@@ -172,7 +173,7 @@ class Program:
         return copy.ctypes.data
 
 
-def aligned(count: int, dtype=np.float32) -> np.ndarray:
+def aligned(count: int, dtype: Any = np.float32) -> np.ndarray:
     """Return an uninitialised array whose memory begins at a multiple of 64 bytes."""
     size = np.dtype(dtype).itemsize
     raw = np.empty(count * size + 64, np.uint8)

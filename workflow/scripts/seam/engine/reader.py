@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import EngineError, UnsupportedError
+from seam.engine.errors import EngineError, UnsupportedError
 
 LARGEST_FILE = 1 << 31  # bytes; what protobuf can hold
 MOST_NODES = 20_000

@@ -2,8 +2,8 @@
 
 import math
 
-from .layers import Layer
-from .plan import Planner, Segment, Step
+from seam.engine.layers import Layer
+from seam.engine.plan import Planner, Segment, Step
 
 
 def describe(planner: Planner, images: int) -> str:
@@ -42,6 +42,7 @@ def _row(planner: Planner, segment: Segment, step: Step, cycles: float) -> str:
 def _kernel(planner: Planner, step: Step) -> str:
     tiling, machine, layer = step.tiling, planner.machine, step.layer
     pattern = planner.pattern(layer)
+    assert tiling is not None  # a layer without one has no kernel of its own
     rows, columns = tiling.main(machine)
     text = _name(layer, tiling.outputs, pattern.nonzeros, tiling.entries)
     text += f", {rows}x{columns} pixels"

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .layers import Layer
-from .layout import Placement
+from seam.engine.layers import Layer
+from seam.engine.layout import Placement
 
 PART_CHANNELS = (1 << 30, 128, 64, 48, 32, 24, 16, 12, 8, 4)  # input channels per range that are tried
 
@@ -92,7 +92,7 @@ def shared(nonzero: np.ndarray, outputs: int) -> np.ndarray:
     """Return which inputs any of `outputs` consecutive channels needs: bool [ceil(channels / outputs), inputs]."""
     missing = -len(nonzero) % outputs
     padded = np.pad(nonzero, ((0, missing), (0, 0)))
-    return padded.reshape(-1, outputs, nonzero.shape[1]).any(axis=1)
+    return np.any(padded.reshape(-1, outputs, nonzero.shape[1]), axis=1)
 
 
 def choose(layer: Layer, pattern: Pattern, source: Placement, output: Placement, machine: Machine) -> Tiling:
