@@ -501,7 +501,8 @@ def indirect(check: Check, record: Record) -> str:
     common = {"batch_size": 64, "selection": "holdout", "holdout": 0.1, "last_layer": None}
     epochs = {"epochs": scale.transfer_epochs, "patience": scale.transfer_epochs}
     names = {"model_folder": model, "dataset_folder": dataset, "model": "lite0", "dataset": "flowers"}
-    shared = names | {"seed": 0, "device": check.requested}
+    architecture = str(ROOT / HERE)
+    shared = names | {"seed": 0, "device": check.requested, "architecture": architecture}
     rates = {"momentum": 0.0, "weight_decay": 0.0001}
     head, tuning = epochs | rates | {"lr": 0.1}, epochs | rates | {"lr": 0.005, "lr_last": 0.05}
     search = {"epochs": 2 * scale.transfer_epochs, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5}
@@ -533,7 +534,7 @@ def indirect(check: Check, record: Record) -> str:
                 folder, student=student, threshold=threshold, common=common, settings=tuning, origin=origin,
                 checkpoint=root / "student.pt", masks=seam / "masks.safetensors", **shared,
             )  # fmt: skip
-            evaluate_defects(folder, attacked, dataset, check.requested)
+            evaluate_defects(folder, attacked, dataset, check.requested, architecture=architecture)
             metrics = read_json(folder / "metrics.json")
             part |= {name: metrics[name] for name in ("accuracy", "defect_inheritance_rate", "right", "inherited")}
             part["retention"] = read_json(folder / "training.json")["retention"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from colours import COLOURS, paint
+from colours import ARCHITECTURE, COLOURS, paint
 from PIL import Image
 from workflows import ENGINES, ROOT, change, jobs, small_config, snakemake
 
@@ -115,7 +115,7 @@ def test_the_figures_are_pictures(run):
 def test_a_reengineered_model_is_loaded_from_its_folder(run):
     import torch
 
-    model = seam.load(run[0] / "results/direct/small/multiclass/warm")
+    model = seam.load(run[0] / "results/direct/small/multiclass/warm", architecture=ARCHITECTURE)
     assert model.classes == ["red", "yellow"]
     assert model(torch.zeros(3, 3, 16, 16)).shape == (3, 2)
 
