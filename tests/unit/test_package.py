@@ -18,6 +18,11 @@ def test_importing_the_package_loads_neither_torch_nor_numpy():
     assert subprocess.check_output([sys.executable, "-c", code], cwd=SCRIPTS, text=True) == "\n"
 
 
+def test_the_engine_needs_no_torch():
+    code = "import sys, seam.engine; seam.engine.load; print(*sys.modules.keys() & {'torch', 'onnxruntime'})"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=SCRIPTS, text=True) == "\n"
+
+
 def test_public_names_are_loaded_at_their_first_use():
     assert seam.load is load_reengineered
     assert seam.load_student is load_student

@@ -1,5 +1,6 @@
 """The rooms of the package: what each rule can depend on, and the order in which rooms may import each other."""
 
+import ast
 import functools
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_no_module_imports_itself_through_others():
     for file in MODULES:
         if file.name != "__init__.py":
             assert file not in dependencies(file), file
+
+
+def test_imports_are_absolute():
+    """`seam.imports` does not see relative imports: a job would not rerun after a change behind one."""
+    for file in MODULES:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes), file
+
+
+def test_the_engine_imports_no_other_room():
+    for file in (PACKAGE / "engine").glob("*.py"):
+        assert {room(other) for other in dependencies(file)} <= {"engine", None}, file
 
 
 def test_a_data_set_depends_on_its_own_kind_alone():

@@ -72,6 +72,9 @@ def test_the_wheel_brings_its_command_and_its_data_files(python, tmp_path):
     code = "import os, seam; print(*sorted(os.listdir(os.path.join(os.path.dirname(seam.__file__), 'resources'))))"
     resources = sorted(path.name for path in (ROOT / "workflow/scripts/seam/resources").iterdir())
     assert run(python, "-c", code, cwd=tmp_path).split() == resources
+    code = "import os, seam; print(*sorted(os.listdir(os.path.join(os.path.dirname(seam.__file__), 'engine/kernels'))))"
+    kernels = sorted(path.name for path in (ROOT / "workflow/scripts/seam/engine/kernels").glob("*.[ch]"))
+    assert kernels and set(kernels) <= set(run(python, "-c", code, cwd=tmp_path).split())
     code = "from seam.data.kinds.registry import class_names; print(len(class_names({'kind': 'action40'})))"
     assert run(python, "-c", code, cwd=tmp_path) == "40\n"
 
