@@ -118,7 +118,7 @@ class _Runner:
         self._lock = threading.Lock()
         self._pool = library.pool_new(threads)
         if not self._pool:
-            raise EngineError("There is no memory for the engine's threads.")
+            raise EngineError(f"The system does not give {threads} threads: ask for fewer.")
         self._finalizer = weakref.finalize(self, library.pool_delete, self._pool)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
