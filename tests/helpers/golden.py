@@ -8,13 +8,10 @@ import csv
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("golden.json")
@@ -100,14 +97,11 @@ def config(images):
 def run(folder):
     """Run the workflow in `folder` on small images; return the digests of its results."""
     from colours import paint
+    from workflows import snakemake
 
     settings = config(paint(folder / "images"))
     shutil.copy(ROOT / "tests/helpers/small.py", folder)  # results name the architecture's file, wherever the clone is
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-    command += ["--cores", "2", "--quiet", "all", "--configfile", folder / "config.yaml"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    snakemake(folder, "--quiet", "all", config=settings)
     return digests(folder / "results")
 
 
