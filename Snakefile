@@ -20,7 +20,7 @@ wildcard_constraints:
     dataset=NAME,
     model=NAME,
     target=NAME,
-    problem="binary|multiclass",
+    problem="binary|group|multiclass|multiclass_rest",
     student="seam|magnitude|random",
     threshold=r"0\.\d+",
     method=r"standard|retrain|(seam|magnitude|random)-0\.\d+",

@@ -33,7 +33,7 @@ SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 SEARCH = {
     "epochs": 300, "batch_size": 64, "lr_mask": 0.05, "lr_head": 0.1, "alpha": 1.0, "head_every": 5,
     "schedule": "published", "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
-    "accuracy_worth": 5.0, "evaluate_every": 1,
+    "accuracy_worth": 5.0, "balance": "auto", "evaluate_every": 1,
 }  # fmt: skip
 TRANSFER = {  # as published, but for selection and holdout
     "batch_size": 64,
@@ -328,7 +328,8 @@ direct_reuse/0/model = resnet20-cifar1
     direct_reuse[0].model names 'resnet20-cifar1', which is not the name of a model under models: did you mean
     resnet20-cifar10?
 direct_reuse/0/problem = multi-class
-    direct_reuse[0].problem is 'multi-class', but must be binary or multiclass (did you mean multiclass?).
+    direct_reuse[0].problem is 'multi-class', but must be binary, group, multiclass or multiclass_rest
+    (did you mean multiclass?).
 direct_reuse/0/targets = [Cat]
     direct_reuse[0].targets names 'Cat', which is not a class of the model's data set (cifar10): did you mean
     cat?

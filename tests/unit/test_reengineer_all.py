@@ -82,11 +82,11 @@ def test_the_error_of_a_single_target_is_its_own(searches):
 def test_an_interrupted_job_resumes_with_the_same_results(searches, alone, monkeypatch):
     calls = []
 
-    def interrupted(model, train, selection, *others):
+    def interrupted(model, train, selection, *others, **options):
         calls.append(model)
         if len(calls) == 2:  # in the third epoch of the second target
             selection = Interrupted(selection, passes=3)
-        return search(model, train, selection, *others)
+        return search(model, train, selection, *others, **options)
 
     monkeypatch.setattr(direct, "search", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -41,9 +41,15 @@ class SearchSettings:
     accuracy_worth: float | None = 5.0
     patience: int = 50
     evaluate_every: int = 1
+    balance: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
+        choices_of = {
+            "schedule": ("published", "fast"),
+            "selection": ("holdout", "test"),
+            "balance": ("auto", "always", "never"),
+        }
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
 

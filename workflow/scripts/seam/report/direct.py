@@ -10,13 +10,13 @@ import pandas as pd
 
 from seam.errors import UserError
 from seam.log import log
-from seam.report.tables import Record, Table, engine_name, missing_file, records, with_others, write_table
+from seam.report.tables import TABLE_OF, Record, Table, engine_name, missing_file, records, with_others, write_table
 
 Paths = Iterable[str | Path]
 
 SETTINGS = [
     *["accuracy_worth", "alpha", "batch_size", "epochs", "evaluate_every", "head_every", "holdout", "lr_head"],
-    *["lr_mask", "patience", "selection", "tolerance"],
+    *["lr_mask", "patience", "selection", "tolerance", "balance"],
 ]
 LATENCY = ["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads"]
 
@@ -24,8 +24,10 @@ LATENCY = ["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_t
 def columns(engines: list[str], settings: list[str]) -> list[str]:
     """Return the columns of a table, which are the same whether it has rows or not."""
     return [
-        *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
+        *["model", "dataset", "architecture", "weights_origin", "problem", "target", "classes"],
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
+        *["balanced_accuracy_source", "balanced_accuracy_source_restricted", "balanced_accuracy_reengineered"],
+        *["decided_by", "lowest_recall_reengineered"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
         *(f"{name}_{engine}" for engine in engines for name in LATENCY),
@@ -39,17 +41,25 @@ def row(
     problem: Record, macs: Record, model: Record, latency: Mapping[str, Record], settings: list[str]
 ) -> dict[str, Any]:
     """Return one problem as {column: value}. latency: the records of those engines that timed it."""
-    before, after = problem["accuracy", "source"], problem["accuracy", "reengineered"]
+    decisive = problem["decided_by"]
+    before, after = problem[decisive, "source"], problem[decisive, "reengineered"]
+    recalls = [metrics["recall"] for metrics in problem["per_class", "reengineered"].values()]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
     holdout = problem.data.get("holdout_accuracy") or {}  # no images are held out if the test images select the epoch
     cells = {
-        **problem.select("model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch", "seconds"),
+        **problem.select(
+            "model", "dataset", "problem", "target", "retention", "weights", "epochs", "selected_epoch", "seconds"
+        ),
         **problem.select("seed", "device", "precision", "threads", "torch"),
         **model.select("architecture", "weights_origin"),
         "classes": len(problem["classes"]),
-        "accuracy_source": before,
-        "accuracy_source_restricted": problem["accuracy", "source_restricted"],
-        "accuracy_reengineered": after,
+        **{
+            f"{kind}_{model}": problem[kind, model]
+            for kind in ("accuracy", "balanced_accuracy")
+            for model in ("source", "source_restricted", "reengineered")
+        },
+        "decided_by": decisive,
+        "lowest_recall_reengineered": min(recalls),
         "accuracy_gain_points": round(100 * (after - before), 9),  # 4.3, not 4.299999999999993
         "holdout_accuracy_source": holdout.get("source"),
         "holdout_accuracy_reengineered": holdout.get("reengineered"),
@@ -85,7 +95,9 @@ def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: 
         if problem["model"] not in sources:
             raise UserError(f"The model {problem['model']} has no metrics.json: run the workflow again to make it.")
         measured = {engine: times[folder, engine] for engine in engines if (folder, engine) in times}
-        rows[problem["problem"]].append(row(problem, counts[folder], sources[problem["model"]], measured, settings))
+        rows[TABLE_OF[problem["problem"]]].append(
+            row(problem, counts[folder], sources[problem["model"]], measured, settings)
+        )
     for engine in engines:
         missing = sum((folder, engine) not in times for folder in problems)
         if missing:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, binary_problem, multiclass_problem
+from seam.data.problems import Subset, class_weights, target_problem
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
-from seam.evaluation import predict, require_better_than_guessing, source_accuracy
+from seam.evaluation import (
+    balanced_accuracy,
+    class_metrics,
+    confusion_matrix,
+    predict,
+    require_better_than_guessing,
+    require_several_answers,
+    source_accuracy,
+    source_predictions,
+)
 from seam.files import save_tensors, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
@@ -89,8 +99,11 @@ def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> d
     log.info("searches in one pass: %s", ", ".join(each.target for each in alike))
     try:
         for reengineering, result in search_stack(alike, alike[0].settings):
-            reengineering.save(result)
-            done[reengineering.target] = reengineering
+            try:
+                reengineering.save(result)
+                done[reengineering.target] = reengineering
+            except UserError as error:  # raised again when it is searched alone
+                log.warning("%s: %s", reengineering.target, error)
     except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
         log.info("the others are searched one by one, not in one pass: %s", str(error).partition("\n")[0])
     return done
@@ -135,10 +148,7 @@ class Reengineering:
         share = self.settings.holdout if self.uses_holdout else 0.0
         # Drawn from the problem alone, so that all models are compared on the same images.
         draw = derive_seed(seed, "problem", dataset, problem, target)
-        if problem == "binary":
-            self.problem = binary_problem(images, members[0], draw, share)
-        else:
-            self.problem = multiclass_problem(images, members, draw, share)
+        self.problem = target_problem(problem, images, target, members, draw, share)
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
 
@@ -150,16 +160,28 @@ class Reengineering:
 
         self.test = batches_of(images.test, test)
         self.selection = batches_of(images.train, holdout) if self.uses_holdout else self.test
+        self.is_balanced = {"auto": self.problem.is_unequal, "always": True, "never": False}[self.settings.balance]
+        self.measure = balanced_accuracy if self.is_balanced else evaluation.accuracy
+        self.class_weights = None
+        if self.is_balanced:
+            self.class_weights = class_weights(train.labels, len(self.problem.classes))
+            weights = ", ".join(f"{name} {weight:.3g}" for name, weight in self._by_class(self.class_weights))
+            log.info("balanced accuracy decides, and the loss weighs the images of %s", weights)
         network = to_channels_last(source.module, self.device)
         require_classifier(network, len(source.classes), images.size, f"The source model {model}")
+        outputs = {
+            name: predict(network, subset) for name, subset in (("selection", self.selection), ("test", self.test))
+        }
         self.baseline = {
-            name: source_accuracy(*predict(network, subset), self.problem, source.classes)
-            for name, subset in (("selection", self.selection), ("test", self.test))
+            name: source_accuracy(*each, self.problem, source.classes, balanced=self.is_balanced)
+            for name, each in outputs.items()
         }
         self.source_accuracy = self.baseline["selection"][0]
-        # With the target's classes alone to choose from; for a binary problem that is the same.
+        self.source_test = outputs["test"][0], source.classes
+        # With the target's classes alone to choose from; for a problem with a rest that is the same.
         what = f"The source model {model} on the {problem} problem {target}"
-        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what)
+        counts = np.bincount(test.labels).tolist() if self.is_balanced else None
+        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what, counts)
 
         search_seed = derive_seed(seed, "search", model, problem, target)
         torch.manual_seed(search_seed)
@@ -171,11 +193,49 @@ class Reengineering:
         names = [*self.names.values(), list(members)]
         self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
-        self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
+        self.sizes = len(train), len(self.selection.labels), len(self.problem.classes), self.class_weights
+
+    def _by_class(self, values: Iterable[Any]) -> list[tuple[str, Any]]:
+        return list(zip(self.problem.classes, values, strict=True))
 
     def search(self) -> SearchResult:
         """Search alone, not in a stack; return the result."""
-        return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
+        return search(
+            self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
+            class_weights=self.class_weights, measure=self.measure,
+        )  # fmt: skip
+
+    def _test_metrics(self, model: Any) -> dict[str, Any]:
+        """Return what metrics.json says of the test images. Raises UserError if the model has a single answer."""
+        problem = self.problem
+        logits, labels = predict(model.to(self.device), self.test)
+        source_logits, source_classes = self.source_test
+        _, restricted = source_predictions(source_logits, problem, source_classes)
+        matrices = {
+            name: confusion_matrix(predictions, labels, len(problem.classes))
+            for name, predictions in (("source", restricted), ("reengineered", logits.argmax(1)))
+        }
+        what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
+        advice = "lower alpha or lr_mask, so that the search removes less, or add training images of the other classes."
+        require_several_answers(logits.argmax(1), labels, problem.classes, what, advice)
+        accuracies = {}
+        for key, balanced, measure in (
+            ("accuracy", False, evaluation.accuracy),
+            ("balanced_accuracy", True, balanced_accuracy),
+        ):
+            source = source_accuracy(source_logits, labels, problem, source_classes, balanced=balanced)
+            accuracies[key] = {
+                "source": source[0],
+                "source_restricted": source[1],
+                "reengineered": measure(logits, labels),
+            }
+        return {
+            **accuracies,
+            "decided_by": "balanced_accuracy" if self.is_balanced else "accuracy",
+            "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),
+            "per_class": {name: class_metrics(matrix, problem.classes) for name, matrix in matrices.items()},
+            "confusion": matrices,
+        }
 
     def save(self, result: SearchResult) -> dict[str, Any]:
         """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
@@ -195,9 +255,8 @@ class Reengineering:
         )
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
-        model = load_reengineered(folder, architecture=self.architecture)
-        accuracy = evaluation.accuracy(*predict(model.to(self.device), self.test))
-        row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
+        tested = self._test_metrics(load_reengineered(folder, architecture=self.architecture))
+        row = result.history[result.selected_epoch - 1]
         count = sum(bits.numel() for bits in result.bits.values())
         kept = sum(int(bits.sum()) for bits in result.bits.values())
         holdout = {"source": self.source_accuracy, "reengineered": row["accuracy"]} if self.uses_holdout else None
@@ -207,7 +266,7 @@ class Reengineering:
             "seed": self.seed,
             "settings": asdict(self.settings),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
-            "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
+            **tested,
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
@@ -218,7 +277,11 @@ class Reengineering:
             **environment(self.device),
         }
         write_json(folder / "metrics.json", metrics)
-        log.info("test accuracy %.4f (source %.4f), retention %.4f", accuracy, source[0], metrics["retention"])
+        decisive = tested[tested["decided_by"]]
+        log.info(
+            "test %s %.4f (source %.4f), retention %.4f",
+            tested["decided_by"].replace("_", " "), decisive["reengineered"], decisive["source"], metrics["retention"],
+        )  # fmt: skip
         if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics

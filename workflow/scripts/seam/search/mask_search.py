@@ -27,6 +27,7 @@ from seam.training.run import Batch, TrainingRun
 ADVICE = "lower lr_mask, lr_head or alpha"  # if the loss is not finite
 
 Tensors = dict[str, torch.Tensor]
+Measure = Callable[[torch.Tensor, torch.Tensor], float]  # logits [N, K], labels [N] -> an accuracy
 
 
 @dataclass
@@ -47,10 +48,19 @@ class MaskSearch:
     """
 
     def __init__(
-        self, run: TrainingRun, settings: SearchSettings, source_accuracy: float, name: str | None = None
+        self,
+        run: TrainingRun,
+        settings: SearchSettings,
+        source_accuracy: float,
+        name: str | None = None,
+        measure: Measure = evaluation.accuracy,
     ) -> None:
-        """source_accuracy: that of the source model on the images of the selection. name: for the log, if needed."""
+        """source_accuracy: that of the source model on the images of the selection. name: for the log, if needed.
+
+        measure: the accuracy by which epochs are compared, plain or balanced.
+        """
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
+        self.measure = measure
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
         """Train until the search ends; `selection` are the batches on which epochs are compared."""
@@ -60,7 +70,7 @@ class MaskSearch:
             retention = training.masks.retention(self.run.epoch)
             accuracy = None
             if self.is_evaluated():
-                accuracy = evaluation.accuracy(*predict(training.model, self.run.interruptible(selection)))
+                accuracy = self.measure(*predict(training.model, self.run.interruptible(selection)))
             self.end_epoch(phase, sums, retention, accuracy, training.masks.bits, partial(copy_state, training.head))
 
     def has_next_epoch(self) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from seam import evaluation
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
-from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
-from seam.search.training import prepare_training
+from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
+from seam.search.training import prepare_training, weighted_cross_entropy
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.run import Batch, Batches, TrainingRun
@@ -23,6 +24,9 @@ def search(
     source_accuracy: float,
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
+    *,
+    class_weights: Sequence[float] | None = None,
+    measure: Measure = evaluation.accuracy,
 ) -> SearchResult:
     """Search the masks and the head of `model`, which `with_head` made; return the result.
 
@@ -30,6 +34,8 @@ def search(
         those of the selected epoch: `bake` its bits into the source model, and load its head.
     batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
+    class_weights: how often an image of each class counts in the loss. measure: the accuracy by which epochs are
+    compared, plain or balanced.
 
     Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
     not finite or no weight is left.
@@ -39,8 +45,11 @@ def search(
     exclude = unused_parameters(network, next(iter(selection))[0][:2])
     with own_mappings():
         masks = Masks(network, exclude)
-    training = prepare_training(model, head, masks, settings, len(batches))
+    weighted = {}
+    if class_weights is not None:
+        weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
+    training = prepare_training(model, head, masks, settings, len(batches), **weighted)
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
-        mask_search = MaskSearch(run, settings, source_accuracy)
+        mask_search = MaskSearch(run, settings, source_accuracy, measure=measure)
         mask_search.search(training, selection)
     return mask_search.result(network)
