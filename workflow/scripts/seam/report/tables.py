@@ -20,7 +20,21 @@ Column = Any
 # Columns of names, in any table here: text even if it looks like a number (a class may be called 3 or NA).
 TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
-    *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
+    *[
+        "device",
+        "torch",
+        "folder",
+        "reuse",
+        "problem",
+        "baseline",
+        "selection",
+        "student",
+        "quantity",
+        "engine",
+        "group",
+        "unit",
+        "source",
+    ],
     "phase",
 ]
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
