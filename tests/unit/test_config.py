@@ -631,6 +631,18 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
     assert water.timing["warmup"] == 20
 
 
+def test_baselines_of_an_entry_come_before_those_of_all(small):
+    assert all(problem.baselines == () for problem in target_problems(validated(small)))
+    small["baselines"] = ["head", "snip-overall"]
+    small["direct_reuse"][0]["baselines"] = ["scratch"]
+    problems = target_problems(validated(small))
+    assert [p.baselines for p in problems[:1]] == [("scratch",)]
+    assert {p.baselines for p in problems} <= {("scratch",), ("head", "snip-overall")}
+    small["baselines"] = ["heads"]
+    with pytest.raises(UserError, match=r"baselines\[0\] is 'heads'.*did you mean head"):
+        validated(small)
+
+
 def test_targets_of_each_form(small):
     small["direct_reuse"] = [
         {"model": "mine", "problem": "binary", "targets": "all"},

@@ -19,7 +19,9 @@ rule train_baseline:
             "results/direct/{model}/{problem}/{target}/baselines/{baseline}/masks.safetensors"
         ),
         history=update("results/direct/{model}/{problem}/{target}/baselines/{baseline}/history.csv"),
-        metrics=update("results/direct/{model}/{problem}/{target}/baselines/{baseline}/metrics.json"),
+        metrics=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}/metrics.json"
+        ),
     log:
         "results/logs/train_baseline/{model}/{problem}/{target}/{baseline}.log",
     benchmark:

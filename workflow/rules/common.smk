@@ -240,7 +240,9 @@ def scratch_training(wildcards):
     settings = config["training"]
     return {
         "training": {
-            name: settings[name] for name in sorted(settings) if name not in ("epochs", "batch_size")
+            name: settings[name]
+            for name in sorted(settings)
+            if name not in ("epochs", "batch_size")
         }
     }
 

@@ -120,6 +120,52 @@ def comparison(table: Table) -> Table:
     return result.assign(order=keys).sort_values(["model", "problem", "order"], kind="stable").drop(columns="order")
 
 
+def summary_rows(table: Table) -> list[list[Any]]:
+    """Return the rows of the summary: the comparison of each baseline over all its target problems.
+
+    Each row has a value of COLUMNS of `seam.report.summary`.
+    """
+    whole = comparison(table.assign(target=table["model"] + "/" + table["target"], model="", dataset="", problem=""))
+    rows = []
+    for each in whole.itertuples():
+        on_test = int((table[table["baseline"] == each.baseline]["selection"] == "test").sum())
+        counts = "baselines", each.problems, 0, on_test
+        for quantity, value, unit in (
+            ("baseline_weights_kept", 100 * each.retention_baseline, "%"),
+            ("baseline_accuracy", 100 * each.accuracy_baseline, "%"),
+            ("search_over_baseline", each.difference_points, "points"),
+            ("search_over_baseline_low", each.difference_low, "points"),
+            ("search_over_baseline_high", each.difference_high, "points"),
+        ):
+            rows.append([quantity, "", each.baseline, float("nan"), *counts, value, float("nan"), unit])
+    return rows
+
+
+def render_summary(rows: Table) -> list[str]:
+    """Return the paragraphs of the summary on baselines, from its rows of them; none if there are no such rows."""
+    if not len(rows):
+        return []
+    values = rows.pivot_table("ours_mean", "student", "quantity", sort=False, dropna=False)
+    names = {"search_over_baseline": "difference_points"} | {
+        f"search_over_baseline_{end}": f"difference_{end}" for end in ("low", "high")
+    }
+    values = values.reindex(columns=["baseline_weights_kept", "baseline_accuracy", *names]).rename(columns=names)
+    counts = rows.groupby("student", sort=False)["problems"].first()
+    lines = {}
+    for each in values.reset_index(names="baseline").itertuples():
+        numbers = f"{each.baseline_weights_kept:.2f}", f"{each.baseline_accuracy:.2f}"
+        lines[baseline_name(each.baseline)] = [
+            str(counts[each.baseline]), *numbers, f"{each.difference_points:+.2f}", _interval(each),
+        ]  # fmt: skip
+    heads = ["problems", "weights %", "accuracy %", "search", "95 % interval"]
+    frame = pd.DataFrame(lines.values(), index=list(lines), columns=heads)
+    return [
+        "Baselines: the search's accuracy less theirs, means over the same problems",
+        "\n".join(line.rstrip() for line in frame.to_string(col_space=8).splitlines()),
+        *(textwrap.fill(note, WIDTH) for note in verdicts(values.reset_index(names="baseline"))),
+    ]
+
+
 def write_tables(path: str | Path, comparison_path: str | Path, metrics: Paths, searches: Paths) -> None:
     """Write both tables, and the comparison as text to the log."""
     table = baselines(metrics, searches)
@@ -147,15 +193,16 @@ def render(means: Table) -> str:
     return "\n\n".join(parts)
 
 
+def _interval(each: Any) -> str:
+    if each.difference_low != each.difference_low:
+        return "-"
+    return f"{each.difference_low:+.2f}..{each.difference_high:+.2f}"
+
+
 def _line(each: Any) -> list[str]:
-    interval = (
-        "-"
-        if each.difference_low != each.difference_low
-        else f"{each.difference_low:+.2f}..{each.difference_high:+.2f}"
-    )
     numbers = f"{100 * each.retention_baseline:.1f}", f"{100 * each.accuracy_baseline:.2f}"
     counts = map(str, (each.search_better, each.equal, each.baseline_better))
-    return [*numbers, f"{each.difference_points:+.2f}", interval, *counts]
+    return [*numbers, f"{each.difference_points:+.2f}", _interval(each), *counts]
 
 
 def verdicts(rows: Table) -> Iterator[str]:
