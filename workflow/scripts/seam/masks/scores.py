@@ -45,14 +45,11 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
     norms: dict[str, torch.Tensor] = {}  # sums of squares until the end, by layer
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            squares, positions = input_squares(layer, inputs[0]), output.numel() // layer.weight.shape[0]
-            if isinstance(layer, _TRANSPOSED):
-                positions = output.numel() // output.shape[1]
-            for key, value in (
-                (name, squares),
-                (f"{name}.ones", torch.tensor(float(positions), device=squares.device)),
-            ):
+        def hook(layer: Any, inputs: Any, output: torch.Tensor) -> None:
+            squares = input_squares(layer, inputs[0])
+            outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            ones = torch.tensor(float(output.numel() // outputs), device=squares.device)
+            for key, value in ((name, squares), (f"{name}.ones", ones)):
                 norms[key] = norms[key] + value if key in norms else value
 
         return hook
@@ -84,21 +81,21 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
-def input_squares(layer: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def input_squares(layer: Any, images: torch.Tensor) -> torch.Tensor:
     """Return the sum of squares of each input channel (of a convolution) or feature (of a linear layer), [I]."""
     images = images.detach().double().square()
     if isinstance(layer, nn.Linear):
         return images.flatten(0, -2).sum(0)
-    spatial = len(layer.kernel_size)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    spatial = len(layer.kernel_size)
     batch = images if images.dim() == spatial + 2 else images[None]
     return batch.sum(dim=(0, *range(2, batch.dim())))
 
 
-def per_weight(layer: nn.Module, values: torch.Tensor) -> torch.Tensor:
+def per_weight(layer: Any, values: torch.Tensor) -> torch.Tensor:
     """Return the value [I] of each weight's input, in a shape that broadcasts to the layer's weight."""
     if isinstance(layer, nn.Linear):
         return values
-    groups, spatial = int(layer.groups), len(layer.kernel_size)  # pyright: ignore
+    groups, spatial = layer.groups, len(layer.kernel_size)
     if isinstance(layer, _TRANSPOSED):  # weight [I, O / groups, ...]
         return values.view(-1, *[1] * (spatial + 1))
     outputs = layer.weight.shape[0]  # weight [O, I / groups, ...]

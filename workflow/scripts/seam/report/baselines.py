@@ -115,9 +115,9 @@ def comparison(table: Table) -> Table:
             }
         )
     result = pd.DataFrame(rows, columns=COMPARISON)
-    order = {name: place for place, name in enumerate(NAMES)}
-    keys = result["baseline"].map(order).fillna(len(order))
-    return result.assign(order=keys).sort_values(["model", "problem", "order"], kind="stable").drop(columns="order")
+    order = list(NAMES)
+    places = [order.index(name) if name in order else len(order) for name in result["baseline"]]
+    return result.assign(order=places).sort_values(["model", "problem", "order"], kind="stable").drop(columns="order")
 
 
 def summary_rows(table: Table) -> list[list[Any]]:
