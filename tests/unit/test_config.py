@@ -324,8 +324,8 @@ models/resnet50/dataset = digits
     models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.digits
     has 10: write train, or give a file of your own.
 models/mine/classes = [cat, dog]
-    models.mine.classes: The classes of models.mine know no class golden retriever, but cat, dog: rename the folder of its
-    images, leave the class out of the data set, or correct the classes of the model.
+    models.mine.classes: The classes of models.mine know no class golden retriever, but cat, dog: rename the
+    folder of its images, leave the class out of the data set, or correct the classes of the model.
 models/mine/classes = names.txt
     models.mine.classes is 'names.txt', but must be a list of names, a file of names, weights (which bring them), or
     cifar10, cifar100 or imagenet.
