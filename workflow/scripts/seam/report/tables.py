@@ -20,22 +20,8 @@ Column = Any
 # Columns of names, in any table here: text even if it looks like a number (a class may be called 3 or NA).
 TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
-    *[
-        "device",
-        "torch",
-        "folder",
-        "reuse",
-        "problem",
-        "baseline",
-        "selection",
-        "student",
-        "quantity",
-        "engine",
-        "group",
-        "unit",
-        "source",
-    ],
-    "phase",
+    *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
+    *["phase", "budget", "baseline", "selection"],
 ]
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
 ENGINES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}

@@ -160,7 +160,7 @@ class Baseline:
             "baseline": self.name,
             "classes": list(problem.classes),
             "seed": self.seed,
-            "settings": {**asdict(each.settings), **more},
+            "settings": {**each.settings.recorded(), **more},
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             "accuracy": {
                 "source": source[0],
@@ -212,7 +212,7 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     apply_bits(network, bits)
     head.load_state_dict(first_head)
     torch.manual_seed(baseline.derive_seed("training"))  # dropout draws from it
-    factor = cosine(baseline.epochs * len(each.train)) if settings.schedule == "fast" else None
+    factor = cosine(baseline.epochs * len(each.train)) if settings.schedule != "published" else None
     optimizer = Adam([(head.parameters(), settings.lr_head)], factor)
     parts = {"head": head, "optimizer": optimizer}
     step = with_cuda_graph(head_step(model, optimizer), parts.values(), each.device)
