@@ -13,7 +13,6 @@ SETTINGS = {
     "epochs": 300,
     "head_every": 5,
     "evaluate_every": 1,
-    "balance": "auto",
     "holdout": 0.2,
     "lr_head": 0.1,
     "lr_mask": 0.05,

@@ -29,7 +29,7 @@ from seam.reuse.direct import Reengineering, reengineer
 from seam.search.stack import losses
 from seam.search.training import weighted_cross_entropy
 
-SETTINGS = {"epochs": 10, "batch_size": 16, "lr_mask": 0.05, "lr_head": 0.05, "patience": 100, "alpha": 0.3}
+SETTINGS = {"epochs": 10, "batch_size": 16, "lr_mask": 0.05, "lr_head": 0.05, "alpha": 0.3, "few_images": 0}
 SOURCE = ["a", "b", "c", "d"]
 
 

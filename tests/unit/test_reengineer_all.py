@@ -13,7 +13,15 @@ from seam.reuse.direct import reengineer, reengineer_all
 from seam.search import stacked
 from seam.search.plain import search
 
-SETTINGS = {"epochs": 5, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100, "alpha": 2.0}
+SETTINGS = {
+    "epochs": 5,
+    "batch_size": 24,
+    "lr_mask": 0.1,
+    "lr_head": 0.05,
+    "patience": 100,
+    "alpha": 2.0,
+    "few_images": 0,
+}
 TARGETS = ("red", "green", "blue")
 
 

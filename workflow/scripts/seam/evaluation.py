@@ -87,6 +87,15 @@ def source_predictions(
     gives -1. That makes the first flatter a re-engineered model. The second takes the arg-max over the target's classes
     alone, which is the fair comparison.
     """
+    prediction = outputs_of_classes(problem, source_classes)[logits.argmax(1)]
+    if problem.kind != "multiclass":
+        return prediction, prediction
+    members = [source_classes.index(name) for name in problem.members]
+    return prediction, logits[:, members].argmax(1)
+
+
+def outputs_of_classes(problem: TargetProblem, source_classes: Sequence[str]) -> torch.Tensor:
+    """Return the output of the head that each class of the source model stands for [K]; -1 for none."""
     members = torch.tensor([source_classes.index(name) for name in problem.members])
     if problem.kind in ("binary", "group"):
         outputs, others = torch.zeros_like(members), 1
@@ -94,8 +103,7 @@ def source_predictions(
         outputs, others = torch.arange(len(members)), len(members) if problem.kind == "multiclass_rest" else -1
     output = torch.full((len(source_classes),), others)
     output[members] = outputs
-    prediction = output[logits.argmax(1)]
-    return prediction, logits[:, members].argmax(1) if others == -1 else prediction
+    return output
 
 
 def source_accuracy(

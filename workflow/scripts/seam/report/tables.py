@@ -21,7 +21,7 @@ Column = Any
 TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
-    *["phase", "decided_by", "search_balance"],
+    *["phase", "decided_by", "search_balance", "search_initial_head", "budget", "baseline", "selection"],
 ]
 PROBLEMS = {
     "binary": "binary",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, class_weights, target_problem
+from seam.data.problems import Subset, class_weights, hold_out, target_problem
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
@@ -21,6 +22,7 @@ from seam.evaluation import (
     balanced_accuracy,
     class_metrics,
     confusion_matrix,
+    outputs_of_classes,
     predict,
     require_better_than_guessing,
     require_several_answers,
@@ -33,14 +35,14 @@ from seam.masks.bits import pack_bits
 from seam.masks.layers import maskable
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import to_channels_last, with_head
+from seam.models.surgery import initialise_head, to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings
+from seam.settings import SearchSettings, for_few_images
 from seam.training.checkpoint import Checkpoint
 
 
@@ -84,7 +86,14 @@ def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
 
 
 def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
-    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done."""
+    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done.
+
+    Searches with a budget or a penalty by cost are not stacked.
+    """
+    first = SearchSettings(**searches[0]["settings"])
+    if first.budget is not None or first.price != "weights":
+        log.info("searches with a budget or a penalty by cost are not stacked: they run one by one")
+        return {}
     from seam.search.stacked import search_stack  # only a GPU needs it
 
     ready, done = [], {}
@@ -141,14 +150,20 @@ class Reengineering:
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
-        self.target, self.settings, self.device = target, SearchSettings(**settings), select_device(device)
+        self.target, self.device = target, select_device(device)
         self.architecture = architecture
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
-        self.uses_holdout = self.settings.selection == "holdout"
-        share = self.settings.holdout if self.uses_holdout else 0.0
         # Drawn from the problem alone, so that all models are compared on the same images.
         draw = derive_seed(seed, "problem", dataset, problem, target)
-        self.problem = target_problem(problem, images, target, members, draw, share)
+        self.problem = target_problem(problem, images, target, members, draw)
+        fewest = int(np.bincount(self.problem.train.labels).min())
+        self.settings = for_few_images(SearchSettings(**settings), fewest)
+        if self.settings != SearchSettings(**settings):
+            log.info("few images: %d of the smallest class, so the search takes the settings for few_images", fewest)
+        self.uses_holdout = self.settings.selection == "holdout"
+        if self.uses_holdout:
+            parts = hold_out(self.problem.train, self.settings.holdout, draw)
+            self.problem = replace(self.problem, train=parts[0], holdout=parts[1])
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
 
@@ -159,7 +174,11 @@ class Reengineering:
             )  # fmt: skip
 
         self.test = batches_of(images.test, test)
-        self.selection = batches_of(images.train, holdout) if self.uses_holdout else self.test
+        selected_on = {"holdout": (images.train, holdout), "last": (images.train, train)}
+        if self.settings.selection == "test":
+            self.selection = self.test
+        else:
+            self.selection = batches_of(*selected_on[self.settings.selection])
         self.is_balanced = {"auto": self.problem.is_unequal, "always": True, "never": False}[self.settings.balance]
         self.measure = balanced_accuracy if self.is_balanced else evaluation.accuracy
         self.class_weights = None
@@ -176,6 +195,7 @@ class Reengineering:
             name: source_accuracy(*each, self.problem, source.classes, balanced=self.is_balanced)
             for name, each in outputs.items()
         }
+        self.plain_baseline = source_accuracy(*outputs["test"], self.problem, source.classes)
         self.source_accuracy = self.baseline["selection"][0]
         self.source_test = outputs["test"][0], source.classes
         # With the target's classes alone to choose from; for a problem with a rest that is the same.
@@ -189,9 +209,14 @@ class Reengineering:
         self.train = batches_of(
             images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
-        self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        self.model = with_head(fold(network), len(source.classes), len(self.problem.classes))
+        if self.settings.initial_head == "source":
+            head = self.model.get_submodule("head")
+            assert isinstance(head, nn.Linear)
+            initialise_head(head, outputs_of_classes(self.problem, source.classes))
+        self.model.to(self.device)
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
+        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes), self.class_weights
 
@@ -237,22 +262,29 @@ class Reengineering:
             "confusion": matrices,
         }
 
+    def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
+        """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
+
+        bits: {name: boolean mask}. head: the state of the head.
+        """
+        save_tensors(
+            self.folder / "masks.safetensors",
+            {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+            | {f"head/{name}": value for name, value in head.items()},
+            {
+                "source": os.path.relpath(self.model_folder, self.folder),
+                "source_sha256": self.provenance["source model"],
+                "classes": self.problem.classes,
+                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys()),
+            },
+        )
+
     def save(self, result: SearchResult) -> dict[str, Any]:
         """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        save_tensors(
-            folder / "masks.safetensors",
-            {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
-            | {f"head/{name}": value for name, value in result.head.items()},
-            {
-                "source": os.path.relpath(self.model_folder, folder),
-                "source_sha256": self.provenance["source model"],
-                "classes": problem.classes,
-                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
-            },
-        )
+        self.save_model(result.bits, result.head)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
         tested = self._test_metrics(load_reengineered(folder, architecture=self.architecture))
@@ -264,13 +296,14 @@ class Reengineering:
             **self.names,
             "classes": list(problem.classes),
             "seed": self.seed,
-            "settings": asdict(self.settings),
+            "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             **tested,
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
             "kept": kept,
+            **({} if result.budget is None else {"budget": result.budget}),
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
             "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted

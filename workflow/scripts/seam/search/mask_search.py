@@ -1,8 +1,8 @@
 """The rules of a mask search (SeaM, section III): phases, stop rule, history row, selection and result.
 
 The drivers `plain`, `stacked` and `by_threshold` train epochs and leave every decision to a `MaskSearch`. To control a
-search otherwise, such as towards a budget, write a subclass: `begin_epoch` is called before each epoch, `end_epoch`
-after it, and an `alpha` that is a tensor can change between steps (see `seam.search.training`).
+search otherwise, write a subclass, as `seam.search.budget` does: `begin_epoch` is called before each epoch, `end_epoch`
+after it, and a constraint after each step that trains masks (see `seam.search.training`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ Measure = Callable[[torch.Tensor, torch.Tensor], float]  # logits [N, K], labels
 
 @dataclass
 class SearchResult:
-    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch."""
+    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
+
+    budget: whether a budget was met, as metrics.json has it; None without a budget.
+    """
 
     bits: Tensors
     head: Tensors
     history: list[dict[str, Any]]
     selected_epoch: int
+    budget: dict[str, Any] | None = None
 
 
 class MaskSearch:
@@ -61,6 +65,7 @@ class MaskSearch:
         """
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
         self.measure = measure
+        self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
         """Train until the search ends; `selection` are the batches on which epochs are compared."""
@@ -91,7 +96,12 @@ class MaskSearch:
         return "head" if head_only else "masks"
 
     def is_evaluated(self) -> bool:
-        """Return whether the epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last."""
+        """Return whether the epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last.
+
+        With `selection: last`, only the last one is.
+        """
+        if self.settings.selection == "last":
+            return self.run.epoch == self.settings.epochs
         return self.run.epoch % self.settings.evaluate_every == 0 or self.run.epoch == self.settings.epochs
 
     def end_epoch(
@@ -127,7 +137,7 @@ class MaskSearch:
     ) -> dict[str, Any]:
         """Return the figures of an epoch as all histories have them."""
         images, right, loss = sums
-        penalty = self.settings.alpha * retention
+        penalty = self.settings.alpha * (retention if self.penalty_share is None else self.penalty_share())
         return {
             "loss": loss / images + penalty,
             "cross_entropy": loss / images,
@@ -141,7 +151,7 @@ class MaskSearch:
     def _log(self, row: dict[str, Any], event: str) -> None:
         accuracy = "not evaluated"
         if row["accuracy"] is not None:
-            images = "held-out" if self.settings.selection == "holdout" else "test"
+            images = {"holdout": "held-out", "last": "training", "test": "test"}[self.settings.selection]
             accuracy = f"{images} accuracy {row['accuracy']:.4f} (source {self.source_accuracy:.4f})"
         log.info(
             "%sepoch %d/%d %-5s loss %.4f %s retention %.4f %.1f s%s",
