@@ -17,7 +17,7 @@ from seam.data.kinds import cifar, cifar10, cifar100
 from seam.data.kinds.registry import KINDS, class_groups, class_names, prepare_dataset
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.files import json_digest, sha256
+from seam.files import json_digest, read_json, sha256
 
 # ------------------------------------------------------------------ what is known before any job
 
@@ -147,7 +147,7 @@ def test_the_manifest_says_what_is_there(digits):
 
 
 def test_the_same_data_are_the_same_files(digits, tmp_path):
-    assert prepare_dataset({"kind": "digits"}, tmp_path) == json.loads((digits / "dataset.json").read_text())
+    assert prepare_dataset({"kind": "digits"}, tmp_path) == read_json(digits / "dataset.json")
 
 
 def test_a_subset_has_its_own_labels(digits, tmp_path):
@@ -191,7 +191,7 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path):
                 with suppress(UserError):
                     open_dataset(tmp_path)
     path.write_text(json.dumps(manifest | {"mean": [0.0, 0.0, 0.0]}))
-    with pytest.raises(UserError, match="its manifest does not have its digest"):
+    with pytest.raises(UserError, match="dataset.json is damaged, its content does not have its digest"):
         open_dataset(tmp_path)
 
 

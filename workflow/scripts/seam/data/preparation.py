@@ -18,7 +18,7 @@ import numpy as np
 
 from seam.data.decoding import LARGE, count_cores, read_image, stored_size
 from seam.data.storage import Split
-from seam.files import atomic_write, json_digest, reserve, sha256, write_json, write_text
+from seam.files import atomic_write, reserve, sha256, write_json, write_text
 from seam.process import die_with_parent
 
 CHUNK = 200  # images that a worker decodes in one call
@@ -82,7 +82,6 @@ def write_dataset(
         "augmentation": augmentation,
         "sha256": {file.name: sha256(file) for file in written},
     }
-    content["digest"] = json_digest(content)
     write_json(manifest, content)
     return content
 
