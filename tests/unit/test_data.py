@@ -195,12 +195,20 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_a_failed_second_try_leaves_no_manifest_of_the_first(tmp_path, monkeypatch):
-    prepare_dataset({"kind": "digits"}, tmp_path)
-    monkeypatch.setattr("seam.data.preparation.channel_statistics", lambda split: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
-    assert not (tmp_path / "dataset.json").exists()
+def test_a_failed_second_try_leaves_the_first_data_set(tmp_path, monkeypatch):
+    manifest = prepare_dataset({"kind": "digits"}, tmp_path)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("seam.data.preparation.channel_statistics", lambda split: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays", "dataset.json"}
+    assert open_dataset(tmp_path).classes == manifest["classes"]
+    (tmp_path / ".arrays.new").mkdir()  # of a killed process
+    prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
+    assert open_dataset(tmp_path).classes == ["1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays", "dataset.json"}
 
 
 # ------------------------------------------------------------------ CIFAR-10 and CIFAR-100

@@ -174,13 +174,17 @@ def test_a_transfer_that_hardly_moves_ends_in_a_sentence(site, tmp_path, monkeyp
     for name, value in {"STALL": 0.2, "WINDOW": 0.3, "SLOWEST": 100_000}.items():
         monkeypatch.setattr(f"seam.download.{name}", value)
     site.drip = (size, pause)
-    with pytest.raises(UserError, match="no byte arrived for 0.2 seconds, or fewer than 100000 per second over 0.3 s.*: run again"):
+    with pytest.raises(
+        UserError, match="no byte arrived for 0.2 seconds, or fewer than 100000 per second over 0.3 s.*: run again"
+    ):
         fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM, attempts=2)
     assert names(tmp_path) == {"file.bin.partial"}  # a later run resumes it
     assert site.requests[1][1].startswith("bytes=")
 
 
-@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+@pytest.mark.parametrize(
+    "begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)
 def test_headers_that_never_end_end_in_a_sentence(tmp_path, monkeypatch, begin):
     """A byte every few milliseconds: a socket's timeout never ends that. The last one is in the size of a chunk."""
     for name, value in {"STALL": 0.5, "WINDOW": 0.3}.items():

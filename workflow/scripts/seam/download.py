@@ -219,7 +219,9 @@ def _receive(url: str, partial: Path, progress: bool, most: int, transfer: _Tran
                 return
             transfer.restart()
             file = open(partial, "ab" if done else "wb")  # noqa: SIM115 (closed by the block below)
-        bar = tqdm(total=total, initial=done, desc=partial.stem, unit="B", unit_scale=True, disable=not progress or None)
+        bar = tqdm(
+            total=total, initial=done, desc=partial.stem, unit="B", unit_scale=True, disable=not progress or None
+        )
         with file, bar:
             # Each read is of the bytes as they are on the server, and returns what has arrived.
             while chunk := response.raw.read1(1 << 16, decode_content=False):
