@@ -61,15 +61,21 @@ INLINE vec at_least(vec x, vec low) { return choose(x < low, low, x); }
 INLINE vec at_most(vec x, vec high) { return choose(x > high, high, x); }
 #endif
 
+/* Lane i takes lane source[i]. Clang has no general shuffle by a variable, and makes loads of a loop: without its
+   processor's instruction a network of one image takes up to 1.4 times as long. */
+#if defined(__clang__) && LANES == 16 && defined(__AVX512F__)
+INLINE vec permuted(vec x, ivec source) { return (vec)_mm512_permutexvar_ps((__m512i)source, (__m512)x); }
+#elif defined(__clang__) && LANES == 8 && defined(__AVX2__)
+INLINE vec permuted(vec x, ivec source) { return (vec)_mm256_permutevar8x32_ps((__m256)x, (__m256i)source); }
+#elif defined(__clang__)
 INLINE vec permuted(vec x, ivec source) {
-#ifdef __clang__
   vec y;
   for (int i = 0; i < LANES; i++) y[i] = x[source[i] & (LANES - 1)];
   return y;
-#else
-  return __builtin_shuffle(x, source);
-#endif
 }
+#else
+INLINE vec permuted(vec x, ivec source) { return __builtin_shuffle(x, source); }
+#endif
 
 /* e^x within 2 units in the last place: 2^n times a polynomial on -ln(2)/2 .. ln(2)/2 (Taylor's, to the 7th power). */
 INLINE vec exponential(vec x) {
