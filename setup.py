@@ -9,8 +9,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "workflow/scripts"))
-from seam.engine.compiler import build_all, find_compiler  # noqa: E402 (the package that is built)
-from seam.engine.errors import EngineError  # noqa: E402
+from seam.engine.compiler import build_all, find_compiler
+from seam.engine.errors import EngineError
 
 FOLDER = "seam/engine/built"
 
