@@ -255,7 +255,7 @@ def test_changed_code_that_no_job_imports_reruns_nothing(run):
     """No job of this config reads a published data set, and none depends on how the config is read."""
     files = ["data/kinds/action40.py", "data/kinds/published.py", "resources/action40_classes.txt", "download.py"]
     with contextlib.ExitStack() as stack:
-        for file in [*files, "config/plan.py", "cli.py"]:
+        for file in [*files, "config/plan.py", "cli/main.py"]:
             stack.enter_context(changed(run, f"seam/{file}"))
         assert planned(run) == {}
 
