@@ -210,17 +210,19 @@ INLINE void block(const int outputs, const int RY, const int RX, const int SX, c
                                           int part) {                                                                \
     block(O, Y, X, S, op, in, out, other, group, part);                                                              \
   }
-ALL_OF(DEFINE, 1)
-ALL_OF(DEFINE, 2)
-SMALL(DEFINE, 0)
+#ifndef SEAM_KERNELS /* `seam compile` names those that its model needs */
+#define SEAM_KERNELS(X) ALL_OF(X, 1) ALL_OF(X, 2) SMALL(X, 0)
+#endif
+SEAM_KERNELS(DEFINE)
 
 typedef void BlockFunction(const Op *, const char *, vec *, const vec *, int, int);
 #define ENTRY(O, Y, X, S) {O, Y, X, S, block_##O##_##Y##_##X##_##S},
 static const struct {
   int32_t outputs, rows, columns, stride;
   BlockFunction *run;
-} block_kernels[] = {ALL_OF(ENTRY, 1) ALL_OF(ENTRY, 2) SMALL(ENTRY, 0)};
+} block_kernels[] = {SEAM_KERNELS(ENTRY)};
 
+#ifndef SEAM_EMITTED
 /* Writes (channels, rows, columns, stride) of the block kernel `index`. Returns 0 if there is none. */
 int seam_kernel(int index, int32_t *shape) {
   if (index < 0 || index >= (int)(sizeof block_kernels / sizeof *block_kernels)) return 0;
@@ -230,6 +232,7 @@ int seam_kernel(int index, int32_t *shape) {
   shape[3] = block_kernels[index].stride;
   return 1;
 }
+#endif
 
 /* The first of a thread's groups: each thread gets as many entries of the lists as another. */
 static int share(const Op *op, int thread, int threads) {
@@ -339,7 +342,7 @@ static void transfer(const Op *op, float *workspace, float *picture, int images,
         }
 }
 
-void seam_operation(const Op *op, float *workspace, float *picture, int images, int thread, int threads) {
+SEAM_FUNCTION void seam_operation(const Op *op, float *workspace, float *picture, int images, int thread, int threads) {
   if (op->kind == CONVOLVE) {
     convolve(op, workspace, thread, threads);
     return;
