@@ -42,7 +42,7 @@ from seam.reuse.provenance import environment, provenance
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings, for_few_images
+from seam.settings import SearchSettings, choose_batch_size, for_few_images
 from seam.training.checkpoint import Checkpoint
 
 
@@ -166,6 +166,9 @@ class Reengineering:
             self.problem = replace(self.problem, train=parts[0], holdout=parts[1])
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
+        if not self.settings.batch_size:
+            size = choose_batch_size(len(train), self.settings.epochs)
+            self.settings = replace(self.settings, batch_size=size)
 
         def batches_of(split: Split, subset: Subset, **options: Any) -> Any:
             return batches(

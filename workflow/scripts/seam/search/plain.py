@@ -53,7 +53,7 @@ def search(
         weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches))
-        training = prepare_budget_training(model, head, masks, budget, settings, len(batches), **weighted)
+        training = prepare_budget_training(model, head, masks, budget, settings, **weighted)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure)
             mask_search.search(training, selection)
