@@ -8,7 +8,7 @@ from colours import ARCHITECTURE, binary_searches
 
 import seam
 from seam.errors import UserError
-from seam.files import load_tensors, save_tensors
+from seam.files import load_tensors, read_json, save_tensors
 from seam.masks.bits import unpack_bits
 from seam.models.weights import open_source
 from seam.reuse.baselines import Baseline, apply_bits, train_baseline
@@ -52,7 +52,7 @@ def test_a_baseline_keeps_as_many_weights_and_trains_as_long_as_the_search(searc
     searched = json.loads((found / "metrics.json").read_text())
     folder = found / "baselines" / baseline
     history = pd.read_csv(folder / "history.csv")
-    assert metrics == json.loads((folder / "metrics.json").read_text())
+    assert metrics == read_json(folder / "metrics.json")
     assert len(history) == metrics["epochs"] == searched["epochs"]
     assert history["accuracy"].max() == metrics["holdout_accuracy"]["baseline"]
     assert history["accuracy"].argmax() == metrics["selected_epoch"] - 1
