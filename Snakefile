@@ -33,6 +33,7 @@ include: "workflow/rules/baselines.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/partial.smk"
 include: "workflow/rules/planned.smk"
 include: "workflow/rules/estimate.smk"
@@ -50,5 +51,6 @@ rule all:
         rules.indirect.input,
         rules.summary.input,
         rules.baselines.input if BASELINES else [],
+        rules.report.output,
     message:
         "All results are complete"

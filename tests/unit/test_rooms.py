@@ -62,6 +62,7 @@ RULES = {
     "collect_direct": f"{FILES} report",
     "collect_indirect": f"{FILES} report",
     "summarise": f"{FILES} report",
+    "make_report": f"cost {FILES} report",
     "plot_direct": f"{FILES} report",
     "plot_indirect": f"{FILES} report",
 }
