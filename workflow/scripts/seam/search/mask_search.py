@@ -65,6 +65,7 @@ class MaskSearch:
         """
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
         self.measure = measure
+        run.most_epochs, run.name = settings.epochs, name
         self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
