@@ -26,7 +26,7 @@ PUBLISHED = {
 }
 # The block of the settings that has a student's number of epochs, by rule.
 BLOCKS = {"finetune_seam_head": "head", "finetune_seam_masks": "search"} | dict.fromkeys(
-    ("finetune_standard", "retrain", "finetune_seam"), "settings"
+    ("finetune_standard", "retrain", "finetune_remos", "finetune_seam"), "settings"
 )
 
 Job = dict[str, Any]  # as rules/planned.smk writes it
@@ -130,6 +130,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         train, outputs = steps_each * images["test"], 2 * images["test"]
     elif rule == "evaluate_defects":  # as they are, and perturbed
         outputs = 2 * images["test"]
+        if steps := job["params"].get("adaptive"):
+            train, outputs = steps * images["test"], 3 * images["test"]
     return inventory.steps(model, dataset, batch_size, train, outputs)
 
 
