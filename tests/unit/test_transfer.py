@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.files import load_tensors
+from seam.files import load_tensors, read_json
 from seam.masks.bits import unpack_bits
 from seam.masks.layers import maskable
 from seam.models.weights import open_source
@@ -217,7 +217,7 @@ def test_an_attack_on_the_student_itself_is_one_more_number(attack, student, dat
     metrics = []
     for adaptive in (True, True, False):
         evaluate_defects(folder, attack, dataset_folder, "cpu", architecture=ARCHITECTURE, adaptive=adaptive)
-        metrics.append(json.loads((folder / "metrics.json").read_text()))
+        metrics.append(read_json(folder / "metrics.json"))
     first, again, without = metrics
     assert first == again
     assert {**without, "right_adaptive": first["right_adaptive"]} == {
