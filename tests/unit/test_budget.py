@@ -196,3 +196,19 @@ def test_a_search_is_repeatable_and_resumes_exactly(tmp_path):
     assert len(resumed.history) == 5
     assert without_time(resumed.history) == without_time(whole.history)
     assert all(torch.equal(resumed.bits[name], whole.bits[name]) for name in whole.bits)
+
+
+def test_a_latency_budget_follows_the_measured_costs_of_layers():
+    network = model("vgg").source
+    table = {"fixed_ms": 0.5, "weight_ms": {f"{name}.weight": 1e-3 * (5 - place) for place, name in enumerate("049")}}
+    parameters = dict(network.named_parameters())
+    table["weight_ms"] = {name: time for name, time in table["weight_ms"].items() if name in parameters}
+    settings = SearchSettings(**search_settings({"budget": {"latency_ms": 1.5, "epochs": 4, "batch_size": 16}}))
+    torch.manual_seed(1)
+    result = search(model("vgg"), batches(), batches(48), 0.9, settings, layer_costs=table)
+    kept = {name: int(bits.sum()) for name, bits in result.bits.items()}
+    expected = 0.5 + sum(time * kept[name] for name, time in table["weight_ms"].items())
+    assert result.budget["cost"] * result.budget["whole"] == pytest.approx(expected)
+    assert 0.95 * 1.5 < expected <= 1.5
+    with pytest.raises(UserError, match="needs a table"):
+        search(model("vgg"), batches(), batches(48), 0.9, settings)

@@ -458,6 +458,16 @@ attack/clip = [0]
     attack.clip has 1 value, but needs exactly 2.
 attack/clip = [2.2, 2.2]
     attack.clip is the list [2.2, 2.2], but its first value must be less than its second.
+direct_reuse/0/search = {budget: {weights: 0.1, macs: 0.2}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives weights, macs.
+direct_reuse/0/search = {budget: {epochs: 20}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives none.
+search/budget = {weights: 0.1, batch: 4}
+  search.budget has batch, which only a budget in latency_ms takes: remove it.
+search/budget = {latency_ms: 2, engine: onnxruntime}
+  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+search/budget = {weights: 1.5}
+  search.budget.weights is 1.5, but must be ...
 """
 
 

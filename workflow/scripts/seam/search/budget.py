@@ -212,21 +212,27 @@ def rank_within_budget(accuracy: float, cost: float, budget: float) -> tuple[flo
 
 
 def prepare_budget(
-    masks: Masks, network: nn.Module, images: torch.Tensor, settings: SearchSettings, batches: int
+    masks: Masks,
+    network: nn.Module,
+    images: torch.Tensor,
+    settings: SearchSettings,
+    batches: int,
+    layer_costs: Mapping[str, Any] | None = None,
 ) -> Budget:
     """Return the budget of `settings` for masks on a network.
 
-    images: some of those that it runs on. batches: the number in an epoch. Raises UserError if it cannot be met.
+    images: some of those that it runs on. batches: the number in an epoch. layer_costs: see `latency_cost`. Raises
+    UserError if it cannot be met.
     """
     assert settings.budget is not None
     unit = budget_unit(settings.budget)
-    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images)
+    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images, layer_costs)
     value = float(settings.budget[unit])
     share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
     require_reachable(cost, masks, share, f"{unit}: {value:g}")
     if share >= 1:
         log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)
-    prices = relative_prices(make_cost(settings.price, masks, network, images), masks)
+    prices = relative_prices(make_cost(settings.price, masks, network, images, layer_costs), masks)
     budget = Budget(masks, cost, min(share, 1.0), (settings.epochs - 1) * batches, prices)
     budget.name = f"{unit}: {value:g}"
     return budget
