@@ -18,7 +18,9 @@ def test_a_weight_of_a_larger_map_costs_more_and_the_table_adds_up():
     weights = table["weight_ms"]
     parameters = dict(module.named_parameters())
     assert list(weights) == calls_of(module, torch.zeros(1, 3, 32, 32))
-    assert weights["layer1.1.conv1.weight"] > 2 * weights["layer2.1.conv1.weight"] > 4 * weights["layer3.1.conv1.weight"]
+    assert (
+        weights["layer1.1.conv1.weight"] > 2 * weights["layer2.1.conv1.weight"] > 4 * weights["layer3.1.conv1.weight"]
+    )
     for density, measured in zip(table["densities"], table["measured_ms"], strict=True):
         modelled = table["fixed_ms"] + sum(time * density * parameters[name].numel() for name, time in weights.items())
         assert modelled == pytest.approx(measured, rel=0.5)  # other programs may disturb the measurement

@@ -27,6 +27,7 @@ from seam.models.surgery import to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
+from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
@@ -180,6 +181,7 @@ class Reengineering:
             images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
         self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
         self.layer_costs = None if layer_costs is None else read_json(layer_costs)
         tables = {} if layer_costs is None else {"layer costs": sha256(layer_costs)}
@@ -193,8 +195,16 @@ class Reengineering:
         """Search alone, not in a stack; return the result."""
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
-            self.layer_costs,
+            self.layer_costs, self._distillation(),
         )  # fmt: skip
+
+    def _distillation(self) -> Distillation | None:
+        share = (self.settings.budget or {}).get("distillation")
+        if not share:
+            return None
+        outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
+        frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
+        return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
     def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
         """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.

@@ -22,6 +22,7 @@ from seam.masks.bits import pack_bits
 from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
 from seam.masks.masks import Masks
 from seam.precision import forward
+from seam.search.distillation import Distillation
 from seam.search.mask_search import MaskSearch, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
 from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
@@ -244,14 +245,16 @@ def prepare_budget_training(
     masks: Masks,
     budget: Budget,
     settings: SearchSettings,
-    loss: Loss = cross_entropy,
+    distillation: Distillation | None = None,
 ) -> MaskTraining:
     """Return the training of a search that meets a budget. Rates fall to zero along a cosine."""
+    loss = cross_entropy if distillation is None else distillation.loss
     steps = max(budget.steps, 1)
     return BudgetTraining(
         model, head, masks, lr_mask=settings.lr_mask * math.sqrt(RATE_STEPS / steps), lr_head=settings.lr_head,
         alpha=0.0, rate_factor=cosine(steps), loss=loss, constraint=budget,
         head_step=lambda optimizer: observing_step(model, optimizer, budget, loss),
+        wrap=None if distillation is None else distillation.observed,
     )  # fmt: skip
 
 

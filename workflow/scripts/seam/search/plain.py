@@ -12,6 +12,7 @@ from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
+from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
 from seam.search.training import prepare_training
 from seam.settings import SearchSettings
@@ -27,6 +28,7 @@ def search(
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
     layer_costs: Mapping[str, Any] | None = None,
+    distillation: Distillation | None = None,
 ) -> SearchResult:
     """Search the masks and the head of `model`, which `with_head` made; return the result.
 
@@ -35,6 +37,7 @@ def search(
     batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
     layer_costs: what weights cost in an engine, if the settings count latency (see `seam.masks.costs.latency_cost`).
+    distillation: from the source model, in a search that meets a budget.
 
     Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
     not finite or no weight is left.
@@ -47,7 +50,7 @@ def search(
         masks = Masks(network, exclude)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
-        training = prepare_budget_training(model, head, masks, budget, settings)
+        training = prepare_budget_training(model, head, masks, budget, settings, distillation)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget)
             mask_search.search(training, selection)
