@@ -8,7 +8,9 @@ import time
 
 from workflows import ROOT
 
-LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
+LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect", "report"}
+    "report"
+}
 
 
 GPU = {

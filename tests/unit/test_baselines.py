@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +48,7 @@ def kept(folder, source):
 @pytest.mark.parametrize("baseline", MASKED)
 def test_a_baseline_keeps_as_many_weights_and_trains_as_long_as_the_search(search, baseline, tmp_path):
     metrics, found = run(search, baseline), Path(search["folder"])
-    searched = json.loads((found / "metrics.json").read_text())
+    searched = read_json(found / "metrics.json")
     folder = found / "baselines" / baseline
     history = pd.read_csv(folder / "history.csv")
     assert metrics == read_json(folder / "metrics.json")
@@ -83,7 +82,7 @@ def test_training_from_nothing_keeps_the_positions_of_the_search_and_none_of_its
 
     monkeypatch.setattr(Baseline, "save", note)
     metrics = run(search, "scratch")
-    searched = json.loads((Path(search["folder"]) / "metrics.json").read_text())
+    searched = read_json(Path(search["folder"]) / "metrics.json")
     assert (metrics["kept"], metrics["epochs"]) == (searched["kept"], searched["epochs"])
     assert metrics["settings"]["training"]["epochs"] == searched["epochs"]
     ((bits, model),) = trained

@@ -29,7 +29,7 @@ from seam.evaluation import (
     source_accuracy,
     source_predictions,
 )
-from seam.files import save_tensors, write_csv, write_json
+from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.masks.layers import maskable
@@ -39,6 +39,7 @@ from seam.models.surgery import initialise_head, to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
+from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
@@ -140,13 +141,15 @@ class Reengineering:
         device: str,
         checkpoint: str | Path,
         architecture: str | None = None,
+        layer_costs: str | Path | None = None,
     ) -> None:
         """Draw the problem's images, measure the source model on them, and prepare the search.
 
         model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
-        file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the source
-        model is no better than guessing.
+        file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
+        table that a latency budget needs (see `seam.cost.layer_costs`). Raises UserError if the source model is no
+        better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
@@ -218,8 +221,13 @@ class Reengineering:
             assert isinstance(head, nn.Linear)
             initialise_head(head, outputs_of_classes(self.problem, source.classes))
         self.model.to(self.device)
+        self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
+        self.layer_costs = None if layer_costs is None else read_json(layer_costs)
+        tables = {} if layer_costs is None else {"layer costs": sha256(layer_costs)}
+        self.provenance = provenance(
+            names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder, **tables
+        )
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes), self.class_weights
 
@@ -230,8 +238,18 @@ class Reengineering:
         """Search alone, not in a stack; return the result."""
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
-            class_weights=self.class_weights, measure=self.measure,
+            self.layer_costs, self._distillation(), class_weights=self.class_weights, measure=self.measure,
         )  # fmt: skip
+
+    def _distillation(self) -> Distillation | None:
+        share = (self.settings.budget or {}).get("distillation")
+        if not share:
+            return None
+        outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
+        frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
+        if self.is_balanced:  # all classes count the same
+            frequencies = [1] * len(frequencies)
+        return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
     def _test_metrics(self, model: Any) -> dict[str, Any]:
         """Return what metrics.json says of the test images. Raises UserError if the model has a single answer."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
+from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
 from seam.search.training import prepare_training, weighted_cross_entropy
 from seam.settings import SearchSettings
@@ -26,6 +28,8 @@ def search(
     source_accuracy: float,
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
+    layer_costs: Mapping[str, Any] | None = None,
+    distillation: Distillation | None = None,
     *,
     class_weights: Sequence[float] | None = None,
     measure: Measure = evaluation.accuracy,
@@ -38,6 +42,8 @@ def search(
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
     class_weights: how often an image of each class counts in the loss. measure: the accuracy by which epochs are
     compared, plain or balanced.
+    layer_costs: what weights cost in an engine, if the settings count latency (see `seam.masks.costs.latency_cost`).
+    distillation: from the source model, in a search that meets a budget.
 
     Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
     not finite or no weight is left.
@@ -52,13 +58,13 @@ def search(
     if class_weights is not None:
         weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
-        budget = prepare_budget(masks, network, images, settings, len(batches))
-        training = prepare_budget_training(model, head, masks, budget, settings, **weighted)
+        budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
+        training = prepare_budget_training(model, head, masks, budget, settings, distillation, **weighted)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure)
             mask_search.search(training, selection)
         return mask_search.result(network)
-    cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images)
+    cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
     training = prepare_training(model, head, masks, settings, len(batches), **weighted)
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
