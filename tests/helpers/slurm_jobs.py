@@ -9,8 +9,6 @@ import time
 from workflows import ROOT
 
 LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect", "report"}
-    "report"
-}
 
 
 GPU = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def time_left(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def job_name(log: str | Path) -> str:
+def job_name(log: str | os.PathLike[str]) -> str:
     """Return the name of a job from the path of its log: results/logs/RULE/MODEL/binary/cat.log."""
     parts = Path(log).with_suffix("").parts
     inner = parts[parts.index("logs") + 1 :] if "logs" in parts else parts[-1:]

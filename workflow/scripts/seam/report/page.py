@@ -217,6 +217,11 @@ def per_cent(value: Any, decimals: int = 1) -> Number:
     return Number(None if value is None or pd.isna(value) else 100 * float(value), decimals)
 
 
+def optional(value: Any, decimals: int = 0) -> Number:
+    """Return a number of a table, which may be missing."""
+    return Number(None if pd.isna(value) else float(value), decimals)
+
+
 def problems_table(problems: Table) -> str:
     """Return the table of the target problems: the main columns; the CSV files have them all."""
     names = engines(problems)
@@ -282,9 +287,7 @@ def whole_table(summary: Table) -> str:
     names = [name for name in summary.columns if name != "folder"]
     rows = [
         [
-            Number(None if pd.isna(value) else float(value), 0 if name.startswith(COUNTS) else 2)
-            if pd.api.types.is_number(value)
-            else value
+            optional(value, 0 if str(name).startswith(COUNTS) else 2) if pd.api.types.is_number(value) else value
             for name, value in row[names].items()
         ]
         for _, row in summary.iterrows()
@@ -442,7 +445,7 @@ def run_times(folder: Path) -> dict[str, list[list[object]]]:
             seconds, memory = float(row["s"]), pd.to_numeric(row["max_rss"], errors="coerce")
         except (ValueError, KeyError, IndexError, OSError):
             continue
-        found[where].append([rule, Number(seconds, 1), Number(None if pd.isna(memory) else float(memory))])
+        found[where].append([rule, Number(seconds, 1), optional(memory)])
     return dict(found)
 
 
