@@ -21,13 +21,17 @@ SETTINGS = [
 LATENCY = ["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads"]
 
 
-def columns(engines: list[str], settings: list[str]) -> list[str]:
+BUDGET = ["budget", "budget_limit", "budget_cost", "budget_met"]  # if a problem of the run has a budget
+
+
+def columns(engines: list[str], settings: list[str], budget: bool = False) -> list[str]:
     """Return the columns of a table, which are the same whether it has rows or not."""
     return [
         *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
+        *(BUDGET if budget else []),
         *(f"{name}_{engine}" for engine in engines for name in LATENCY),
         *["epochs", "selected_epoch", "seconds", "images_train", "images_holdout", "images_test"],
         *(f"search_{name}" for name in settings),
@@ -61,6 +65,9 @@ def row(
         **{f"search_{name}": problem["settings"].get(name) for name in settings},
         "folder": problem.path.parent.as_posix(),
     }
+    if budget := problem.data.get("budget"):
+        values = budget["name"], budget["limit"], budget["cost"], int(budget["met"])
+        cells |= dict(zip(BUDGET, values, strict=True))
     for engine, times in latency.items():
         slow, fast = times["source_ms_mean"], times["reengineered_ms_mean"]
         values = slow, fast, slow / fast, times["threads"]
@@ -77,7 +84,9 @@ def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: 
     problems, counts = records(metrics), records(macs)
     times = {(Path(path).parent, Path(path).stem.removeprefix("latency_")): Record(path) for path in latency}
     sources = {folder.name: record for folder, record in records(models).items()}
-    settings = with_others(SETTINGS, (name for problem in problems.values() for name in problem["settings"]))
+    names = (name for problem in problems.values() for name in problem["settings"] if name != "budget")
+    settings = with_others(SETTINGS, names)
+    budget = any("budget" in problem.data for problem in problems.values())
     rows: dict[str, list[dict[str, Any]]] = {"binary": [], "multiclass": []}
     for folder, problem in problems.items():
         if folder not in counts:
@@ -90,7 +99,7 @@ def tables(metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: 
         missing = sum((folder, engine) not in times for folder in problems)
         if missing:
             log.warning("no latency by %s for %d of %d problems", engine_name(engine), missing, len(problems))
-    return {kind: pd.DataFrame(cells, columns=columns(engines, settings)) for kind, cells in rows.items()}
+    return {kind: pd.DataFrame(cells, columns=columns(engines, settings, budget)) for kind, cells in rows.items()}
 
 
 def write_tables(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,14 @@ def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
 
 
 def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
-    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done."""
+    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done.
+
+    Searches with a budget or a penalty by cost are not stacked.
+    """
+    first = SearchSettings(**searches[0]["settings"])
+    if first.budget is not None or first.price != "weights":
+        log.info("searches with a budget or a penalty by cost are not stacked: they run one by one")
+        return {}
     from seam.search.stacked import search_stack  # only a GPU needs it
 
     ready, done = [], {}
@@ -169,7 +175,7 @@ class Reengineering:
         )
         self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
+        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
@@ -205,13 +211,14 @@ class Reengineering:
             **self.names,
             "classes": list(problem.classes),
             "seed": self.seed,
-            "settings": asdict(self.settings),
+            "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
             "kept": kept,
+            **({} if result.budget is None else {"budget": result.budget}),
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
             "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted
