@@ -145,9 +145,8 @@ def run(options: argparse.Namespace) -> int:
         shrinking.check_export(images)
         count = training_images(images.train.labels, images.classes, choices)
         choices.settings = search_choice(count, budget, options.epochs, options.search)
-        say(
-            f"searching {choices.problem} {choices.target}: {choices.settings['epochs']} epochs, about {count} images each"
-        )
+        epochs = choices.settings["epochs"]
+        say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
         shrinking.search()
         progress.close_line()
         shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")))

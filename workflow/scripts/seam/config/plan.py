@@ -44,6 +44,7 @@ class ProblemSpec:
     classes: list[str]  # binary: the target class alone; multiclass: the group's classes, in the head's order
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
+    baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 classes=list(classes),
                 settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
                 timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                baselines=tuple(entry.get("baselines", config["baselines"])),
             )
             problems.append(problem)
     return problems

@@ -70,8 +70,8 @@ def render_card(card: Card) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in card["settings"].items() if value is not None)
     crop, counts = steps["crop"], card["images"]
     preprocessing = (
-        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, values from 0 "
-        f"to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` [batch, 3, {crop}, {crop}], "
+        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, values from "
+        f"0 to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` [batch, 3, {crop}, {crop}], "
         f"output `logits` [batch, {len(card['classes'])}] in the order of `labels.txt`."
     )
     images = f"{counts['train']} training, {counts['holdout']} held-out and {counts['test']} test images"
@@ -98,8 +98,8 @@ Preprocessing: {preprocessing}
 {source["sha256"]}).
 - Licence of the source model: {source["licence"]}.
 - Data: {data["name"]}, {images}. Licence of the data: {data["licence"]}.
-- Method: SeaM, a mask search (Qi et al., ICSE 2023), epoch {card["selected_epoch"]} of {card["epochs"]} selected on the \
-{card["selection"]} images, seed {card["seed"]}.
+- Method: SeaM, a mask search (Qi et al., ICSE 2023). Epoch {card["selected_epoch"]} of {card["epochs"]}, selected on \
+the {card["selection"]} images; seed {card["seed"]}.
 - Hyper-parameters: {settings}.
 - Versions: {", ".join(f"{name} {version}" for name, version in card["versions"].items())}.
 """

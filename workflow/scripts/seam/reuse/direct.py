@@ -183,22 +183,29 @@ class Reengineering:
         """Search alone, not in a stack; return the result."""
         return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
 
+    def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
+        """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
+
+        bits: {name: boolean mask}. head: the state of the head.
+        """
+        save_tensors(
+            self.folder / "masks.safetensors",
+            {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+            | {f"head/{name}": value for name, value in head.items()},
+            {
+                "source": os.path.relpath(self.model_folder, self.folder),
+                "source_sha256": self.provenance["source model"],
+                "classes": self.problem.classes,
+                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys()),
+            },
+        )
+
     def save(self, result: SearchResult) -> dict[str, Any]:
         """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        save_tensors(
-            folder / "masks.safetensors",
-            {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
-            | {f"head/{name}": value for name, value in result.head.items()},
-            {
-                "source": os.path.relpath(self.model_folder, folder),
-                "source_sha256": self.provenance["source model"],
-                "classes": problem.classes,
-                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
-            },
-        )
+        self.save_model(result.bits, result.head)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
         model = load_reengineered(folder, architecture=self.architecture)
