@@ -709,8 +709,10 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
     ("name", "folder"),
     [
         ("cat", "cat"), ("aquarium_fish", "aquarium_fish"), ("large_man-made_outdoor_things",) * 2, ("0", "0"),
-        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"), ("../x", "x"),
-        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"), ("_x", "_x"),
+        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"),
+        ("../x", "x"),
+        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("_x", "_x"),
+        ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"),
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):

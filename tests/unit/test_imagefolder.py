@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -8,6 +9,7 @@ import re
 import socket
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -32,6 +32,7 @@ ORDER = [
     {"reuse"},
     {"config"},
     {"report"},
+    {"delivery"},
     {"bench"},
     {"planning", "cli"},
 ]

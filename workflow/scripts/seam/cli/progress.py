@@ -38,12 +38,12 @@ class Progress(logging.Handler):
         _, epoch, epochs, _, _, accuracy, retention, _, event = arguments[:9]
         if not self.first:
             self.first, self.start = int(epoch), time.monotonic()
-        done = int(epoch) - self.first
+        done, best = int(epoch) - self.first, ", the best so far" if "selected" in str(event) else ""
         left = ""
         if done:
             seconds = (time.monotonic() - self.start) / done * (int(epochs) - int(epoch))
             left = f", {duration(seconds)} left"
-        line = f"epoch {epoch}/{epochs}: {accuracy}, {retention:.1%} of the weights kept{event}{left}"
+        line = f"epoch {epoch}/{epochs}: {accuracy}, {retention:.1%} of the weights kept{best}{left}"
         if self.rewrites:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             self.is_open = True

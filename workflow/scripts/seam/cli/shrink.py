@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,8 @@ def run(options: argparse.Namespace) -> int:
         if not (options.quiet or options.json):
             print(text, file=sys.stderr, flush=True)
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of packages, which a user cannot do anything about
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         use_one_thread(options.threads)
         for note in choices.notes:
@@ -151,7 +154,7 @@ def run(options: argparse.Namespace) -> int:
         progress.close_line()
         shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")))
         say("writing the folder")
-        about = {"licence": options.licence, "data_licence": options.data_licence, "data": options.data}
+        about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
         card = shrinking.deliver(out, about)
     except SystemExit:
         print(f"To resume, run the same command again; {work} keeps what is done.", file=sys.stderr)
@@ -170,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
 def require_own(out: Path) -> None:
     """Raise UserError if the folder to write holds something else than a delivered model."""
     from seam.errors import UserError
-    from seam.reuse.delivered import WEIGHTS
+    from seam.reuse.cards import WEIGHTS
 
     if out.is_dir() and any(out.iterdir()) and not (out / WEIGHTS).is_file():
         raise UserError(f"{out} holds other files: name a new folder by --out.")

@@ -70,9 +70,9 @@ def render_card(card: Card) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in card["settings"].items() if value is not None)
     crop, counts = steps["crop"], card["images"]
     preprocessing = (
-        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, values from "
-        f"0 to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` [batch, 3, {crop}, {crop}], "
-        f"output `logits` [batch, {len(card['classes'])}] in the order of `labels.txt`."
+        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, "
+        f"values from 0 to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` "
+        f"[batch, 3, {crop}, {crop}], output `logits` [batch, {len(card['classes'])}] in the order of `labels.txt`."
     )
     images = f"{counts['train']} training, {counts['holdout']} held-out and {counts['test']} test images"
     files = "\n".join(f"- `{name}`: {meaning}" for name, meaning in card["files"].items())

@@ -18,7 +18,7 @@ from seam.errors import UserError
 from seam.models.architectures import ARCHITECTURES
 from seam.models.classes import match_classes, normalised_name
 from seam.models.weights import is_weights_file
-from seam.settings import SearchSettings, search_settings
+from seam.settings import BUDGET_SEARCH, SHARED, SearchSettings, search_settings
 
 SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
 KNOWN_NORMALIZATIONS = {
@@ -160,7 +160,12 @@ def search_choice(
         name, _, value = text.partition("=")
         if name not in known:
             raise UserError(f"--search {text} is no setting of a search{did_you_mean(name, known)}.")
-        search[name] = _number(value)
+        if budget is not None and name not in SHARED:
+            if name not in BUDGET_SEARCH:
+                raise UserError(f"--search {text} has no effect with a budget: leave it out, or choose --budget none.")
+            search["budget"][name] = _number(value)
+        else:
+            search[name] = _number(value)
     settings = search_settings({**_defaults(), **search})
     try:
         SearchSettings(**settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,18 @@ def _torchvision(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
     splits = {}
     for split in ("train", "test"):
         options: dict[str, Any] = {"root": cache, "download": True, "train": split == "train", "split": split}
-        dataset = kind(**{key: value for key, value in options.items() if key in parameters})
+        dataset: Any = kind(**{key: value for key, value in options.items() if key in parameters})
         classes = getattr(dataset, "classes", None)
         if classes is None:
             raise UserError(f"--data torchvision:{name} has no class names: it is none of classification.")
-        splits[split] = ((image, str(classes[label])) for image, label in (dataset[i] for i in range(len(dataset))))
+        splits[split] = _named(dataset, classes)
     return splits
+
+
+def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:
+    for number in range(len(dataset)):
+        image, label = dataset[number]
+        yield image, str(classes[label])
 
 
 def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:

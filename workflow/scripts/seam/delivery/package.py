@@ -23,7 +23,7 @@ from seam.evaluation import predict
 from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
-from seam.reuse.delivered import CARD, FORMAT, NETWORK, WEIGHTS
+from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
 from seam.reuse.load import load_reengineered
 
 INT8 = "model-int8.onnx"

@@ -9,17 +9,11 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.files import check_onnx_seal, load_tensors, read_json
+from seam.files import check_onnx_seal, load_tensors
 from seam.models.architectures import ARCHITECTURES, build_model
 from seam.models.surgery import with_head
 from seam.models.weights import load_state, read_classes, read_normalization
-
-CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
-
-
-def is_delivered(folder: str | Path) -> bool:
-    """Return whether `seam shrink` or `seam export` wrote the folder."""
-    return (Path(folder) / CARD).is_file() and (Path(folder) / WEIGHTS).is_file()
+from seam.reuse.cards import NETWORK, WEIGHTS, read_card
 
 
 def load_delivered(folder: str | Path) -> Any:
@@ -33,24 +27,10 @@ def load_delivered(folder: str | Path) -> Any:
     card = read_card(folder)
     tensors, metadata = load_tensors(folder / WEIGHTS)
     classes, normalization = read_classes(metadata, folder / WEIGHTS), read_normalization(metadata, folder / WEIGHTS)
-    module = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
-    module.classes, module.normalization = classes, normalization  # pyright: ignore[reportAttributeAccessIssue]
+    module: Any = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
+    module.classes, module.normalization = classes, normalization
     module.size = card["preprocessing"]["crop"]
     return module.eval().requires_grad_(False)
-
-
-def read_card(folder: str | Path) -> dict[str, Any]:
-    """Return card.json of a delivered folder. Raises UserError if it is not one."""
-    path = Path(folder) / CARD
-    card = read_json(path)
-    preprocessing = card.get("preprocessing") if isinstance(card, dict) else None
-    if (
-        not isinstance(preprocessing, dict)
-        or card.get("format") != FORMAT
-        or type(preprocessing.get("crop")) is not int
-    ):
-        raise UserError(f"{path} is not the card of a model that seam delivered: give the folder of one.")
-    return card
 
 
 def _torch_module(

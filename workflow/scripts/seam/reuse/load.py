@@ -15,7 +15,8 @@ from seam.masks.layers import maskable
 from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.weights import load_state, open_source, read_classes, read_normalization
-from seam.reuse.delivered import is_delivered, load_delivered
+from seam.reuse.cards import is_delivered
+from seam.reuse.delivered import load_delivered
 
 
 def load_reengineered(folder: str | Path, source: str | Path | None = None, architecture: str | None = None) -> Any:
