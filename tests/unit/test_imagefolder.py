@@ -532,7 +532,7 @@ def test_a_folder_of_classes_is_split_class_by_class_and_the_split_is_written_do
     assert found.classes == sorted(counts)
     shares = [np.bincount(split.labels, minlength=3).tolist() for split in (found.train, found.test)]
     assert shares == [[20, 1, 8], [5, 1, 2]]
-    with open(tmp_path / "a" / "split.csv", encoding="utf-8", newline="") as file:
+    with open(tmp_path / "a" / "out" / "split.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["path"] for row in rows) == sorted(map(str, root.rglob("*.png")))
     assert all(Path(row["path"]).parent.name == row["label"] for row in rows)
@@ -545,7 +545,7 @@ def test_a_folder_of_classes_is_split_class_by_class_and_the_split_is_written_do
 
 def test_a_data_set_that_is_split_has_no_record_of_a_draw(root, tmp_path):
     prepare(root, tmp_path / "a")
-    assert not (tmp_path / "a" / "split.csv").exists()
+    assert not (tmp_path / "a" / "out" / "split.csv").exists()
 
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path):
@@ -572,7 +572,7 @@ def test_a_list_without_splits_is_split(tmp_path):
     lines = [f"photos/{name}/{n}.png,{name}" for name in ("cat", "dog") for n in range(5)]
     (tmp_path / "photos.csv").write_text("\n".join(["path,label", *lines]))
     found = prepare(tmp_path / "photos.csv", tmp_path / "a")
-    assert (len(found.train), len(found.test)) == (8, 2) and (tmp_path / "a" / "split.csv").is_file()
+    assert (len(found.train), len(found.test)) == (8, 2) and (tmp_path / "a" / "out" / "split.csv").is_file()
 
 
 @pytest.mark.parametrize(

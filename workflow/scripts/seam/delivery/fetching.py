@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -71,8 +72,7 @@ def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
-    import datasets  # pyright: ignore[reportMissingImports]
-
+    datasets = importlib.import_module("datasets")  # no requirement: most people do without it
     found = datasets.load_dataset(name, cache_dir=cache, trust_remote_code=False)
     train = found["train"]
     images = next((key for key, kind in train.features.items() if type(kind).__name__ == "Image"), None)
