@@ -49,6 +49,20 @@ class SearchSettings:
 
 
 @dataclass(frozen=True)
+class RecoverySettings:
+    """How a re-engineered model is trained after its search: `recovery` of the config. 0 epochs: not at all."""
+
+    epochs: int = 0
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    distillation: float = 1.0
+    temperature: float = 4.0
+    fresh_negatives: bool = False
+
+
+@dataclass(frozen=True)
 class TransferSettings:
     """What all steps of indirect reuse share: the keys of `transfer` of the config that are no block.
 

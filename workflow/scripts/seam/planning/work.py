@@ -109,6 +109,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         for search in job["params"]["searches"]:
             steps.update(_search(search, inventory))
         return dict(steps)
+    if rule == "recover":
+        return _recovery(job["params"]["recovery"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
         return {}
     model, dataset = job["wildcards"]["model"], job["wildcards"].get("dataset") or settings["dataset"]
@@ -141,6 +143,17 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
     return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)
+
+
+def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search alone."""
+    settings, dataset = recovery["settings"], recovery["dataset"]
+    images = inventory.problem(dataset, recovery["problem"], recovery["members"])
+    train = settings["epochs"] * (1 - recovery["holdout"]) * images["train"]
+    outputs = settings["epochs"] * recovery["holdout"] * images["train"] + 2 * images["test"]
+    if settings["distillation"]:
+        outputs += train
+    return inventory.steps(recovery["model"], dataset, settings["batch_size"], train, outputs)
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:

@@ -20,13 +20,16 @@ from seam.evaluation import predict, require_better_than_guessing, source_accura
 from seam.files import save_tensors, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
+from seam.masks.channels import ChannelGroups, find_groups
 from seam.masks.layers import maskable
+from seam.masks.shrink import require_exact_removal, shrink
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import to_channels_last, with_head
+from seam.models.surgery import copy_state, to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
+from seam.search.by_channel import search_channels
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
@@ -167,7 +170,14 @@ class Reengineering:
         self.train = batches_of(
             images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
-        self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        self.size, self.groups = images.size, None
+        if self.settings.granularity == "channel":  # batch norm is not folded, because it trains along
+            self.groups = find_groups(network, torch.zeros(1, 3, *images.size, device=self.device))
+            for sentence in self.groups.sentences():
+                log.info(sentence)
+        else:
+            network = fold(network)
+        self.model = with_head(network, len(source.classes), len(self.problem.classes)).to(self.device)
         names = [*self.names.values(), list(members)]
         self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
@@ -175,6 +185,11 @@ class Reengineering:
 
     def search(self) -> SearchResult:
         """Search alone, not in a stack; return the result."""
+        if self.groups is not None:
+            return search_channels(
+                self.model, self.groups, self.train, self.selection, self.source_accuracy, self.settings,
+                self.checkpoint,
+            )  # fmt: skip
         return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
 
     def save(self, result: SearchResult) -> dict[str, Any]:
@@ -182,24 +197,27 @@ class Reengineering:
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        save_tensors(
-            folder / "masks.safetensors",
-            {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
-            | {f"head/{name}": value for name, value in result.head.items()},
-            {
-                "source": os.path.relpath(self.model_folder, folder),
-                "source_sha256": self.provenance["source model"],
-                "classes": problem.classes,
-                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
-            },
-        )
+        metadata = {
+            "source": os.path.relpath(self.model_folder, folder),
+            "source_sha256": self.provenance["source model"],
+            "classes": problem.classes,
+        }
+        head = {f"head/{name}": value for name, value in result.head.items()}
+        if self.groups is None:
+            network = self.model.get_submodule("source")
+            tensors = {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
+            metadata["unmasked"] = sorted(maskable(network).keys() - result.bits.keys())
+            count = sum(bits.numel() for bits in result.bits.values())
+            kept = sum(int(bits.sum()) for bits in result.bits.values())
+        else:
+            tensors, count, kept = self._without_channels(result, self.groups)
+            metadata["size"] = list(self.size)
+        save_tensors(folder / "masks.safetensors", tensors | head, metadata)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
-        model = load_reengineered(folder, architecture=self.architecture)
+        model = load_reengineered(folder, architecture=self.architecture, recovered=False)
         accuracy = evaluation.accuracy(*predict(model.to(self.device), self.test))
         row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
-        count = sum(bits.numel() for bits in result.bits.values())
-        kept = sum(int(bits.sum()) for bits in result.bits.values())
         holdout = {"source": self.source_accuracy, "reengineered": row["accuracy"]} if self.uses_holdout else None
         metrics = {
             **self.names,
@@ -222,3 +240,23 @@ class Reengineering:
         if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
+
+    def _without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[dict[str, Any], int, int]:
+        """Remove the channels that a search did not keep, and check that this changes no output.
+
+        Returns the tensors of masks.safetensors, the number of the source model's weights, and that of the weights left.
+        """
+        network = open_source(self.model_folder, architecture=self.architecture).module
+        if result.weights is not None:
+            network.load_state_dict(result.weights)
+        bits, images = groups.joined(result.bits), next(iter(self.selection))[0][:64].cpu()
+        require_exact_removal(network, groups, bits, images)
+        count = sum(parameter.numel() for parameter in maskable(network).values())
+        shrink(network, groups, bits)
+        kept = sum(parameter.numel() for parameter in maskable(network).values())
+        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in result.bits.items()}
+        log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
+        tensors = {f"channels/{name}": packed for name, packed in pack_bits(result.bits).items()}
+        if result.weights is not None:
+            tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}
+        return tensors, count, kept

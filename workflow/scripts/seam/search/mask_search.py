@@ -31,12 +31,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class SearchResult:
-    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch."""
+    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
+
+    weights: the state of the network, if a search of channels has trained it.
+    """
 
     bits: Tensors
     head: Tensors
     history: list[dict[str, Any]]
     selected_epoch: int
+    weights: Tensors | None = None
 
 
 class MaskSearch:
