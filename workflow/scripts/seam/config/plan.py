@@ -25,6 +25,7 @@ from seam.config.schema import merged, normalised, read_schema, with_defaults, w
 from seam.config.violations import check_schema
 from seam.data.kinds.registry import class_names, why_unavailable
 from seam.models.weights import is_weights_file
+from seam.settings import search_settings
 
 MASKED = ("seam", "magnitude", "random")  # students of which there is one for each threshold
 COMPARED = ("magnitude", "random")  # students that `compare_at` limits to some of the thresholds
@@ -99,7 +100,7 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 problem=entry["problem"],
                 target=folder_name(target),
                 classes=list(classes),
-                settings=_sorted({**config["search"], **entry.get("search", {}), **override}),
+                settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
                 timing=_sorted({**config["timing"], **entry.get("timing", {})}),
                 recovery=_recovery({**config["recovery"], **entry.get("recovery", {})}),
             )

@@ -146,7 +146,7 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
 
 
 def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
-    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search alone."""
+    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search."""
     settings, dataset = recovery["settings"], recovery["dataset"]
     images = inventory.problem(dataset, recovery["problem"], recovery["members"])
     train = settings["epochs"] * (1 - recovery["holdout"]) * images["train"]

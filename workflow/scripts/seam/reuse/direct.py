@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +178,7 @@ class Reengineering:
             network = fold(network)
         self.model = with_head(network, len(source.classes), len(self.problem.classes)).to(self.device)
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
+        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
@@ -223,13 +222,14 @@ class Reengineering:
             **self.names,
             "classes": list(problem.classes),
             "seed": self.seed,
-            "settings": asdict(self.settings),
+            "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
             "kept": kept,
+            **({} if result.budget is None else {"budget": result.budget}),
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
             "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted
@@ -244,7 +244,7 @@ class Reengineering:
     def _without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[dict[str, Any], int, int]:
         """Remove the channels that a search did not keep, and check that this changes no output.
 
-        Returns the tensors of masks.safetensors, the number of the source model's weights, and that of the weights left.
+        Returns the tensors of masks.safetensors, the number of the source model's weights, and that of those left.
         """
         network = open_source(self.model_folder, architecture=self.architecture).module
         if result.weights is not None:

@@ -1,7 +1,7 @@
 """The search of channels: from all of them down to a budget, along a ramp.
 
 The first epoch trains the head alone. Then channels leave at a hundred moments over the first part of the search, down
-to the budget; the rest of the search trains what is left. Widths are multiples of `channel_multiple` throughout, so
+to the budget; the rest of the search trains what is left. Widths are multiples of `channels.multiple` throughout, so
 that nothing is rounded afterwards.
 """
 
@@ -32,7 +32,7 @@ from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
 from seam.training.run import Batch, Batches, TrainingRun
 
-ADVICE = "lower lr_weights or lr_head"  # if the loss is not finite
+ADVICE = "lower channels.lr, or lr_head of the budget"  # if the loss is not finite
 RAMP = 0.6  # the share of the steps after the first epoch in which channels leave
 SETTLING = 0.05  # the share of the steps before the first channel leaves, so that masks know what they are worth
 MOMENTS = 100  # at which channels leave
@@ -72,7 +72,8 @@ def search_channels(
 ) -> SearchResult:
     """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
 
-    model: is changed in place. groups: of its source network. The other arguments are those of `seam.search.plain.search`. The result has the selected epoch's bits {group: bool
+    model: is changed in place. groups: of its source network. The other arguments are those of
+    `seam.search.plain.search`. The result has the selected epoch's bits {group: bool
     [units]}, head and, if `train_weights` is set, all weights of the network. Only epochs within the budget are
     selected: the one with the best accuracy on `selection`.
 
@@ -80,10 +81,11 @@ def search_channels(
     cannot be met, or if the loss is not finite.
     """
     network, head = model.get_submodule("source"), model.get_submodule("head")
+    channels = settings.of_channels
     name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings)
     teacher = None
-    if settings.distillation and settings.train_weights:
-        teacher = Teacher(copy.deepcopy(network), settings.distillation, settings.temperature)
+    if channels.distillation and channels.train_weights:
+        teacher = Teacher(copy.deepcopy(network), channels.distillation, channels.temperature)
     masks = ChannelMasks(network.requires_grad_(True), groups)
     steps = max(settings.epochs - 1, 1) * len(batches)
     ramp = Ramp(budget, steps)
@@ -93,11 +95,11 @@ def search_channels(
             price = cost.prices(masks.kept)
             # Removed channels do not return: their weights no longer train.
             worth = (masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
-            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), settings.channel_multiple)
+            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), channels.multiple)
 
     training = ChannelTraining(
-        model, masks, teacher, lr=settings.lr_weights, lr_head=settings.lr_head, steps=steps,
-        train_weights=settings.train_weights, after_step=remove,
+        model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
+        train_weights=channels.train_weights, after_step=remove,
     )  # fmt: skip
     retention = weights_cost(network, groups)
     head_only = Adam([(list(head.parameters()), settings.lr_head)])
@@ -108,7 +110,9 @@ def search_channels(
                 model.eval()
             step = head_step(model, head_only) if phase == "head" else training.begin_epoch()
             images, right, loss = run.train_epoch(step)
-            accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
+            accuracy = None
+            if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
+                accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
             share = cost.share(masks.kept)
             row = {
                 "epoch": run.epoch,
@@ -124,12 +128,12 @@ def search_channels(
             }
             selected = None
             is_within = share <= budget or run.epoch == settings.epochs
-            if is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
+            if accuracy is not None and is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
                 selected = {"accuracy": accuracy, "bits": pack_bits(masks.bits()), "head": copy_state(head)}
-                selected["weights"] = _weights(network, masks) if settings.train_weights else None
+                selected["weights"] = _weights(network, masks) if channels.train_weights else None
             log.info(
-                "epoch %d/%d %-5s loss %.4f accuracy %.4f (source %.4f) cost left %.4f %.1f s%s",
-                run.epoch, settings.epochs, phase, row["loss"], accuracy, source_accuracy, share, row["seconds"],
+                "epoch %d/%d %-5s loss %.4f accuracy %s (source %.4f) cost left %.4f %.1f s%s",
+                run.epoch, settings.epochs, phase, row["loss"], accuracy and f"{accuracy:.4f}", source_accuracy, share, row["seconds"],
                 " selected" if selected else "",
             )  # fmt: skip
             run.end_epoch({**row, "selected": int(selected is not None)}, selected)
@@ -147,6 +151,7 @@ def prepare_channel_budget(
     images: some of those that the network runs on. Raises UserError if the budget cannot be met.
     """
     assert settings.budget is not None
+    channels = settings.of_channels
     unit = budget_unit(settings.budget)
     value = float(settings.budget[unit])
     if unit == "weights":
@@ -154,12 +159,12 @@ def prepare_channel_budget(
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
     share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
-    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, settings.channel_multiple))
+    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, channels.multiple))
     if least > share:
         raise UserError(
-            f"The budget {name} cannot be met with widths that are multiples of {settings.channel_multiple}: they leave "
-            f"{least:.1%} of the source model's cost at least. Raise the budget above {least * cost.whole:.4g} or lower "
-            "channel_multiple."
+            f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "
+            f"least {least:.1%} of the source model's cost. Raise the budget above {least * cost.whole:.4g}, or lower "
+            "channels.multiple."
         )
     if share >= 1:
         log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)

@@ -35,7 +35,8 @@ class ChannelMasks:
     def __init__(self, module: nn.Module, groups: ChannelGroups) -> None:
         parameters = dict(module.named_parameters())
         self.groups, device = groups, next(module.parameters()).device
-        self.gated = {name: (axis, units.to(device)) for name, (axis, units) in gated_parameters(module, groups).items()}
+        gated = gated_parameters(module, groups)
+        self.gated = {name: (axis, units.to(device)) for name, (axis, units) in gated.items()}
         self.parameters = {name: parameters[name] for name in self.gated}
         self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.worth = torch.zeros(groups.count, device=device)
@@ -65,8 +66,7 @@ class ChannelMasks:
             axis, units = self.gated[name]
             parameter, weight = self.parameters[name], self.weights[name]
             if parameter.grad is not None:
-                products = parameter.grad * weight
-                sums = products.sum([dim for dim in range(products.dim()) if dim != axis]) if products.dim() > 1 else products
+                sums = (parameter.grad * weight).movedim(axis, 0).reshape(len(units), -1).sum(1)
                 gradient.index_add_(0, units[units >= 0], sums[units >= 0])
                 parameter.grad.mul_(gate)
             parameter.copy_(weight)

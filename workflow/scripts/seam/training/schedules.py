@@ -8,9 +8,10 @@ WARMUP = 200  # steps
 
 
 def warm_cosine(step: int, steps: int) -> float:
-    """Return the factor on the rate: it rises to 1 over 200 steps (or a tenth of `steps`) and falls to 0 along a cosine.
+    """Return the factor on the rate: it rises to 1 over 200 steps, and falls to 0 along a cosine.
 
-    The cosine spans all steps (Loshchilov and Hutter, "SGDR", 2017). step: the number of steps done.
+    It rises over a tenth of `steps` if these are few. The cosine spans all of them (Loshchilov and Hutter, "SGDR",
+    2017). step: the number of steps done.
     """
     warmup = min(WARMUP, max(steps // 10, 1))
     return min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * min(step / max(steps, 1), 1))) / 2

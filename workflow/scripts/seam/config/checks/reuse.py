@@ -43,8 +43,24 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
                     f"{key}.targets names {shown(target)}, but {first_key}.targets has {shown(first_target)} for the "
                     f"same model and problem, with results in the same folder ({folder}): leave one out or rename it."
                 )
+        _check_channels(key, entry, config)
         if classes[name] is not None:
             require_known_names(f"{key}.overrides", entry.get("overrides", {}), targets, "a target of this entry")
+
+
+def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError if an entry searches channels without a budget that such a search can meet."""
+    own = {**config["search"], **entry.get("search", {})}
+    for place, settings in {
+        f"{key}.search": own,
+        **{f"{key}.overrides.{target}": {**own, **override} for target, override in entry.get("overrides", {}).items()},
+    }.items():
+        budget = settings.get("budget")
+        if settings["granularity"] == "channel" and not budget:
+            raise UserError(
+                f"{place} has granularity: channel and no budget, without which a search of channels has no end: add "
+                "one, such as budget: {macs: 0.25}."
+            )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:
