@@ -120,7 +120,9 @@ def test_a_search_that_is_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypat
 
 
 def test_a_budget_that_widths_cannot_meet_is_one_sentence():
-    with pytest.raises(UserError, match="budget macs: 0.02 cannot be met with widths .* multiples of 4.*lower channels"):
+    with pytest.raises(
+        UserError, match="budget macs: 0.02 cannot be met with widths .* multiples of 4.*lower channels"
+    ):
         run(budget={"macs": 0.02})
 
 
@@ -211,7 +213,9 @@ def accuracy(model, dataset_folder, results):
 def test_the_result_is_a_smaller_plain_model(red, results, dataset_folder, tmp_path):
     metrics, model = json.loads((red / "metrics.json").read_text()), load(red)
     source = open_source(results / "models/small", architecture=ARCHITECTURE).module
-    numbers = [sum(p.numel() for n, p in m.named_parameters() if n.split(".")[0] in "038") for m in (source, model.source)]
+    numbers = [
+        sum(p.numel() for n, p in m.named_parameters() if n.split(".")[0] in "038") for m in (source, model.source)
+    ]
     assert numbers == [metrics["weights"], metrics["kept"]] and metrics["retention"] < 0.9
     assert metrics["settings"]["granularity"] == "channel" and metrics["budget"]["met"]
     assert accuracy(model, dataset_folder, results) == metrics["accuracy"]["reengineered"] > 0.8
@@ -256,9 +260,15 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
 def test_recovery_trains_all_that_is_left(red, recovered_red, results, dataset_folder):
     before, after = load(red), load(recovered_red)
     assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
-    changed = [not torch.equal(one, other) for one, other in zip(before.state_dict().values(), after.state_dict().values(), strict=True)]
+    changed = [
+        not torch.equal(one, other)
+        for one, other in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+    ]
     assert all(changed)
-    metrics, history = json.loads((recovered_red / "recovery.json").read_text()), pd.read_csv(recovered_red / "recovery.csv")
+    metrics, history = (
+        json.loads((recovered_red / "recovery.json").read_text()),
+        pd.read_csv(recovered_red / "recovery.csv"),
+    )
     assert metrics["accuracy"]["before"] == accuracy(before, dataset_folder, results)
     assert metrics["accuracy"]["after"] == accuracy(after, dataset_folder, results) > 0.8
     assert len(history) == metrics["epochs"] == 3
@@ -309,7 +319,9 @@ def test_fresh_negatives_are_drawn_anew_from_the_rest_and_never_from_held_out_im
             seen.append((np.asarray(indices), np.asarray(labels)))
             return super()._batches(indices, labels)
 
-    images = Recorded(data, problem, source, RecoverySettings(batch_size=16, fresh_negatives=True), 0, torch.device("cpu"))
+    images = Recorded(
+        data, problem, source, RecoverySettings(batch_size=16, fresh_negatives=True), 0, torch.device("cpu")
+    )
     first = [len(labels) for _, labels in images]
     assert len(first) == len(images) and sum(first) == len(problem.train)
     list(images)

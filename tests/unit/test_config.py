@@ -298,7 +298,8 @@ models/mine/architecture = broken.py:build
 models/mine/weights = yours.pt
     models.mine.weights is 'yours.pt', but there is no such file.
 models/mine/weights = IMAGENET1K_V1
-    models.mine.weights is 'IMAGENET1K_V1', but must be train or a file that ends in .safetensors, .pt or .pth.
+    models.mine.weights is 'IMAGENET1K_V1', but must be train or a file that ends in .safetensors, .pt, .pth, .th,
+    .ckpt, .bin, .pth.tar or .pt2.
 models/mine/normalization = null
     models.mine.normalization is missing, but a weights file of your own needs it: give the mean and std that
     the model was trained with.
@@ -314,14 +315,22 @@ models/digits-resnet20/weights = hub
     models.digits-resnet20.weights is 'hub', but the hub has no resnet20 for data of kind digits: it has
     resnet20 for cifar10, resnet20 for cifar100, vgg16_bn for cifar10, vgg16_bn for cifar100.
 models/digits-resnet20/weights = trian
-    models.digits-resnet20.weights is 'trian', but must be train, hub or a file that ends in .safetensors, .pt
-    or .pth (did you mean train?).
+    models.digits-resnet20.weights is 'trian', but must be train, hub or a file that ends in .safetensors, .pt,
+    .pth, .th, .ckpt, .bin, .pth.tar or .pt2 (did you mean train?).
 models/resnet50/weights = IMAGENET1K_V3
     models.resnet50.weights is 'IMAGENET1K_V3', but must be train, a weights file or one of IMAGENET1K_V1,
     IMAGENET1K_V2, DEFAULT (did you mean IMAGENET1K_V2?).
-models/resnet50/dataset = pets
-    models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.pets
-    has 3: write train, or give a file of your own.
+models/resnet50/dataset = digits
+    models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.digits
+    has 10: write train, or give a file of your own.
+models/mine/classes = [cat, dog]
+    models.mine.classes: The classes of models.mine know no class golden retriever, but cat, dog: rename the
+    folder of its images, leave the class out of the data set, or correct the classes of the model.
+models/mine/classes = names.txt
+    models.mine.classes is 'names.txt', but must be a list of names, a file of names, weights (which bring them), or
+    cifar10, cifar100 or imagenet.
+models/digits-resnet20/classes = [a, b]
+    models.digits-resnet20.classes is given, but weights is 'train', which learns the data set's classes: drop one.
 
 # target problems
 direct_reuse/0/model = resnet20-cifar1

@@ -13,17 +13,18 @@ all of it runs each time that Snakemake reads the Snakefile.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seam.config.checks.datasets import check_dataset
-from seam.config.checks.models import check_model
+from seam.config.checks.models import check_model, model_classes
 from seam.config.checks.reuse import check_direct_reuse, check_indirect_reuse, check_stack
 from seam.config.entries import direct_entries, folder_name, indirect_entries, missing_datasets, targets_of
 from seam.config.schema import merged, normalised, read_schema, with_defaults, with_text_keys
 from seam.config.violations import check_schema
-from seam.data.kinds.registry import class_names, why_unavailable
+from seam.data.kinds.registry import IMAGENET, class_names, why_unavailable
 from seam.models.weights import is_weights_file
 from seam.settings import search_settings
 
@@ -172,12 +173,25 @@ def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
     if entry["kind"] == "imagenet" and not is_file:
         entry = {**entry, "root": None}
     every, chosen = class_names({**entry, "classes": None}), class_names(entry)
+    own = {} if model.get("weights_key") is None else {"key": model["weights_key"]}
+    if (outputs := model_classes(model, entry)) is not None:
+        own["outputs"] = outputs
+        is_hub = model["weights"] == "hub"
+        return {
+            "architecture": model["architecture"],
+            "class_lists": [chosen, class_names(IMAGENET)] if outputs == "weights" else [chosen],
+            "kind": model["classes"] if is_hub else entry["kind"],
+            "normalization": normalization and [normalization["mean"], normalization["std"]],
+            "weights": model["weights"],
+            **own,
+        }
     return {
         "architecture": model["architecture"],
         "class_lists": [chosen, every] if is_file else [every],
         "kind": entry["kind"],
         "normalization": normalization and [normalization["mean"], normalization["std"]],
         "weights": model["weights"],
+        **own,
     }
 
 
@@ -194,9 +208,11 @@ def model_settings(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def model_files(config: dict[str, Any], name: str) -> list[str]:
-    """Return the user's own files that a source model is made from: its weights and its architecture."""
+    """Return the user's own files that a source model is made from: its weights, class names and its architecture."""
     model = config["models"][name]
     files = [model["weights"]] if is_weights_file(model["weights"]) else []
+    if isinstance(model.get("classes"), str) and os.path.isfile(model["classes"]):
+        files.append(model["classes"])
     path, _, _ = model["architecture"].rpartition(":")
     return files + ([path] if path.endswith(".py") else [])
 

@@ -95,8 +95,8 @@ def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
     """Remove the channels of a model that its masks do not keep. Raises ValueError if they do not fit it."""
     size = metadata.get("size")
-    numbers = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)
-    if not numbers or groups["mask"]:
+    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)
+    if not isinstance(size, list) or not fits or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
     found = find_groups(module, torch.zeros(1, 3, *size))
     kept = unpack_groups(groups["channels"], found.sizes)

@@ -131,9 +131,10 @@ def search_channels(
             if accuracy is not None and is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
                 selected = {"accuracy": accuracy, "bits": pack_bits(masks.bits()), "head": copy_state(head)}
                 selected["weights"] = _weights(network, masks) if channels.train_weights else None
+            shown = "not evaluated" if accuracy is None else f"accuracy {accuracy:.4f}"
             log.info(
-                "epoch %d/%d %-5s loss %.4f accuracy %s (source %.4f) cost left %.4f %.1f s%s",
-                run.epoch, settings.epochs, phase, row["loss"], accuracy and f"{accuracy:.4f}", source_accuracy, share, row["seconds"],
+                "epoch %d/%d %-5s loss %.4f %s (source %.4f) cost left %.4f %.1f s%s",
+                run.epoch, settings.epochs, phase, row["loss"], shown, source_accuracy, share, row["seconds"],
                 " selected" if selected else "",
             )  # fmt: skip
             run.end_epoch({**row, "selected": int(selected is not None)}, selected)

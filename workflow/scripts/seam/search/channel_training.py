@@ -152,4 +152,3 @@ class ChannelTraining:
         self.after_step(self.done.steps)
         self.masks.store()
         return logits, loss
-
