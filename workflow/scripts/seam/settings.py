@@ -45,7 +45,8 @@ class SearchSettings:
     `search_settings` makes one from the config. penalty: what a kept weight costs, one of PENALTIES; None: what the
     budget is counted in, weights without a budget. budget: {unit: what may be kept} for the schedule `budget`, see
     `budget_unit`. granularity: what a mask stands for, `weight` or `channel`. channels: {name: value} of
-    `ChannelSettings`. Raises ValueError if the schedule, the selection, the penalty, the budget or the granularity is unknown.
+    `ChannelSettings`. Raises ValueError if the schedule, the selection, the penalty, the budget or the granularity is
+    unknown.
     """
 
     epochs: int = 300
