@@ -537,7 +537,7 @@ def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
     assert config["engines"] == ["deepsparse", "onnxruntime"]
-    assert config["search"] == SEARCH
+    assert config["search"] == {**SEARCH, "penalty": None, "budget": None}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
@@ -566,8 +566,21 @@ def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
     config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
-    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7}
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None}
     assert "search" not in config["direct_reuse"][0]
+
+
+def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(small):
+    small["direct_reuse"][0]["search"] = {"budget": {"weights": 0.1}, "lr_mask": 0.12}
+    before, after = target_problems(validated(small)), target_problems(validated(changed(small, "search", {})))
+    assert repr(before) == repr(after)
+    first = next(problem for problem in before if "budget" in problem.settings)
+    assert first.settings["budget"] == {"weights": 0.1} and first.settings["epochs"] == 30
+    assert first.settings["lr_mask"] != 0.12 and "penalty" not in first.settings
+    small["direct_reuse"][0]["search"] = {}
+    assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
+    small["search"] = {"budget": {"macs": 10, "epochs": 12}}
+    assert target_problems(validated(small))[0].settings["budget"] == {"macs": 10.0}
 
 
 def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):

@@ -139,7 +139,7 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
-    head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])
+    head = 1 if settings["schedule"] in ("fast", "budget") else ceil(epochs / settings["head_every"])
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
     return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)

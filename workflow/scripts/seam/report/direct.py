@@ -18,13 +18,15 @@ SETTINGS = [
     *["accuracy_worth", "alpha", "batch_size", "epochs", "evaluate_every", "head_every", "holdout", "lr_head"],
     *["lr_mask", "patience", "selection", "tolerance"],
 ]
+NESTED = ("budget", "channels")  # settings with keys of their own, which are no column
 LATENCY = ["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads"]
 
 
 RECOVERY = ["accuracy_before_recovery", "recovery_epochs", "recovery_seconds"]  # if a problem of the run has a recovery
+BUDGET = ["budget", "budget_limit", "budget_cost", "budget_met"]  # if a problem of the run has a budget
 
 
-def columns(engines: list[str], settings: list[str], recovery: bool = False) -> list[str]:
+def columns(engines: list[str], settings: list[str], budget: bool = False, recovery: bool = False) -> list[str]:
     """Return the columns of a table, which are the same whether it has rows or not."""
     return [
         *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
@@ -32,6 +34,7 @@ def columns(engines: list[str], settings: list[str], recovery: bool = False) -> 
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *(RECOVERY if recovery else []),
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
+        *(BUDGET if budget else []),
         *(f"{name}_{engine}" for engine in engines for name in LATENCY),
         *["epochs", "selected_epoch", "seconds", "images_train", "images_holdout", "images_test"],
         *(f"search_{name}" for name in settings),
@@ -75,6 +78,9 @@ def row(
         **{f"search_{name}": problem["settings"].get(name) for name in settings},
         "folder": problem.path.parent.as_posix(),
     }
+    if budget := problem.data.get("budget"):
+        values = budget["name"], budget["limit"], budget["cost"], int(budget["met"])
+        cells |= dict(zip(BUDGET, values, strict=True))
     if recovery is not None:
         cells["accuracy_before_recovery"] = recovery["accuracy", "before"]
         cells["holdout_accuracy_reengineered"] = (recovery.data.get("holdout_accuracy") or {}).get("after")
@@ -99,7 +105,9 @@ def tables(
     problems, counts, recoveries = records(metrics), records(macs), records(recovery)
     times = {(Path(path).parent, Path(path).stem.removeprefix("latency_")): Record(path) for path in latency}
     sources = {folder.name: record for folder, record in records(models).items()}
-    settings = with_others(SETTINGS, (name for problem in problems.values() for name in problem["settings"]))
+    names = (name for problem in problems.values() for name in problem["settings"] if name not in NESTED)
+    settings = with_others(SETTINGS, names)
+    budget = any("budget" in problem.data for problem in problems.values())
     rows: dict[str, list[dict[str, Any]]] = {"binary": [], "multiclass": []}
     for folder, problem in problems.items():
         if folder not in counts:
@@ -113,7 +121,7 @@ def tables(
         missing = sum((folder, engine) not in times for folder in problems)
         if missing:
             log.warning("no latency by %s for %d of %d problems", engine_name(engine), missing, len(problems))
-    names = columns(engines, settings, bool(recoveries))
+    names = columns(engines, settings, budget, bool(recoveries))
     return {kind: pd.DataFrame(cells, columns=names) for kind, cells in rows.items()}
 
 

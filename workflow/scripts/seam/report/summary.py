@@ -48,6 +48,8 @@ def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
     yield "accuracy_gain", "", "points", table["accuracy_gain_points"]
     restricted = 100 * (table["accuracy_reengineered"] - table["accuracy_source_restricted"])
     yield "accuracy_gain_restricted", "", "points", restricted
+    if "budget_met" in table:
+        yield "budget_met", "", "%", 100 * table["budget_met"]
 
 
 def as_published(table: Table, evaluation: Table, names: list[str]) -> Column:
@@ -150,6 +152,7 @@ def label(quantity: str, engine: str, unit: str, measured: int, problems: int) -
         "macs_reduction": "MACs saved",
         "accuracy_gain": "accuracy gain",
         "accuracy_gain_restricted": "accuracy gain, like for like",
+        "budget_met": "budgets met within 5 %",
     }[quantity]
     return f"{name} ({unit})" if measured == problems else f"{name} ({unit}; {measured} of {problems})"
 
@@ -168,6 +171,19 @@ def selection_notes(problems: int, on_test: int) -> Iterator[str]:
         yield (
             f"In {share} problems the test images selected the epoch, as published (selection: test). This flatters "
             "the accuracy on them."
+        )
+
+
+def budget_notes(rows: Table) -> Iterator[str]:
+    """Yield a sentence if results miss their budgets. rows: the summary's rows on budgets, by group."""
+    if not len(rows) or not rows.loc["all", "problems"]:
+        return
+    problems = rows.loc["all", "problems"]
+    missed = round(problems * (1 - rows.loc["all", "ours_mean"] / 100))
+    if missed:
+        yield (
+            f"{missed} of {problems} results cost more than 1.05 times their budget (budget_met in the table): give "
+            "the search more epochs, or a larger budget."
         )
 
 
@@ -208,6 +224,7 @@ def render_direct(table: Table) -> list[str]:
     notes = [
         *direct_notes(problems, first.loc["all", "problems_as_published"]),
         *selection_notes(problems, first.loc["all", "problems_selected_on_test"]),
+        *budget_notes(table[table["quantity"] == "budget_met"].set_index("group")),
     ]
     return [
         "Direct reuse: means over the target problems",

@@ -21,7 +21,7 @@ Column = Any
 TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
-    "phase",
+    *["phase", "budget"],
 ]
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
 ENGINES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}

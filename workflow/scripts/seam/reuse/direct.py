@@ -76,7 +76,14 @@ def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
 
 
 def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
-    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done."""
+    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done.
+
+    Searches with a budget or a penalty by cost are not stacked.
+    """
+    first = SearchSettings(**searches[0]["settings"])
+    if first.budget is not None or first.price != "weights":
+        log.info("searches with a budget or a penalty by cost are not stacked: they run one by one")
+        return {}
     from seam.search.stacked import search_stack  # only a GPU needs it
 
     ready, done = [], {}
