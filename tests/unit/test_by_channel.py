@@ -46,7 +46,7 @@ def run(checkpoint=None, steps=None, **settings):
     model = with_head(network(), 5, 2)
     groups = find_groups(model.source, torch.zeros(1, 3, 8, 8))
     channels = {"multiple": 4, **settings.pop("channels", {})}
-    given = {"budget": {"macs": 0.3, "epochs": 8}, "batch_size": 16, "granularity": "channel", "channels": channels}
+    given = {"budget": {"macs": 0.3, "epochs": 8}, "granularity": "channel", "channels": channels}
     chosen = SearchSettings(**search_settings(given | settings))
     torch.manual_seed(1)
     result = search_channels(model, groups, batches(), batches(48, seed=1), 0.9, chosen, checkpoint)

@@ -126,7 +126,7 @@ indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
     cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
-    training, search, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
+    training, search, baselines, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 together = 8
@@ -681,6 +681,18 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
     assert list(ship.settings) == sorted(ship.settings) and list(cat.timing) == sorted(cat.timing)
     assert cat.timing == {"batch_size": 16, "iterations": 100, "runs": 2, "warmup": 1}
     assert water.timing["warmup"] == 20
+
+
+def test_baselines_of_an_entry_come_before_those_of_all(small):
+    assert all(problem.baselines == () for problem in target_problems(validated(small)))
+    small["baselines"] = ["head", "snip-overall"]
+    small["direct_reuse"][0]["baselines"] = ["scratch"]
+    problems = target_problems(validated(small))
+    assert [p.baselines for p in problems[:1]] == [("scratch",)]
+    assert {p.baselines for p in problems} <= {("scratch",), ("head", "snip-overall")}
+    small["baselines"] = ["heads"]
+    with pytest.raises(UserError, match=r"baselines\[0\] is 'heads'.*did you mean head"):
+        validated(small)
 
 
 def test_targets_of_each_form(small):

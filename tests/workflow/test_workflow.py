@@ -198,6 +198,11 @@ def times(number, rules):
             {"finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT,
         ),
         (["engines"], [], RESULTS),
+        (
+            ["baselines"],
+            ["head", "snip-overall", "scratch"],
+            {"train_baseline": 6, "train_scratch": 3, "collect_baselines": 1, "plot_baselines": 1, "summarise": 1},
+        ),
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
         (["precision"], "float32", {}),

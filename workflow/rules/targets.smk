@@ -3,6 +3,7 @@
 
 localrules:
     direct,
+    baselines,
     indirect,
     thresholds,
     summary,
@@ -16,6 +17,13 @@ rule direct:
         [problem_files(name) for name in PROBLEM_FILES],
         latency_files(),
         [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
+
+
+rule baselines:
+    input:
+        rules.collect_baselines.output,
+        rules.plot_baselines.output,
+        [baseline_files(name) for name in ("history.csv", "metrics.json")],
 
 
 rule indirect:

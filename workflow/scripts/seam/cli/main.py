@@ -13,10 +13,10 @@ import traceback
 from types import ModuleType
 
 from seam import __version__
-from seam.cli import show
+from seam.cli import compile, show
 from seam.errors import UserError, one_line
 
-COMMANDS: tuple[ModuleType, ...] = (show,)
+COMMANDS: tuple[ModuleType, ...] = (show, compile)
 
 EXIT_CODES = """\
 exit codes:

@@ -75,7 +75,9 @@ def _table(rules: Rules, defaults: dict[str, Any], schema: Rules) -> str:
 
 
 def _row(key: str, rules: Rules, default: str, schema: Rules) -> str:
-    values = f"keys of [{key}](#{key})" if _has_section(key, rules, schema) else _values(resolved(rules, schema))
+    values = _values(resolved(rules, schema))
+    if _has_section(key, rules, schema):
+        values = f"{'keys of' if 'properties' in resolved(rules, schema) else 'as'} [{key}](#{key})"
     kinds = _kinds_with(key, schema) if rules in schema["$defs"]["dataset"]["properties"].values() else ""
     return f"| `{key}` | {values} | {default} | {kinds}{resolved(rules, schema)['description']} |"
 

@@ -45,6 +45,7 @@ class ProblemSpec:
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
     recovery: dict[str, Any] = field(default_factory=dict)  # sorted by name; empty without recovery
+    baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
                 timing=_sorted({**config["timing"], **entry.get("timing", {})}),
                 recovery=_recovery({**config["recovery"], **entry.get("recovery", {})}),
+                baselines=tuple(entry.get("baselines", config["baselines"])),
             )
             problems.append(problem)
     return problems

@@ -11,6 +11,7 @@ from typing import Any
 from seam.data.kinds import imagefolder
 from seam.data.kinds.registry import KINDS, class_names
 from seam.files import read_json
+from seam.settings import choose_batch_size
 
 # Training and test images of a class in the published data sets; means where classes differ.
 PUBLISHED = {
@@ -111,6 +112,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         return dict(steps)
     if rule == "recover":
         return _recovery(job["params"]["recovery"], inventory)
+    if rule in ("train_baseline", "train_scratch"):
+        return _baseline(rule, job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
         return {}
     model, dataset = job["wildcards"]["model"], job["wildcards"].get("dataset") or settings["dataset"]
@@ -139,10 +142,22 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
+    batch_size = settings["batch_size"] or choose_batch_size(int(train), epochs)
     head = 1 if settings["schedule"] in ("fast", "budget") else ceil(epochs / settings["head_every"])
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
-    return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)
+    return inventory.steps(search["model"], dataset, batch_size, (epochs - head) * train, outputs)
+
+
+def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of a baseline, which trains as long as its search: the head alone, or all weights."""
+    settings, dataset = search["settings"], search["dataset"]
+    images = inventory.problem(dataset, search["problem"], search["members"])
+    train, select = _selection(images, settings)
+    train, outputs = settings["epochs"] * train, (settings["epochs"] + 1) * select + 2 * images["test"]
+    if rule == "train_baseline":  # the head alone takes hardly any time
+        train, outputs = 0.0, train + outputs
+    return inventory.steps(search["model"], dataset, settings["batch_size"], train, outputs)
 
 
 def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:

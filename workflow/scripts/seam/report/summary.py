@@ -12,6 +12,7 @@ import pandas as pd
 from seam.errors import UserError
 from seam.files import write_csv
 from seam.log import log
+from seam.report.baselines import render_summary, summary_rows
 from seam.report.tables import (
     PROBLEMS,
     STUDENTS,
@@ -131,13 +132,18 @@ def indirect_rows(table: Table, published: Table) -> list[list[Any]]:
     ]
 
 
-def summarise(binary: Table, multiclass: Table, indirect: Table, published: Table) -> Table:
-    """Return one row per quantity and group of problems (in indirect reuse: per student), from the three tables.
+def summarise(
+    binary: Table, multiclass: Table, indirect: Table, published: Table, baselines: Table | None = None
+) -> Table:
+    """Return one row per quantity and group of problems (in indirect reuse: per student), from the tables.
 
+    baselines: the table of baselines, if there are any; each has its rows, with its name in the column `student`.
     `problems` counts those with a value of the quantity. The mean is over them, and empty if there are none.
     `problems_as_published` counts those among them that belong to the published evaluation.
     """
     rows = direct_rows(binary, multiclass, published) + indirect_rows(indirect, published)
+    if baselines is not None:
+        rows += summary_rows(baselines)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -292,15 +298,22 @@ def render_indirect(table: Table) -> list[str]:
 
 def render(table: Table) -> str:
     """Return the summary, a table that `summarise` made, as text of lines of at most 79 characters."""
-    indirect = table["group"] == "indirect"
-    return "\n\n".join([*render_direct(table[~indirect]), *render_indirect(table[indirect])])
+    indirect, baselines = table["group"] == "indirect", table["group"] == "baselines"
+    parts = [*render_direct(table[~indirect & ~baselines]), *render_summary(table[baselines])]
+    return "\n\n".join([*parts, *render_indirect(table[indirect])])
 
 
 def write_summary(
-    path: str | Path, binary: str | Path, multiclass: str | Path, indirect: str | Path, published: str | Path
+    path: str | Path,
+    binary: str | Path,
+    multiclass: str | Path,
+    indirect: str | Path,
+    published: str | Path,
+    baselines: str | Path | None = None,
 ) -> None:
     """Write the summary of the tables at these paths to `path`, and its text to the log."""
-    table = summarise(*map(read_table, (binary, multiclass, indirect, published)))
+    tables = map(read_table, (binary, multiclass, indirect, published))
+    table = summarise(*tables, baselines=read_table(baselines) if baselines else None)
     write_csv(path, table)
     log.info("\n%s", render(table))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from seam.search.by_channel import search_channels
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings
+from seam.settings import SearchSettings, choose_batch_size
 from seam.training.checkpoint import Checkpoint
 
 
@@ -150,6 +151,9 @@ class Reengineering:
             self.problem = multiclass_problem(images, members, draw, share)
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
+        if not self.settings.batch_size:
+            size = choose_batch_size(len(train), self.settings.epochs)
+            self.settings = replace(self.settings, batch_size=size)
 
         def batches_of(split: Split, subset: Subset, **options: Any) -> Any:
             return batches(
@@ -198,27 +202,40 @@ class Reengineering:
             )  # fmt: skip
         return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
 
+    def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
+        """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
+
+        bits: {name: boolean mask}. head: the state of the head.
+        """
+        masks = {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+        unmasked = sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys())
+        self._save_masks(masks, head, {"unmasked": unmasked})
+
+    def _save_masks(
+        self, tensors: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    ) -> None:
+        save_tensors(
+            self.folder / "masks.safetensors",
+            {**tensors, **{f"head/{name}": value for name, value in head.items()}},
+            {
+                "source": os.path.relpath(self.model_folder, self.folder),
+                "source_sha256": self.provenance["source model"],
+                "classes": self.problem.classes,
+                **metadata,
+            },
+        )
+
     def save(self, result: SearchResult) -> dict[str, Any]:
         """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        metadata = {
-            "source": os.path.relpath(self.model_folder, folder),
-            "source_sha256": self.provenance["source model"],
-            "classes": problem.classes,
-        }
-        head = {f"head/{name}": value for name, value in result.head.items()}
         if self.groups is None:
-            network = self.model.get_submodule("source")
-            tensors = {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
-            metadata["unmasked"] = sorted(maskable(network).keys() - result.bits.keys())
+            self.save_model(result.bits, result.head)
             count = sum(bits.numel() for bits in result.bits.values())
             kept = sum(int(bits.sum()) for bits in result.bits.values())
         else:
-            tensors, count, kept = self._without_channels(result, self.groups)
-            metadata["size"] = list(self.size)
-        save_tensors(folder / "masks.safetensors", tensors | head, metadata)
+            count, kept = self._save_without_channels(result, self.groups)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
         model = load_reengineered(folder, architecture=self.architecture, recovered=False)
@@ -248,10 +265,10 @@ class Reengineering:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
 
-    def _without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[dict[str, Any], int, int]:
-        """Remove the channels that a search did not keep, and check that this changes no output.
+    def _save_without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[int, int]:
+        """Write masks.safetensors of a search of channels; return the numbers of the source's weights and of those left.
 
-        Returns the tensors of masks.safetensors, the number of the source model's weights, and that of those left.
+        Raises UserError if the outputs change when the channels that are not kept are removed.
         """
         network = open_source(self.model_folder, architecture=self.architecture).module
         if result.weights is not None:
@@ -266,4 +283,5 @@ class Reengineering:
         tensors = {f"channels/{name}": packed for name, packed in pack_bits(result.bits).items()}
         if result.weights is not None:
             tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}
-        return tensors, count, kept
+        self._save_masks(tensors, result.head, {"size": list(self.size)})
+        return count, kept

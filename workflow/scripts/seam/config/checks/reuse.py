@@ -51,6 +51,7 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
 def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError if an entry searches channels without a budget that such a search can meet."""
     own = {**config["search"], **entry.get("search", {})}
+    baselines = entry.get("baselines", config["baselines"])
     for place, settings in {
         f"{key}.search": own,
         **{f"{key}.overrides.{target}": {**own, **override} for target, override in entry.get("overrides", {}).items()},
@@ -65,6 +66,11 @@ def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> 
             raise UserError(
                 f"{place} has granularity: channel and a budget of latency_ms, which a search of channels cannot meet "
                 "yet: give a budget of macs or weights."
+            )
+        if settings["granularity"] == "channel" and baselines:
+            raise UserError(
+                f"{place} has granularity: channel, but baselines are for masks on single weights: give the entry "
+                "baselines: []."
             )
 
 
