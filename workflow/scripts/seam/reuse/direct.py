@@ -266,7 +266,7 @@ class Reengineering:
         return metrics
 
     def _save_without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[int, int]:
-        """Write masks.safetensors of a search of channels; return the numbers of the source's weights and of those left.
+        """Write masks.safetensors of a search of channels; return the numbers of weights before and after it.
 
         Raises UserError if the outputs change when the channels that are not kept are removed.
         """

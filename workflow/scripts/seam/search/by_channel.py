@@ -25,7 +25,7 @@ from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.mask_search import SearchResult
-from seam.search.training import head_step
+from seam.search.training import train_head
 from seam.settings import SearchSettings, budget_unit
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
@@ -108,7 +108,7 @@ def search_channels(
             phase = "head" if run.epoch == 1 else "masks"
             if phase == "head":
                 model.eval()
-            step = head_step(model, head_only) if phase == "head" else training.begin_epoch()
+            step = train_head(model, head_only) if phase == "head" else training.begin_epoch()
             images, right, loss = run.train_epoch(step)
             accuracy = None
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:

@@ -62,7 +62,7 @@ def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> 
                 f"{place} has granularity: channel and no budget, without which a search of channels has no end: add "
                 "one, such as budget: {macs: 0.25}."
             )
-        if settings["granularity"] == "channel" and "latency_ms" in budget:
+        if settings["granularity"] == "channel" and "latency_ms" in (budget or {}):
             raise UserError(
                 f"{place} has granularity: channel and a budget of latency_ms, which a search of channels cannot meet "
                 "yet: give a budget of macs or weights."
