@@ -459,6 +459,16 @@ attack/clip = [0]
     attack.clip has 1 value, but needs exactly 2.
 attack/clip = [2.2, 2.2]
     attack.clip is the list [2.2, 2.2], but its first value must be less than its second.
+direct_reuse/0/search = {budget: {weights: 0.1, macs: 0.2}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives weights, macs.
+direct_reuse/0/search = {budget: {epochs: 20}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives none.
+search/budget = {weights: 0.1, batch: 4}
+  search.budget has batch, which only a budget in latency_ms takes: remove it.
+search/budget = {latency_ms: 2, engine: onnxruntime}
+  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+search/budget = {weights: 1.5}
+  search.budget.weights is 1.5, but must be ...
 """
 
 
@@ -576,12 +586,12 @@ def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(sma
     before, after = target_problems(validated(small)), target_problems(validated(changed(small, "search", {})))
     assert repr(before) == repr(after)
     first = next(problem for problem in before if "budget" in problem.settings)
-    assert first.settings["budget"] == {"weights": 0.1} and first.settings["epochs"] == 30
+    assert first.settings["budget"] == {"distillation": 0.7, "weights": 0.1} and first.settings["epochs"] == 30
     assert first.settings["lr_mask"] != 0.12 and "penalty" not in first.settings
     small["direct_reuse"][0]["search"] = {}
     assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
     small["search"] = {"budget": {"macs": 10, "epochs": 12}}
-    assert target_problems(validated(small))[0].settings["budget"] == {"macs": 10.0}
+    assert target_problems(validated(small))[0].settings["budget"] == {"distillation": 0.7, "macs": 10.0}
 
 
 def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(small):

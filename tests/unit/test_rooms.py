@@ -50,6 +50,7 @@ RULES = {
     "count_macs": f"cost {FILES} masks models reuse",
     "export_onnx": f"cost {FILES} masks memory models reuse",
     "export_source": f"cost {FILES} memory models",
+    "measure_layer_costs": f"cost engine {FILES} memory models",
     "time_onnxruntime": f"cost {FILES}",
     "time_deepsparse": f"cost {FILES}",
     "attack_source": f"data {DEVICE} {FILES} masks memory models reuse robustness seeds settings",

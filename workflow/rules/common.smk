@@ -185,6 +185,21 @@ def problem_of(wildcards):
     return find_entry(name, PROBLEM_BY_NAME, "a target problem")
 
 
+def layer_costs(problem):
+    """Return the files with the costs of layers that a problem's search needs: one for a latency budget, or none."""
+    budget = problem.settings.get("budget", {})
+    needs = "latency_ms" in budget or problem.settings.get("penalty") == "latency"
+    return (
+        [f"results/models/{problem.model}/layer_costs_{budget.get('batch', 1)}.json"]
+        if needs
+        else []
+    )
+
+
+def layer_costs_of(wildcards):
+    return layer_costs(problem_of(wildcards))
+
+
 def search_arguments(problem):
     """Return the arguments of a problem's search as one sorted dictionary.
 
@@ -205,6 +220,7 @@ def search_arguments(problem):
                 "members": problem.classes,
                 "seed": config["seed"],
                 "settings": problem.settings,
+                **{"layer_costs": path for path in layer_costs(problem)},
             }.items()
         )
     )
@@ -227,6 +243,7 @@ def recovery_arguments(wildcards):
         "masks_folder": arguments.pop("folder"),
         "settings": problem.recovery,
     }
+    arguments.pop("layer_costs", None)
     return dict(sorted(arguments.items()))
 
 
