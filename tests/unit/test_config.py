@@ -49,9 +49,14 @@ TRANSFER = {  # as published, but for selection and holdout
         "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
     },
     "retrain": {"epochs": 300, "patience": 300, "lr": 0.1, "lr_last": 0.1, "momentum": 0.5, "weight_decay": 0.0001},
+    "remos": {
+        "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+        "keep_zeros": False, "ratio": 0.1, "coverage": 0.5,
+    },
 }  # fmt: skip
 ATTACK = {
     "eps": 0.1, "step": 0.01, "steps": 40, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 64,
+    "adaptive": False,
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
@@ -132,7 +137,8 @@ lr_mask = 0.1
 together = 8
     together is not a known key: it is called stack now.
 datasets/pets/path = pets
-    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, augmentation.
+    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, test_share,
+    split_seed, augmentation.
 models/mine/weight = mine.pt
     models.mine.weight is not a known key: did you mean weights?
 direct_reuse/0/target = [cat]
@@ -221,8 +227,8 @@ datasets/pets/root = null
     datasets.pets.root is empty, but must be text: give it a value or leave it out.
 datasets/pets/root = dogs
     datasets.pets.root is 'dogs', but there is no such folder.
-datasets/pets/root = pets/train
-    datasets.pets.root: ...
+datasets/pets/root = pets.csv
+    datasets.pets.root is 'pets.csv', but there is no such file.
 datasets/cifar10/root = pets
     datasets.cifar10.root: ...
 datasets/imagenet/groups = a.csv
@@ -402,8 +408,8 @@ indirect_reuse/1 = {model: resnet50, datasets: [birds, digits]}
     indirect_reuse[1].datasets names 'digits', but indirect_reuse[0].datasets names it for the same model: leave one
     out.
 indirect_reuse/0/students = [seem]
-    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, seam, magnitude or random (did you mean
-    seam?).
+    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, remos, seam, magnitude or random (did you
+    mean seam?).
 indirect_reuse/0/students = []
     indirect_reuse[0].students has 0 values, but needs at least 1.
 indirect_reuse/0/thresholds = [60]
@@ -531,14 +537,15 @@ def test_classes_whose_folder_names_meet_are_refused(small, tmp_path):
         validated(small)
 
 
-def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small, tmp_path):
+def test_a_class_in_another_script_is_a_target(small, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pets" / split / "猫").mkdir()
     small["direct_reuse"] = [{"model": "mine", "problem": "multiclass", "targets": {"felines": ["cat", "猫"]}}]
     validated(small)
-    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫"]}]
-    with pytest.raises(UserError, match=r"direct_reuse\[0\].targets names '猫', of which no folder name can be made"):
-        validated(small)
+    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫", "cat"]}]
+    problems = target_problems(validated(small))
+    assert [problem.classes for problem in problems] == [["猫"], ["cat"]]
+    assert [problem.target for problem in problems] == [folder_name("猫"), "cat"]
 
 
 # ------------------------------------------------------------------ what is filled in
@@ -747,8 +754,10 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
     ("name", "folder"),
     [
         ("cat", "cat"), ("aquarium_fish", "aquarium_fish"), ("large_man-made_outdoor_things",) * 2, ("0", "0"),
-        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"), ("../x", "x"),
-        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("猫", ""), ("..", ""), ("_x", "_x"),
+        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"),
+        ("../x", "x"),
+        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("_x", "_x"),
+        ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"),
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):
