@@ -126,7 +126,7 @@ def require_reachable(cost: Cost, masks: Masks, share: float, budget: str) -> No
     """Raise UserError if one kept mask of each parameter costs more than `share`. budget: as the config gives it."""
     kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in masks.values.items()}
     for bits in kept.values():
-        bits.view(-1)[0] = True
+        bits[(0,) * bits.dim()] = True
     least = cost.share(kept).item()
     if least >= share:
         raise UserError(
