@@ -49,9 +49,14 @@ TRANSFER = {  # as published, but for selection and holdout
         "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
     },
     "retrain": {"epochs": 300, "patience": 300, "lr": 0.1, "lr_last": 0.1, "momentum": 0.5, "weight_decay": 0.0001},
+    "remos": {
+        "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+        "keep_zeros": False, "ratio": 0.1, "coverage": 0.5,
+    },
 }  # fmt: skip
 ATTACK = {
     "eps": 0.1, "step": 0.01, "steps": 40, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 64,
+    "adaptive": False,
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
@@ -401,8 +406,8 @@ indirect_reuse/1 = {model: resnet50, datasets: [birds, digits]}
     indirect_reuse[1].datasets names 'digits', but indirect_reuse[0].datasets names it for the same model: leave one
     out.
 indirect_reuse/0/students = [seem]
-    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, seam, magnitude or random (did you mean
-    seam?).
+    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, remos, seam, magnitude or random (did you
+    mean seam?).
 indirect_reuse/0/students = []
     indirect_reuse[0].students has 0 values, but needs at least 1.
 indirect_reuse/0/thresholds = [60]

@@ -343,8 +343,17 @@ def attack_settings(wildcards):
         "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
-        "settings": transfer_of(wildcards).attack,
+        "settings": {name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"},
     }
+
+
+def adaptive_steps(wildcards):
+    """Return in how many steps each student itself is attacked; 0 if it is not.
+
+    The perturbations against the source model do not depend on it.
+    """
+    attack = transfer_of(wildcards).attack
+    return attack["steps"] if attack["adaptive"] else 0
 
 
 def student_files(name):

@@ -170,6 +170,19 @@ class FinetuningSettings:
 
 
 @dataclass(frozen=True)
+class RemosSettings(FinetuningSettings):
+    """How a student by ReMoS is made: `transfer.remos` of the config.
+
+    ratio: the share of the convolutions' weights that are removed. coverage: the mean of a channel's scaled values from
+    which an image covers it.
+    """
+
+    patience: int = 300
+    ratio: float = 0.1
+    coverage: float = 0.5
+
+
+@dataclass(frozen=True)
 class AttackSettings:
     """How test images are perturbed against a source model, in normalised space: `attack` of the config."""
 
