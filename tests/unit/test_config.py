@@ -60,6 +60,7 @@ ATTACK = {
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
+WEIGHT = {"granularity": "weight", "channels": None}
 
 SMALL = """
 datasets:
@@ -130,7 +131,7 @@ indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
     cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
-    training, search, baselines, timing, direct_reuse, transfer, attack, indirect_reuse.
+    training, search, baselines, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 together = 8
@@ -554,7 +555,7 @@ def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
     assert config["engines"] == ["deepsparse", "onnxruntime"]
-    assert config["search"] == {**SEARCH, "penalty": None, "budget": None}
+    assert config["search"] == {**SEARCH, "penalty": None, "budget": None, **WEIGHT}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
@@ -583,7 +584,7 @@ def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
     config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
-    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None}
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None, **WEIGHT}
     assert "search" not in config["direct_reuse"][0]
 
 
@@ -598,6 +599,35 @@ def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(sma
     assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
     small["search"] = {"budget": {"macs": 10, "epochs": 12}}
     assert target_problems(validated(small))[0].settings["budget"] == {"distillation": 0.7, "macs": 10.0}
+
+
+def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(small):
+    before = target_problems(validated(small))
+    small["search"] = {"channels": {"multiple": 4}}  # without granularity: channel, they are no setting of a search
+    assert repr(before) == repr(target_problems(validated(small)))
+    small["search"] |= {"granularity": "channel", "budget": {"macs": 0.25}}
+    settings = target_problems(validated(small))[0].settings
+    assert settings["granularity"] == "channel" and settings["schedule"] == "budget"
+    assert settings["channels"] == {
+        "distillation": 1.0, "lr": 0.05, "multiple": 4, "temperature": 4.0, "train_weights": True,
+    }  # fmt: skip
+    assert all(not problem.recovery for problem in before)
+    small["direct_reuse"][0]["recovery"] = {"epochs": 5}
+    assert target_problems(validated(small))[0].recovery["epochs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ({"granularity": "channel"}, "granularity: channel and no budget"),
+        ({"granularity": "channel", "budget": {"latency_ms": 2.0, "engine": "seam"}}, "a budget of latency_ms"),
+        ({"granularity": "channel", "budget": {"macs": 0.3}, "channels": {"multiple": 0}}, "channels.multiple is 0"),
+        ({"granularity": "filter"}, "granularity"),
+    ],
+)
+def test_a_search_of_channels_that_cannot_be_done_is_one_sentence(small, search, sentence):
+    with pytest.raises(UserError, match=sentence):
+        validated(changed(small, "search", search))
 
 
 def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):
