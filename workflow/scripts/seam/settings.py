@@ -31,13 +31,25 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class ChannelSettings:
+    """How a search of channels differs from one of single weights: `search.channels` of the config."""
+
+    multiple: int = 8
+    train_weights: bool = True
+    lr: float = 0.05
+    distillation: float = 1.0
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
 class SearchSettings:
     """How the masks of a target problem are searched in direct reuse: `search` of the config.
 
     `search_settings` makes one from the config. batch_size: 0 for the one that `choose_batch_size` returns. penalty:
     what a kept weight costs, one of PENALTIES; None: what the budget is counted in, weights without a budget. budget:
-    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. Raises ValueError if the schedule, the
-    selection, the penalty or the budget is unknown.
+    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. granularity: what a mask stands for, `weight`
+    or `channel`. channels: {name: value} of `ChannelSettings`. Raises ValueError if the schedule, the selection, the
+    penalty, the budget or the granularity is unknown.
     """
 
     epochs: int = 300
@@ -55,6 +67,8 @@ class SearchSettings:
     evaluate_every: int = 1
     penalty: str | None = None
     budget: Mapping[str, Any] | None = None
+    granularity: str = "weight"
+    channels: Mapping[str, Any] | None = None
     balance: str = "auto"
     few_images: int = 50
     initial_head: str = "random"
@@ -64,6 +78,7 @@ class SearchSettings:
         for name, choices in (
             ("schedule", schedules), ("selection", ("holdout", "last", "test")), ("penalty", (None, *PENALTIES)),
             ("balance", ("auto", "always", "never")), ("initial_head", ("random", "source")),
+            ("granularity", ("weight", "channel")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 options = ", ".join(choice for choice in choices if choice)
@@ -78,20 +93,26 @@ class SearchSettings:
             return self.penalty or "weights"
         return PENALTIES[UNITS.index(budget_unit(self.budget))]
 
+    @property
+    def of_channels(self) -> ChannelSettings:
+        """The settings of a search of channels, complete."""
+        return ChannelSettings(**(self.channels or {}))
+
     def recorded(self) -> dict[str, Any]:
         """Return the settings as results and checkpoints record them: without those of OPTIONAL at their defaults."""
-        return {name: value for name, value in asdict(self).items() if OPTIONAL.get(name, UNLIKE_ALL) != value}
+        return {name: value for name, value in asdict(self).items() if value != OPTIONAL.get(name, ...)}
 
 
 # Settings of a search that results record only where they are not these defaults.
 OPTIONAL: dict[str, Any] = {
     "penalty": None,
     "budget": None,
+    "granularity": "weight",
+    "channels": None,
     "balance": "auto",
     "few_images": 50,
     "initial_head": "random",
 }
-UNLIKE_ALL = object()
 
 
 # What a search with few images takes instead of its own settings: docs/search.md has the measurements.
@@ -103,9 +124,10 @@ ALPHA_PER_IMAGE = 0.02  # of the smallest class: with few images, alpha is at mo
 def for_few_images(settings: SearchSettings, fewest: int) -> SearchSettings:
     """Return the settings of a search whose smallest class has `fewest` training images.
 
-    They are `settings` itself, unless these are at most `few_images`. A search with a budget keeps its schedule.
+    They are `settings` itself, unless these are at most `few_images`. A search with a budget keeps its schedule, and
+    one of channels, which trains the weights along, all of its settings.
     """
-    if fewest > settings.few_images:
+    if fewest > settings.few_images or settings.granularity == "channel":
         return settings
     if settings.budget is not None:
         return replace(settings, **FEW_IMAGES)
@@ -139,18 +161,37 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
     60
     """
-    settings = {name: value for name, value in search.items() if OPTIONAL.get(name, UNLIKE_ALL) != value}
+    settings = {name: value for name, value in search.items() if value != OPTIONAL.get(name, ...)}
+    if settings.get("granularity") == "channel":
+        channels = asdict(ChannelSettings(**settings.get("channels", {})))
+        settings["channels"] = dict(sorted(channels.items()))
+    else:
+        settings.pop("channels", None)
     if budget := settings.get("budget"):
         own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
         settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
         given = {name: value for name, value in budget.items() if name not in BUDGET_SEARCH and value is not None}
-        settings["budget"] = dict(sorted((BUDGET_OPTIONS | given).items()))
+        options = {} if settings.get("granularity") == "channel" else BUDGET_OPTIONS
+        settings["budget"] = dict(sorted((options | given).items()))
     return dict(sorted(settings.items()))
 
 
-# Settings that budgets leave in effect.
-SHARED = ("selection", "holdout", "evaluate_every", "penalty", "budget", "balance", "few_images")
+SHARED = ("selection", "holdout", "evaluate_every", *OPTIONAL)  # that budgets leave in effect
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a re-engineered model is trained after its search: `recovery` of the config. 0 epochs: not at all."""
+
+    epochs: int = 0
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    distillation: float = 1.0
+    temperature: float = 4.0
+    fresh_negatives: bool = False
 
 
 @dataclass(frozen=True)

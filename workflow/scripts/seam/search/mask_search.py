@@ -34,7 +34,8 @@ Measure = Callable[[torch.Tensor, torch.Tensor], float]  # logits [N, K], labels
 class SearchResult:
     """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
 
-    budget: whether a budget was met, as metrics.json has it; None without a budget.
+    budget: whether a budget was met, as metrics.json has it; None without a budget. weights: the state of the network,
+    if a search of channels has trained it.
     """
 
     bits: Tensors
@@ -42,6 +43,7 @@ class SearchResult:
     history: list[dict[str, Any]]
     selected_epoch: int
     budget: dict[str, Any] | None = None
+    weights: Tensors | None = None
 
 
 class MaskSearch:
