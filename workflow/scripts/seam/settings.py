@@ -116,23 +116,23 @@ OPTIONAL: dict[str, Any] = {
 
 
 # What a search with few images takes instead of its own settings: docs/search.md has the measurements.
-FEW_IMAGES: dict[str, Any] = {"lr_head": 0.001, "initial_head": "source"}
-FEW_IMAGES_UNLESS_BUDGET = {"schedule": "fast", "epochs": 60, "lr_mask": 0.02, "selection": "last"}
+FEW_IMAGES: dict[str, Any] = {
+    **{"schedule": "fast", "epochs": 60, "lr_mask": 0.02, "lr_head": 0.001},
+    **{"initial_head": "source", "selection": "last"},
+}
 ALPHA_PER_IMAGE = 0.02  # of the smallest class: with few images, alpha is at most so much for each
 
 
 def for_few_images(settings: SearchSettings, fewest: int) -> SearchSettings:
     """Return the settings of a search whose smallest class has `fewest` training images.
 
-    They are `settings` itself, unless these are at most `few_images`. A search with a budget keeps its schedule, and
-    one of channels, which trains the weights along, all of its settings.
+    They are `settings` itself, unless these are at most `few_images`. Searches with a budget or of channels, which
+    learn from the source model, keep their own.
     """
-    if fewest > settings.few_images or settings.granularity == "channel":
+    if fewest > settings.few_images or settings.budget is not None or settings.granularity == "channel":
         return settings
-    if settings.budget is not None:
-        return replace(settings, **FEW_IMAGES)
     alpha = min(settings.alpha, ALPHA_PER_IMAGE * fewest)
-    return replace(settings, **FEW_IMAGES, **FEW_IMAGES_UNLESS_BUDGET, alpha=alpha)
+    return replace(settings, **FEW_IMAGES, alpha=alpha)
 
 
 def budget_unit(budget: Mapping[str, Any]) -> str:
