@@ -14,6 +14,7 @@ rule collect_direct:
         metrics=problem_files("metrics.json"),
         macs=problem_files("macs.json"),
         latency=latency_files(),
+        int8=int8_files(),
         models=expand("results/models/{model}/metrics.json", model=MODELS),
         modules=modules("collect_direct.py"),
     output:
@@ -28,6 +29,12 @@ rule collect_direct:
             caption="../report/direct_multiclass.rst",
             category="Tables",
             labels={"table": "Multi-class problems"},
+        ),
+        latency=report(
+            "results/tables/latency.csv",
+            caption="../report/latency.rst",
+            category="Tables",
+            labels={"table": "Latency"},
         ),
     log:
         "results/logs/collect_direct.log",
@@ -139,6 +146,13 @@ rule plot_direct:
             labels={"figure": "Weights, MACs and time saved"},
         ),
         cost_pdf="results/figures/cost.pdf",
+        engines=report(
+            "results/figures/engines.png",
+            caption="../report/engines.rst",
+            category="Figures",
+            labels={"figure": "Speed of the engines"},
+        ),
+        engines_pdf="results/figures/engines.pdf",
         history=report(
             "results/figures/history.png",
             caption="../report/history.rst",

@@ -99,7 +99,7 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 target=folder_name(target),
                 classes=list(classes),
                 settings=_sorted({**config["search"], **entry.get("search", {}), **override}),
-                timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                timing=_timing({**config["timing"], **entry.get("timing", {})}),
             )
             problems.append(problem)
     return problems
@@ -209,6 +209,13 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
         key = problem.model, problem.problem, len(problem.classes), repr(problem.settings)
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
+
+
+def _timing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the latency measurement, sorted by name, with single values of lists as lists."""
+    lists = {key: settings[key] for key in ("batch_size", "threads")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+    return _sorted({**settings, **lists})
 
 
 def _sorted(mapping: dict[str, Any]) -> dict[str, Any]:
