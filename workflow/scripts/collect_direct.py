@@ -14,7 +14,7 @@ if "snakemake" in globals():
             snakemake.input.metrics,
             snakemake.input.macs,
             snakemake.input.latency,
-            snakemake.input.int8,
             snakemake.input.models,
             snakemake.params.engines,
+            snakemake.input.int8,
         )

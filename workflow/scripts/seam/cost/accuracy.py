@@ -11,7 +11,7 @@ import torch
 
 from seam.cost.quantization import read_metadata
 from seam.data.batches import batches
-from seam.data.problems import problem_of_result
+from seam.data.drawing import problem_of_result
 from seam.data.storage import open_dataset
 from seam.errors import UserError
 from seam.evaluation import accuracy, source_accuracy

@@ -10,7 +10,7 @@ import numpy as np
 
 from seam.cost.quantization import quantize, read_metadata
 from seam.data.batches import batches
-from seam.data.problems import problem_of_result
+from seam.data.drawing import problem_of_result
 from seam.data.storage import open_dataset
 from seam.files import read_json
 from seam.log import log

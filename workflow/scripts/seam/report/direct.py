@@ -129,11 +129,11 @@ def latency_rows(problem: Record, times: Record) -> list[dict[str, Any]]:
 
 
 def tables(
-    metrics: Paths, macs: Paths, latency: Paths, int8: Paths, models: Paths, engines: list[str]
+    metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str], int8: Paths = ()
 ) -> dict[str, Table]:
     """Return {"binary": table, "multiclass": table, "latency": table} from the problems' and the models' JSON files.
 
-    metrics, macs, latency, int8, models: their paths; int8 are those of accuracy_{engine}.json. Rows are in the order
+    metrics, macs, latency, models, int8: their paths; int8 are those of accuracy_{engine}.json. Rows are in the order
     of `metrics`; in latency.csv, those of a problem are in the order of `engines`. An engine without a file for a
     problem leaves its cells empty.
     Raises UserError if a file lacks a value, or if a problem's MACs or model are missing.
@@ -174,10 +174,10 @@ def write_tables(
     metrics: Paths,
     macs: Paths,
     latency: Paths,
-    int8: Paths,
     models: Paths,
     engines: list[str],
+    int8: Paths = (),
 ) -> None:
     """Write all tables to `paths`, {"binary": path, "multiclass": path, "latency": path}. The rest: see `tables`."""
-    for kind, table in tables(metrics, macs, latency, int8, models, engines).items():
+    for kind, table in tables(metrics, macs, latency, models, engines, int8).items():
         write_table(paths[kind], table, "measurements" if kind == "latency" else "target problems")

@@ -305,7 +305,7 @@ def speed(binary: Table, multiclass: Table) -> Figure:
 def engine_label(table: Table, engine: str) -> str:
     """Return an engine's name for an axis, with a word if it gains from zeros."""
     gains = "yes" in set(table[f"gains_from_zeros_{engine}"])
-    return f"{engine_name(engine)}\nzeros" if gains else engine_name(engine)
+    return f"{engine_name(engine)}\nskips zeros" if gains else engine_name(engine)
 
 
 # The course of a search

@@ -159,7 +159,7 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table],
             ]
             for kind in ("latency", "accuracy")
         )
-        return direct.tables(metrics, macs, times, int8, models, run["engines"])
+        return direct.tables(metrics, macs, times, models, run["engines"], int8)
 
     missing = missing_entries(run["problems"], files_of, jobs, lambda entry: tables([entry]))
     finished = [entry for entry in run["problems"] if entry["folder"] not in missing]

@@ -77,6 +77,11 @@ def published_value(published: Table, quantity: str, engine: str, group: str) ->
     return values.iloc[0] if len(values) else NONE
 
 
+def engine_fact(table: Table, name: str, engine: str) -> str:
+    """Return the values, mostly a single one, of an engine's column of text."""
+    return ", ".join(sorted({value for value in table[f"{name}_{engine}"] if isinstance(value, str) and value}))
+
+
 def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list[Any]]:
     """Return a row per quantity (and engine) and group of problems: all, binary, multiclass."""
     table = all_problems(binary, multiclass)
@@ -85,7 +90,7 @@ def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list
     on_test = table["search_selection"] == "test"
     rows = []
     for quantity, engine, unit, values in quantities(table):
-        facts = [", ".join(dict.fromkeys(table[f"{name}_{engine}"].dropna())) if engine else "" for name in FACTS]
+        facts = [engine_fact(table, name, engine) if engine else "" for name in FACTS]
         for group in ("all", *PROBLEMS):
             chosen = values[(group == "all") | (table["problem"] == group)].dropna()
             value = published_value(published, quantity, engine, group)
@@ -245,11 +250,11 @@ def render_engines(table: Table) -> list[str]:
             "-" if other is None else number(other.ours_mean, other.unit),
             *(["" if change is None else number(change.ours_mean, change.unit)] if has_int8(values) else []),
         ]
-    heads = ["zeros", "source", "ONNX Runtime", *(["accuracy"] if has_int8(values) else [])]
+    heads = ["skips zeros", "same engine", "ONNX Runtime", *(["accuracy"] if has_int8(values) else [])]
     notes = [
-        "Zeros: whether the engine skips them. Source: how many times as fast the re-engineered model runs as the "
-        "source model in the same engine. ONNX Runtime: as the source model in ONNX Runtime, in float32."
-        + (" Accuracy: points that int8 adds to the re-engineered model's." if has_int8(values) else "")
+        "How many times as fast the re-engineered model runs as its source model in the same engine, and as its source "
+        "model in ONNX Runtime with float32 weights."
+        + (" Accuracy: of the re-engineered model, points that int8 adds." if has_int8(values) else "")
     ]
     if over:
         best = max(over, key=lambda engine: over[engine])

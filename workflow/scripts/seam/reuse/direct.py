@@ -12,7 +12,8 @@ import torch
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, draw_problem
+from seam.data.drawing import draw_problem
+from seam.data.problems import Subset
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
