@@ -1,4 +1,5 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm on this machine. test: the tests.
+# wheel: the package with the engine's kernels, for any Linux of this kind of processor, in dist/.
 # lint: style and types. bench: how fast the search is. bench-engine: how fast inference is. docs: docs/configuration.md.
 # golden: digests of results, see tests/helpers/golden.py. gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md.
 # torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for a whole campaign.
@@ -12,7 +13,7 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test torture lint bench bench-engine gpu-check golden docs clean
+.PHONY: demo demo-slurm test torture lint bench bench-engine gpu-check golden docs wheel clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -58,6 +59,16 @@ golden: .venv/dev
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
+
+# The compiler of the package ziglang links against any version of glibc. The libraries run on this one and later ones.
+GLIBC := 2.17
+MACHINE := $(shell uname -m)
+
+wheel: .venv/dev
+	CC="$(CURDIR)/$(BIN)/python -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
+		--disable-pip-version-check --no-deps --wheel-dir dist \
+		--config-settings=--build-option=--plat-name=manylinux_$(subst .,_,$(GLIBC))_$(MACHINE) .
+	@ls dist/*.whl
 
 .venv/python:
 	@case "$(CURDIR)" in *[\ {}]*) echo "Snakemake cannot work in $(CURDIR), which has a space or a brace in its path: move the clone."; exit 1;; esac

@@ -29,6 +29,7 @@ wildcard_constraints:
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/source.smk"
 include: "workflow/rules/direct.smk"
+include: "workflow/rules/baselines.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
@@ -48,5 +49,6 @@ rule all:
         rules.direct.input,
         rules.indirect.input,
         rules.summary.input,
+        rules.baselines.input if BASELINES else [],
     message:
         "All results are complete"

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 
 from seam.engine import EngineError, load, native
+from seam.engine.compiler import INSTRUCTION_SETS
 
 TOLERANCE = 1e-4  # of the largest output
 
@@ -12,7 +13,7 @@ TOLERANCE = 1e-4  # of the largest output
 def usable_instructions() -> list[str]:
     """Return the names of the instruction sets that this machine can compile and run."""
     names = []
-    for candidate in native.INSTRUCTION_SETS:
+    for candidate in INSTRUCTION_SETS:
         try:
             native.library(candidate.name)
         except EngineError:

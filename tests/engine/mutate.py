@@ -8,17 +8,19 @@ than EngineError ends the run with the file that caused it.
 
 import faulthandler
 import resource
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "workflow" / "scripts")]
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS.parent / "workflow/scripts")]
 
 from random_models import RandomModel  # noqa: E402
 
-SECONDS = 30  # for one file
+SECONDS = 30  # of processor time for one file, so that a busy machine is no failure
 MEMORY = 8 << 30  # bytes of address space beyond what the process begins with; reserved, not used
 USED = 2 << 30  # bytes that the process may really use more
 SPECIAL = [
@@ -121,7 +123,7 @@ def check(first: int, last: int) -> dict[str, int]:
             data = (damage_bytes if index % 2 else damage_fields)(data, random)
             path.write_bytes(data)
             current.write_text(f"{index}\n")
-            faulthandler.dump_traceback_later(SECONDS, exit=True)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 engine = load(path, fallback=False)
                 if np.prod(engine.input_shape, dtype=float) <= 1e7:
@@ -132,7 +134,7 @@ def check(first: int, last: int) -> dict[str, int]:
                 assert str(error).strip() and "\n" not in str(error), f"file {index}: no sentence: {error!r}"
                 ends["sentence"] += 1
             finally:
-                faulthandler.cancel_dump_traceback_later()
+                signal.setitimer(signal.ITIMER_PROF, 0)
         current.unlink()
     return ends
 
@@ -147,6 +149,7 @@ if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, chain=True)  # shows where it hangs, then ends the process
     import onnx  # noqa: F401 (before memory is limited)
 
     limit_memory()

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from random_models import RandomModel
 
 from seam.engine import EngineError, UnsupportedError, load, native
-from seam.engine.build import build_all
+from seam.engine.compiler import build_all
 
 ROOM = Path(native.__file__).parents[2]
 

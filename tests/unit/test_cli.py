@@ -3,7 +3,7 @@
 import pytest
 
 import seam
-from seam.cli import main
+from seam.cli.main import main
 from seam.files import write_json
 
 

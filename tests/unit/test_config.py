@@ -125,7 +125,7 @@ indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
     cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
-    training, search, timing, direct_reuse, transfer, attack, indirect_reuse.
+    training, search, baselines, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 together = 8
@@ -309,7 +309,8 @@ models/mine/architecture = broken.py:build
 models/mine/weights = yours.pt
     models.mine.weights is 'yours.pt', but there is no such file.
 models/mine/weights = IMAGENET1K_V1
-    models.mine.weights is 'IMAGENET1K_V1', but must be train or a file that ends in .safetensors, .pt or .pth.
+    models.mine.weights is 'IMAGENET1K_V1', but must be train or a file that ends in .safetensors, .pt, .pth, .th,
+    .ckpt, .bin, .pth.tar or .pt2.
 models/mine/normalization = null
     models.mine.normalization is missing, but a weights file of your own needs it: give the mean and std that
     the model was trained with.
@@ -325,14 +326,22 @@ models/digits-resnet20/weights = hub
     models.digits-resnet20.weights is 'hub', but the hub has no resnet20 for data of kind digits: it has
     resnet20 for cifar10, resnet20 for cifar100, vgg16_bn for cifar10, vgg16_bn for cifar100.
 models/digits-resnet20/weights = trian
-    models.digits-resnet20.weights is 'trian', but must be train, hub or a file that ends in .safetensors, .pt
-    or .pth (did you mean train?).
+    models.digits-resnet20.weights is 'trian', but must be train, hub or a file that ends in .safetensors, .pt,
+    .pth, .th, .ckpt, .bin, .pth.tar or .pt2 (did you mean train?).
 models/resnet50/weights = IMAGENET1K_V3
     models.resnet50.weights is 'IMAGENET1K_V3', but must be train, a weights file or one of IMAGENET1K_V1,
     IMAGENET1K_V2, DEFAULT (did you mean IMAGENET1K_V2?).
-models/resnet50/dataset = pets
-    models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.pets
-    has 3: write train, or give a file of your own.
+models/resnet50/dataset = digits
+    models.resnet50.weights is 'IMAGENET1K_V1', but these weights know ImageNet's 1000 classes and datasets.digits
+    has 10: write train, or give a file of your own.
+models/mine/classes = [cat, dog]
+    models.mine.classes: The classes of models.mine know no class golden retriever, but cat, dog: rename the
+    folder of its images, leave the class out of the data set, or correct the classes of the model.
+models/mine/classes = names.txt
+    models.mine.classes is 'names.txt', but must be a list of names, a file of names, weights (which bring them), or
+    cifar10, cifar100 or imagenet.
+models/digits-resnet20/classes = [a, b]
+    models.digits-resnet20.classes is given, but weights is 'train', which learns the data set's classes: drop one.
 
 # target problems
 direct_reuse/0/model = resnet20-cifar1
@@ -539,7 +548,7 @@ def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
     assert config["engines"] == "auto"
-    assert config["search"] == SEARCH
+    assert config["search"] == {**SEARCH, "penalty": None, "budget": None}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
@@ -570,8 +579,21 @@ def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
     config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
-    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7}
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None}
     assert "search" not in config["direct_reuse"][0]
+
+
+def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(small):
+    small["direct_reuse"][0]["search"] = {"budget": {"weights": 0.1}, "lr_mask": 0.12}
+    before, after = target_problems(validated(small)), target_problems(validated(changed(small, "search", {})))
+    assert repr(before) == repr(after)
+    first = next(problem for problem in before if "budget" in problem.settings)
+    assert first.settings["budget"] == {"weights": 0.1} and first.settings["epochs"] == 30
+    assert first.settings["lr_mask"] != 0.12 and "penalty" not in first.settings
+    small["direct_reuse"][0]["search"] = {}
+    assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
+    small["search"] = {"budget": {"macs": 10, "epochs": 12}}
+    assert target_problems(validated(small))[0].settings["budget"] == {"macs": 10.0}
 
 
 def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):
@@ -644,6 +666,18 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
         "batch_size": [16], "iterations": 100, "runs": 2, "statistic": "mean", "threads": ["all"], "warmup": 1,
     }  # fmt: skip
     assert water.timing["warmup"] == 20
+
+
+def test_baselines_of_an_entry_come_before_those_of_all(small):
+    assert all(problem.baselines == () for problem in target_problems(validated(small)))
+    small["baselines"] = ["head", "snip-overall"]
+    small["direct_reuse"][0]["baselines"] = ["scratch"]
+    problems = target_problems(validated(small))
+    assert [p.baselines for p in problems[:1]] == [("scratch",)]
+    assert {p.baselines for p in problems} <= {("scratch",), ("head", "snip-overall")}
+    small["baselines"] = ["heads"]
+    with pytest.raises(UserError, match=r"baselines\[0\] is 'heads'.*did you mean head"):
+        validated(small)
 
 
 def test_targets_of_each_form(small):

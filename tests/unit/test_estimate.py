@@ -122,6 +122,14 @@ def test_a_search_has_its_epochs_in_full(inventory):
     assert sum(work(multiclass, inventory).values()) == 300 * 15000 * 0.8 + 301 * 3000 + 2 * 3000
 
 
+def test_a_baseline_trains_as_long_as_its_search(inventory):
+    search = search_job()["params"]["searches"][0]
+    job = {"todo": True, "rule": "train_scratch", "wildcards": {"model": "m"}, "params": {"search": search}}
+    assert images_by_kind(job, inventory) == {"train": 300 * 8000, "outputs": 301 * 2000 + 2 * 2000}
+    head = images_by_kind({**job, "rule": "train_baseline"}, inventory)
+    assert head == {"outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
+
+
 def test_a_stack_has_the_images_of_all_its_searches(inventory):
     alone, stack = images_by_kind(search_job(), inventory), search_job(rule="reengineer_stack_7", count=3)
     assert images_by_kind(stack, inventory) == {kind: 3 * images for kind, images in alone.items()}

@@ -133,3 +133,14 @@ def test_an_earlier_file_survives_a_failed_export(tmp_path):
     with pytest.raises(UserError):
         export(Inexpressible(), tmp_path / "model.onnx", (3, 8, 8))
     assert (tmp_path / "model.onnx").read_text() == "earlier"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_is_exported(tmp_path, heads):
+    """Vision transformers: torch fuses attention in eval mode, and its ONNX form is made for a newer opset."""
+    torch.manual_seed(0)
+    module = torchvision.models.VisionTransformer(16, 8, 2, heads, 32, 64, num_classes=3)
+    was = torch.backends.mha.get_fastpath_enabled()
+    export(module, tmp_path / "model.onnx", (3, 16, 16))
+    assert torch.backends.mha.get_fastpath_enabled() == was

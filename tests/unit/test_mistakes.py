@@ -441,8 +441,10 @@ WEIGHTS = {
     "a pickle with code in it": (
         "pt", lambda path: path.write_bytes(pickle.dumps(Harm(), protocol=2)), "could run code", HARMFUL,
     ),
-    "a checkpoint with code in it": ("pt", lambda path: torch.save({"a": Harm()}, path), "could run code", HARMFUL),
-    "a whole module": ("pt", lambda path: torch.save(build(4), path), "could run code", HARMFUL),
+    "a checkpoint with code in it": (
+        "pt", lambda path: torch.save({"a": Harm()}, path), "holds no state dictionary", "state_dict()",
+    ),
+    "another module": ("pt", lambda path: torch.save(build(7), path), "8.weight is (7, 64), not (4, 64)", ""),
     "TorchScript": ("pt", script, "could run code", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
@@ -469,7 +471,7 @@ def test_a_mistake_in_the_weights(suffix, write, names, to_do, tmp_path, earlier
 ARCHITECTURES = {
     "imports what is not there": ("import nowhere\ndef build(classes): ...\n", "No module named 'nowhere'", "correct"),
     "fails": ("def build(classes):\n    raise KeyError('width')\n", "KeyError: 'width'", "correct it"),
-    "takes nothing": ("def build():\n    ...\n", "takes 0 positional arguments", "correct it"),
+    "takes two arguments": ("def build(a, b):\n    ...\n", "missing 1 required positional argument", "correct it"),
     "leaves": ("import sys\nsys.exit()\ndef build(classes): ...\n", "SystemExit", "correct it"),
     "gives nothing": ("def build(classes):\n    ...\n", "an object of type NoneType", "return a torch.nn.Module"),
 }

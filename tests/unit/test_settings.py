@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from seam.settings import (
+    BUDGET_SEARCH,
     AttackSettings,
     FinetuningSettings,
     LastLayerSettings,
@@ -14,6 +15,7 @@ from seam.settings import (
     ThresholdSearchSettings,
     TrainingSettings,
     TransferSettings,
+    search_settings,
 )
 
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
@@ -63,3 +65,25 @@ def test_the_schema_and_the_search_know_the_same_schedules(schema):
     for name in ("schedule", "selection"):
         for choice in schema["$defs"]["search"]["properties"][name]["enum"]:
             SearchSettings(**{name: choice})
+
+
+def test_a_budget_brings_its_own_schedule_and_rates():
+    search = {"epochs": 300, "lr_mask": 0.12, "alpha": 1.5, "batch_size": 32, "schedule": "fast", "penalty": None}
+    assert search_settings({**search, "budget": None}) == {k: v for k, v in search.items() if k != "penalty"}
+    settings = search_settings({**search, "budget": {"weights": 0.1, "epochs": 60}})
+    assert settings["schedule"] == "budget" and settings["budget"] == {"weights": 0.1}
+    assert settings["epochs"] == 60 and settings["lr_mask"] == BUDGET_SEARCH["lr_mask"] and settings["alpha"] == 0
+    assert SearchSettings(**settings).recorded()["budget"] == {"weights": 0.1}
+    assert "budget" not in SearchSettings().recorded() and "penalty" not in SearchSettings().recorded()
+
+
+def test_what_a_weight_costs_follows_the_budget():
+    assert SearchSettings().price == "weights" and SearchSettings(penalty="macs").price == "macs"
+    assert SearchSettings(schedule="budget", budget={"latency_ms": 2.0}).price == "latency"
+    assert SearchSettings(schedule="budget", budget={"macs": 0.1}, penalty="weights").price == "weights"
+
+
+@pytest.mark.parametrize("budget", [{}, {"weights": 0.1, "macs": 0.1}, {"engine": "seam"}])
+def test_a_budget_has_one_unit(budget):
+    with pytest.raises(ValueError, match="gives one of weights, macs, latency_ms"):
+        SearchSettings(schedule="budget", budget=budget)

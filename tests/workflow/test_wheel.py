@@ -1,6 +1,9 @@
 """The package: the wheel works without the clone, and pyproject.toml names what it imports."""
 
 import ast
+import importlib.util
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -8,17 +11,22 @@ import sys
 import sysconfig
 import tomllib
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 from colours import ARCHITECTURE
 from packaging.requirements import Requirement
+from random_models import RandomModel
 from workflows import ROOT
 
 import seam
+from seam.engine.compiler import INSTRUCTION_SETS, find_compiler
+from seam.engine.errors import EngineError
 from seam.reuse.direct import reengineer
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 IMPORT_NAMES = {"pillow": "pil", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 
@@ -28,23 +36,58 @@ def run(*command, **options):
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """Return the Python of a new virtual environment with the wheel, which takes torch and so on from this one."""
-    folder = tmp_path_factory.mktemp("package")
-    shutil.copytree(ROOT / "workflow/scripts/seam", folder / "clone/workflow/scripts/seam")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+def has_compiler():
+    """Return whether this machine has a C compiler."""
+    try:
+        return bool(find_compiler())
+    except EngineError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="the kernels need a C compiler")
+
+
+def build_wheel(folder, *arguments, **environment):
+    """Build the wheel from a copy of the sources and return its path."""
+    built_already = shutil.ignore_patterns("built", "__pycache__")
+    shutil.copytree(ROOT / "workflow/scripts/seam", folder / "clone/workflow/scripts/seam", ignore=built_already)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "clone" / name)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, folder / "clone")
+    options = ["--no-deps", "--wheel-dir", folder, *arguments]
+    run(*PIP, "wheel", *options, folder / "clone", env=os.environ | environment)
     shutil.rmtree(folder / "clone")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel, folder):
+    """Return the Python of a new virtual environment with the wheel, which takes torch and so on from this one."""
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv/bin/python"
-    (wheel,) = folder.glob("*.whl")
-    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel)
     (packages,) = folder.glob("venv/lib/python*/site-packages")
     (packages / "test_environment.pth").write_text(sysconfig.get_path("purelib"))
     return python
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, as `make wheel` builds it where ziglang is installed, and else by this machine's compiler."""
+    folder = tmp_path_factory.mktemp("package")
+    if importlib.util.find_spec("ziglang") is None:
+        return build_wheel(folder)
+    makefile = (ROOT / "Makefile").read_text()
+    target = re.search(r"^GLIBC := (.+)$", makefile, re.M).group(1)
+    machine = platform.machine()
+    compiler = f"{sys.executable} -m ziglang cc -target {machine}-linux-gnu.{target} -s"
+    name = f"manylinux_{target.replace('.', '_')}_{machine}"
+    return build_wheel(folder, f"--config-settings=--build-option=--plat-name={name}", CC=compiler)
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The Python of a virtual environment with the wheel."""
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 def test_the_wheel_loads_a_result_that_was_copied_elsewhere(python, model_folder, dataset_folder, tmp_path):
@@ -77,6 +120,62 @@ def test_the_wheel_brings_its_command_and_its_data_files(python, tmp_path):
     assert kernels and set(kernels) <= set(run(python, "-c", code, cwd=tmp_path).split())
     code = "from seam.data.kinds.registry import class_names; print(len(class_names({'kind': 'action40'})))"
     assert run(python, "-c", code, cwd=tmp_path) == "40\n"
+
+
+def run_engine(python, tmp_path):
+    """Run a random model where there is no compiler, and return what the engine says of itself and its agreement."""
+    (tmp_path / "model.onnx").write_bytes(RandomModel(3, largest=17).draw(4))
+    code = (
+        "import numpy as np, onnxruntime, warnings, seam.engine; warnings.simplefilter('ignore');"
+        "engine = seam.engine.load('model.onnx');"
+        "images = np.random.default_rng(0).standard_normal((5, *engine.input_shape)).astype(np.float32);"
+        "session = onnxruntime.InferenceSession('model.onnx'); expected = session.run(None, {'images': images})[0];"
+        "print(engine.backend, np.allclose(engine(images), expected, rtol=1e-4, atol=1e-4), engine.reason)"
+    )
+    environment = os.environ | {"PATH": str(tmp_path), "CC": "", "SEAM_ENGINE_CACHE": str(tmp_path / "cache")}
+    shown = run(python, "-c", code, cwd=tmp_path, env=environment)
+    assert not (tmp_path / "cache").exists()
+    return shown.strip()
+
+
+@needs_compiler
+def test_the_wheel_runs_the_engine_without_a_compiler(wheel, python, tmp_path):
+    assert re.fullmatch(r"seam_reuse-[\d.]+-py3-none-(many)?linux_.*\.whl", wheel.name), wheel.name
+    assert run_engine(python, tmp_path) == "seam True"
+
+
+@needs_compiler
+def test_the_kernels_of_the_wheel_need_nothing_but_an_old_libc(wheel):
+    """A library names the versions of the symbols that it needs, such as GLIBC_2.2.5."""
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    assert len(libraries) == sum(not s.machines or platform.machine() in s.machines for s in INSTRUCTION_SETS)
+    for library in libraries:
+        needed = {tuple(map(int, v.split(b"."))) for v in re.findall(rb"\0GLIBC_([\d.]+)\0", library)}
+        shared = set(re.findall(rb"\0(lib[\w+-]+\.so[.\d]*)\0", library))
+        assert shared <= {b"libc.so.6", b"libpthread.so.0", b"libm.so.6"}
+        if "manylinux" in wheel.name:
+            assert needed and max(needed) <= tuple(map(int, wheel.name.split("_")[3:5]))
+
+
+def test_a_wheel_without_a_compiler(tmp_path):
+    wheel = build_wheel(tmp_path, PATH=str(tmp_path), CC="")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    shown = run_engine(install(wheel, tmp_path), tmp_path)
+    assert shown == "onnxruntime True There is no C compiler: install gcc or clang, or set CC to one."
+
+
+@needs_compiler
+def test_libraries_of_other_sources_are_not_loaded(python, tmp_path):
+    """The name of a library has the digest of the sources: after a change of the sources none has that name."""
+    kernels = Path(run(python, "-c", "from seam.engine.compiler import KERNELS; print(KERNELS)", cwd=tmp_path).strip())
+    source = kernels / "runtime.c"
+    before = source.read_text()
+    source.write_text(before + "/* another version */\n")
+    try:
+        assert run_engine(python, tmp_path).startswith("onnxruntime True There is no C compiler")
+    finally:
+        source.write_text(before)
 
 
 def requirements():

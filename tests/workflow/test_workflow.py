@@ -198,6 +198,11 @@ def times(number, rules):
             {"finetune_seam": 2, "evaluate_defects": 2} | RESULTS_INDIRECT,
         ),
         (["engines"], [], RESULTS),
+        (
+            ["baselines"],
+            ["head", "snip-overall", "scratch"],
+            {"train_baseline": 6, "train_scratch": 3, "collect_baselines": 1, "plot_baselines": 1, "summarise": 1},
+        ),
         (["search"], {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100}, {}),  # as it is
         (["device"], "cpu", {}),
         (["precision"], "float32", {}),
@@ -260,7 +265,7 @@ def test_changed_code_that_no_job_imports_reruns_nothing(run):
     """No job of this config reads a published data set, and none depends on how the config is read."""
     files = ["data/kinds/action40.py", "data/kinds/published.py", "resources/action40_classes.txt", "download.py"]
     with contextlib.ExitStack() as stack:
-        for file in [*files, "config/plan.py", "cli.py"]:
+        for file in [*files, "config/plan.py", "cli/main.py"]:
             stack.enter_context(changed(run, f"seam/{file}"))
         assert planned(run) == {}
 

@@ -69,6 +69,7 @@ MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 SEARCH_FILES = ["masks.safetensors", "history.csv", "metrics.json"]
 PROBLEM_FILES = [*SEARCH_FILES, "macs.json", "model.onnx"]
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
+BASELINES = sorted({baseline for p in PROBLEMS for baseline in p.baselines})
 PROBLEM_BY_NAME = {(p.model, p.problem, p.target): p for p in PROBLEMS}
 # All students of a model and a data set share their settings, so that any of them stands for them.
 STUDENT_BY_NAME = {(s.model, s.dataset): s for s in STUDENTS}
@@ -301,6 +302,41 @@ def engine_environment(wildcards):
     return str(
         WORKFLOW.parent / "envs" / ("openvino.yaml" if runner == "open_vino" else "seam.yaml")
     )
+
+
+# Baselines of direct reuse.
+
+
+def baseline_arguments(wildcards):
+    """Return the arguments of the search that a baseline is compared with, without its own files."""
+    arguments = search_arguments(problem_of(wildcards))
+    return {name: arguments[name] for name in arguments if name not in ("folder", "checkpoint")}
+
+
+def scratch_training(wildcards):
+    """Return the settings of a baseline that is trained from random weights; epochs and batches are the search's."""
+    settings = config["training"]
+    return {
+        "training": {
+            name: settings[name]
+            for name in sorted(settings)
+            if name not in ("epochs", "batch_size")
+        }
+    }
+
+
+def baseline_files(name):
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/baselines/{baseline}/{name}"
+        for p in PROBLEMS
+        for baseline in p.baselines
+    ]
+
+
+def searches_with_baselines(name):
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS if p.baselines
+    ]
 
 
 # Indirect reuse.

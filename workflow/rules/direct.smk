@@ -7,6 +7,7 @@ if config["stack"] == 1:
             manifest=manifest_of,
             arrays=ancient(arrays_of),
             weights="results/models/{model}/source.safetensors",
+            exported=ancient("results/models/{model}/model.onnx"),  # the search is worth nothing if export fails
             modules=modules("reengineer.py"),
         output:
             masks=update("results/direct/{model}/{problem}/{target}/masks.safetensors"),
@@ -43,6 +44,7 @@ else:
                 manifest=f"results/datasets/{STACK[0].dataset}/dataset.json",
                 arrays=ancient(f"results/datasets/{STACK[0].dataset}/arrays"),
                 weights=f"results/models/{STACK[0].model}/source.safetensors",
+                exported=ancient(f"results/models/{STACK[0].model}/model.onnx"),
                 modules=modules("reengineer.py"),
             output:
                 [

@@ -89,6 +89,7 @@ rule summarise:
         binary="results/tables/direct_binary.csv",
         multiclass="results/tables/direct_multiclass.csv",
         indirect="results/tables/indirect.csv",
+        baselines="results/tables/baselines.csv" if BASELINES else [],
         published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("summarise.py"),
     output:

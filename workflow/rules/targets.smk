@@ -3,6 +3,7 @@
 
 localrules:
     direct,
+    baselines,
     indirect,
     thresholds,
     summary,
@@ -17,6 +18,13 @@ rule direct:
         latency_files(),
         int8_files(),
         [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
+
+
+rule baselines:
+    input:
+        rules.collect_baselines.output,
+        rules.plot_baselines.output,
+        [baseline_files(name) for name in ("history.csv", "metrics.json")],
 
 
 rule indirect:

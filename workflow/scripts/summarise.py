@@ -15,6 +15,7 @@ if "snakemake" in globals():
 
     with job_log(snakemake.log[0]):
         files = snakemake.input
-        write_summary(snakemake.output.summary, files.binary, files.multiclass, files.indirect, files.published)
+        tables = files.binary, files.multiclass, files.indirect, files.published, files.get("baselines") or None
+        write_summary(snakemake.output.summary, *tables)
 elif __name__ == "__main__":
     sys.exit(print_summary(sys.argv[1]))

@@ -6,7 +6,13 @@ imports neither torch nor anything else of the package, so that reading it costs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+UNITS = ("weights", "macs", "latency_ms")  # of budgets
+PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
+BUDGET_SEARCH = {"epochs": 30, "lr_mask": 0.01, "lr_head": 0.01}  # defaults of a search that meets a budget
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,9 @@ class TrainingSettings:
 class SearchSettings:
     """How the masks of a target problem are searched in direct reuse: `search` of the config.
 
-    Raises ValueError if the schedule or the selection is unknown.
+    `search_settings` makes one from the config. penalty: what a kept weight costs, one of PENALTIES; None: what the
+    budget is counted in, weights without a budget. budget: {unit: what may be kept} for the schedule `budget`, see
+    `budget_unit`. Raises ValueError if the schedule, the selection, the penalty or the budget is unknown.
     """
 
     epochs: int = 300
@@ -41,11 +49,64 @@ class SearchSettings:
     accuracy_worth: float | None = 5.0
     patience: int = 50
     evaluate_every: int = 1
+    penalty: str | None = None
+    budget: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("schedule", ("published", "fast")), ("selection", ("holdout", "test"))):
+        schedules = ("published", "fast") if self.budget is None else ("budget",)
+        for name, choices in (
+            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES))
+        ):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+                options = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {options}.")
+        if self.budget is not None:
+            budget_unit(self.budget)
+
+    @property
+    def price(self) -> str:
+        """What a kept weight costs: one of PENALTIES."""
+        if self.penalty is not None or self.budget is None:
+            return self.penalty or "weights"
+        return PENALTIES[UNITS.index(budget_unit(self.budget))]
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings as results and checkpoints record them: without `penalty` and `budget` if not given."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in OPTIONAL or value is not None}
+
+
+OPTIONAL = ("penalty", "budget")  # settings of a search that results record only where they are given
+
+
+def budget_unit(budget: Mapping[str, Any]) -> str:
+    """Return what a budget is counted in, one of UNITS. Raises ValueError unless it gives exactly one of them."""
+    units = [unit for unit in UNITS if budget.get(unit) is not None]
+    if len(units) != 1:
+        raise ValueError(f"A budget gives one of {', '.join(UNITS)}, and this one gives {', '.join(units) or 'none'}.")
+    return units[0]
+
+
+def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters of a search, sorted, from `search` of the config, as `SearchSettings` takes them.
+
+    With a budget, the schedule is `budget`. Its epochs and rates are the keys that `budget` itself has, or the
+    defaults of BUDGET_SEARCH: those in `search` belong to the other schedules, and with alpha, patience and the like
+    have no effect, so that they return to their defaults. Settings that are not given are left out.
+
+    >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
+    60
+    """
+    settings = {name: value for name, value in search.items() if name not in OPTIONAL or value is not None}
+    if budget := settings.get("budget"):
+        own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
+        settings = {name: value for name, value in settings.items() if name in SHARED}
+        settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
+        settings["budget"] = {n: v for n, v in sorted(budget.items()) if n not in BUDGET_SEARCH and v is not None}
+    return dict(sorted(settings.items()))
+
+
+SHARED = ("batch_size", "selection", "holdout", "evaluate_every", "penalty", "budget")  # that budgets leave in effect
 
 
 @dataclass(frozen=True)

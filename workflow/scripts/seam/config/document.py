@@ -70,12 +70,14 @@ def _table(rules: Rules, defaults: dict[str, Any], schema: Rules) -> str:
         own = resolved(own, schema)
         for name, inner in own.get("properties", {}).items():
             inner = resolved(inner, schema)
-            rows.append(_row(f"{key}.{name}", inner, _default(name, inner, own, defaults.get(key, {})), schema))
+            rows.append(_row(f"{key}.{name}", inner, _default(name, inner, own, defaults.get(key) or {}), schema))
     return "\n".join(rows)
 
 
 def _row(key: str, rules: Rules, default: str, schema: Rules) -> str:
-    values = f"keys of [{key}](#{key})" if _has_section(key, rules, schema) else _values(resolved(rules, schema))
+    values = _values(resolved(rules, schema))
+    if _has_section(key, rules, schema):
+        values = f"{'keys of' if 'properties' in resolved(rules, schema) else 'as'} [{key}](#{key})"
     kinds = _kinds_with(key, schema) if rules in schema["$defs"]["dataset"]["properties"].values() else ""
     return f"| `{key}` | {values} | {default} | {kinds}{resolved(rules, schema)['description']} |"
 
@@ -117,7 +119,7 @@ def _kinds(case: Rules) -> list[str]:
 def _values(rules: Rules) -> str:
     """Return in words which values a key may have."""
     if "enum" in rules:
-        return ", ".join(f"`{value}`" for value in rules["enum"])
+        return ", ".join(f"`{value}`" for value in rules["enum"] if value is not None)
     types = rules["type"] if isinstance(rules["type"], list) else [rules["type"]]
     words = " or ".join(_list(rules) if name == "array" else TYPES[name] for name in types)
     return ", ".join([words, *bounds(rules)])

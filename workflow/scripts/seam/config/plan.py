@@ -13,18 +13,20 @@ all of it runs each time that Snakemake reads the Snakefile.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seam.config.checks.datasets import check_dataset
-from seam.config.checks.models import check_model
+from seam.config.checks.models import check_model, model_classes
 from seam.config.checks.reuse import check_direct_reuse, check_indirect_reuse, check_stack
 from seam.config.entries import direct_entries, folder_name, indirect_entries, missing_datasets, targets_of
 from seam.config.schema import merged, normalised, read_schema, with_defaults, with_text_keys
 from seam.config.violations import check_schema
-from seam.data.kinds.registry import class_names, why_unavailable
+from seam.data.kinds.registry import IMAGENET, class_names, why_unavailable
 from seam.models.weights import is_weights_file
+from seam.settings import search_settings
 
 MASKED = ("seam", "magnitude", "random")  # students of which there is one for each threshold
 COMPARED = ("magnitude", "random")  # students that `compare_at` limits to some of the thresholds
@@ -42,6 +44,7 @@ class ProblemSpec:
     classes: list[str]  # binary: the target class alone; multiclass: the group's classes, in the head's order
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
+    baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 problem=entry["problem"],
                 target=folder_name(target),
                 classes=list(classes),
-                settings=_sorted({**config["search"], **entry.get("search", {}), **override}),
+                settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
                 timing=_timing({**config["timing"], **entry.get("timing", {})}),
+                baselines=tuple(entry.get("baselines", config["baselines"])),
             )
             problems.append(problem)
     return problems
@@ -169,12 +173,25 @@ def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
     if entry["kind"] == "imagenet" and not is_file:
         entry = {**entry, "root": None}
     every, chosen = class_names({**entry, "classes": None}), class_names(entry)
+    own = {} if model.get("weights_key") is None else {"key": model["weights_key"]}
+    if (outputs := model_classes(model, entry)) is not None:
+        own["outputs"] = outputs
+        is_hub = model["weights"] == "hub"
+        return {
+            "architecture": model["architecture"],
+            "class_lists": [chosen, class_names(IMAGENET)] if outputs == "weights" else [chosen],
+            "kind": model["classes"] if is_hub else entry["kind"],
+            "normalization": normalization and [normalization["mean"], normalization["std"]],
+            "weights": model["weights"],
+            **own,
+        }
     return {
         "architecture": model["architecture"],
         "class_lists": [chosen, every] if is_file else [every],
         "kind": entry["kind"],
         "normalization": normalization and [normalization["mean"], normalization["std"]],
         "weights": model["weights"],
+        **own,
     }
 
 
@@ -191,9 +208,11 @@ def model_settings(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def model_files(config: dict[str, Any], name: str) -> list[str]:
-    """Return the user's own files that a source model is made from: its weights and its architecture."""
+    """Return the user's own files that a source model is made from: its weights, class names and its architecture."""
     model = config["models"][name]
     files = [model["weights"]] if is_weights_file(model["weights"]) else []
+    if isinstance(model.get("classes"), str) and os.path.isfile(model["classes"]):
+        files.append(model["classes"])
     path, _, _ = model["architecture"].rpartition(":")
     return files + ([path] if path.endswith(".py") else [])
 

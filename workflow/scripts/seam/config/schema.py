@@ -118,6 +118,10 @@ def normalised(config: dict[str, Any]) -> dict[str, Any]:
                 dataset[key] = os.path.expanduser(dataset[key])
     for model in config["models"].values():
         model.update({key: os.path.expanduser(model[key]) for key in ("architecture", "weights")})
+        if isinstance(model.get("classes"), list):
+            model["classes"] = list(map(str, model["classes"]))
+        elif model.get("classes") is not None:
+            model["classes"] = os.path.expanduser(model["classes"])
     for entry in config["direct_reuse"]:
         targets = entry["targets"]
         if isinstance(targets, list):

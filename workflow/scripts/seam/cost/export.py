@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ def onnx_metadata(classes: Sequence[str], normalization: Sequence[Sequence[float
 def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
 
-    with warnings.catch_warnings(), torch.no_grad():
+    # Attention: torch has an ONNX form of it for opset 14 alone, but all of its operations are in 13, too.
+    from torch.onnx import register_custom_op_symbolic, symbolic_opset14
+
+    register_custom_op_symbolic(
+        "aten::scaled_dot_product_attention", symbolic_opset14.scaled_dot_product_attention, OPSET
+    )
+    with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -78,6 +85,17 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
         model = onnx.load(path)
         onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
         onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let attention be the operations that it consists of: ONNX has no form of torch's fused operation."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
 def _check(module: nn.Module, path: Path, images: torch.Tensor, name: str | os.PathLike[str]) -> None:

@@ -1,54 +1,20 @@
-"""Builds the kernels with the machine's C compiler, once, and calls them."""
+"""Loads the compiled kernels, compiling them if nobody has, and calls them."""
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from seam.engine.compiler import BUILT, FLAGS_VARIABLE, InstructionSet, build, file_name, instruction_set
 from seam.engine.errors import EngineError
 from seam.engine.tiling import Machine
 
-KERNELS = Path(__file__).parent / "kernels"
-BUILT = Path(__file__).parent / "built"  # libraries that an installation brings along
 CACHE_VARIABLE = "SEAM_ENGINE_CACHE"
-FLAGS_VARIABLE = "SEAM_ENGINE_CFLAGS"  # further flags of the compiler, such as -fsanitize=address
-COMPILER_SECONDS = 300
 
 (PACK, UNPACK, CONVOLVE, POOL_MAX, POOL_AVERAGE, POOL_GLOBAL, ACTIVATE, ADD, MULTIPLY) = range(9)
 ACTIVATIONS = {"clip": 0, "sigmoid": 1, "silu": 2, "hard_sigmoid": 3, "hard_swish": 4, "leaky": 5}
-
-
-@dataclass(frozen=True)
-class InstructionSet:
-    """A set of vector instructions: floats per vector, registers, and the flags that make a compiler use it."""
-
-    name: str
-    lanes: int
-    registers: int
-    flags: tuple[str, ...]
-    needs: frozenset[str]  # of the processor's flags as Linux names them
-
-
-INSTRUCTION_SETS = (
-    InstructionSet(
-        "avx512",
-        16,
-        32,
-        ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mprefer-vector-width=512"),
-        frozenset(("avx512f", "avx512vl", "avx512dq", "avx512bw", "fma")),
-    ),
-    InstructionSet("avx2", 8, 16, ("-mavx2", "-mfma"), frozenset(("avx2", "fma"))),
-    InstructionSet("neon", 4, 32, (), frozenset(("asimd",))),
-    InstructionSet("portable", 4, 16, (), frozenset()),
-)
 
 
 class Map(ctypes.Structure):
@@ -128,18 +94,6 @@ class Library:
         )
 
 
-def instruction_set(name: str | None = None) -> InstructionSet:
-    """Return the best instruction set of this machine, or the one of that name if the machine has it."""
-    flags = _processor_flags()
-    usable = [s for s in INSTRUCTION_SETS if s.needs <= flags]
-    if name is None:
-        return usable[0]
-    for candidate in usable:
-        if candidate.name == name:
-            return candidate
-    raise EngineError(f"This machine does not have the instruction set {name!r}: take {[s.name for s in usable]}.")
-
-
 @functools.lru_cache
 def library(name: str | None = None) -> Library:
     """Return the kernels for the best (or named) instruction set, compiled now if that has not been done.
@@ -157,31 +111,6 @@ def library(name: str | None = None) -> Library:
     return Library(path, instructions)
 
 
-def build(instructions: InstructionSet, path: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compile the kernels for an instruction set into the shared library `path`.
-
-    The library appears under its name only when it is complete. Raises EngineError if there is no compiler or it
-    fails.
-    """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise EngineError("There is no C compiler: install gcc or clang, or set CC to one.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            target = Path(folder) / path.name
-            sources = [str(KERNELS / "kernels.c"), str(KERNELS / "runtime.c")]
-            flags = [*_FLAGS, f"-DLANES={instructions.lanes}", *instructions.flags, *extra]
-            command = [compiler, *flags, "-o", str(target), *sources, "-lpthread", "-lm"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_SECONDS)
-            if done.returncode:
-                reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-                raise EngineError(f"The C compiler {compiler} cannot compile the kernels: {reason}")
-            os.replace(target, path)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"Cannot compile the kernels into {path.parent}: {error}.") from error
-
-
 def cache_folder() -> Path:
     """Return where compiled kernels are kept: $SEAM_ENGINE_CACHE, or a folder in the user's cache."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -192,32 +121,6 @@ def cache_folder() -> Path:
         return (Path(base) if base else Path.home() / ".cache") / "seam-engine"
     except RuntimeError as error:
         raise EngineError(f"There is no folder for compiled kernels: set {CACHE_VARIABLE} to one.") from error
-
-
-_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fvisibility=default")
-
-
-def file_name(instructions: InstructionSet, extra: tuple[str, ...] = ()) -> str:
-    """Return a name that changes with the sources, the flags and the kind of machine."""
-    digest = hashlib.sha256()
-    for source in sorted(KERNELS.iterdir()):
-        if source.suffix in (".c", ".h"):
-            digest.update(source.read_bytes())
-    digest.update(repr((_FLAGS, instructions, extra, platform.system(), platform.machine())).encode())
-    return f"{instructions.name}-{digest.hexdigest()[:16]}.so"
-
-
-@functools.lru_cache
-def _processor_flags() -> frozenset[str]:
-    if platform.machine() in ("aarch64", "arm64"):
-        return frozenset(("asimd",))
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
 
 
 def _cache_bytes(index: int, default: int) -> int:

@@ -50,7 +50,7 @@ class Program:
         self.images = plan.images
         self.lanes = planner.machine.lanes
         self.planner = planner
-        self._kept: list[object] = []  # arrays that the structures point into
+        self.kept: list[object] = []  # arrays that the structures point into
         self.workspace = max(segment.vectors for segment in plan.segments) * self.lanes
         self.shared = 0
         stages = []
@@ -68,7 +68,7 @@ class Program:
             ops += self._ops(step, segment)
         ops.append(self._transfer(UNPACK, segment, segment.output))
         array = (Op * len(ops))(*ops)
-        self._kept.append(array)
+        self.kept.append(array)
         return Stage(
             ctypes.addressof(array),
             len(ops),
@@ -169,7 +169,8 @@ class Program:
         """Return the address of an aligned copy that lives as long as the program."""
         copy = aligned(max(array.size, 1), array.dtype)
         copy[: array.size] = array.reshape(-1)
-        self._kept.append(copy)
+        copy[array.size :] = 0  # of an empty array
+        self.kept.append(copy)
         return copy.ctypes.data
 
 

@@ -36,6 +36,7 @@ class Model:
     input_shape: tuple[int, int, int]  # channels, height, width
     output: str
     opset: int
+    metadata: dict[str, str]  # what the exporter noted, such as the classes
 
 
 def read(path: str | Path) -> Model:
@@ -75,11 +76,12 @@ def parse(data: bytes, name: str) -> Model:
         nodes = [_node(node) for node in graph.node]
     except UnicodeError as error:
         raise EngineError(f"{name} has a name that is not text: {error}.") from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_order(nodes, constants, [value.name for value in graph.input], name)
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise UnsupportedError(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one of each")
-    return Model(nodes, constants, inputs[0].name, _image_shape(inputs[0]), graph.output[0].name, opset)
+    return Model(nodes, constants, inputs[0].name, _image_shape(inputs[0]), graph.output[0].name, opset, metadata)
 
 
 def array(tensor) -> np.ndarray:

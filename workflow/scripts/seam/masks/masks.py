@@ -11,7 +11,7 @@ weights are zero.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -57,6 +57,7 @@ class Masks:
                 weight.sub_(buffers[place])
         self.values = {name: torch.ones_like(w, dtype=torch.float32) for name, w in self.weights.items()}
         self.count = sum(value.numel() for value in self.values.values())
+        self.prices: Mapping[str, float] | None = None  # of a mask of each parameter in the penalty; None: 1
         # A CPU updates each parameter alone, in its cache. A GPU updates several, so that it launches few kernels.
         self.update_bytes = GPU_UPDATE_BYTES if next(iter(self.values.values())).is_cuda else 0
 
@@ -108,7 +109,7 @@ class Masks:
 
         The loss is cross entropy + alpha * retention. The straight-through estimator (Bengio et al., 2013) with the
         hard tanh of the published code passes the gradient g * w, clipped to [-1, 1]. The penalty adds the constant
-        alpha / number of masks.
+        alpha / number of masks, times the parameter's price if there are `prices`.
         """
         self._backward(self.parameters, alpha)
 
@@ -119,11 +120,16 @@ class Masks:
             torch._foreach_mul_(gradients, weights)
             torch._foreach_clamp_min_(gradients, -1)
             torch._foreach_clamp_max_(gradients, 1)
-            torch._foreach_add_(gradients, alpha / self.count)
+            if self.prices is None:
+                torch._foreach_add_(gradients, alpha / self.count)
         else:
             for gradient, weight in zip(gradients, weights, strict=True):
-                gradient.mul_(weight).clamp_(-1, 1).add_(alpha / self.count)
+                gradient.mul_(weight).clamp_(-1, 1)
+                if self.prices is None:
+                    gradient.add_(alpha / self.count)
         for name, gradient in zip(names, gradients, strict=True):
+            if self.prices is not None:
+                gradient.add_(alpha / self.count * self.prices[name])
             self.values[name].grad = gradient
 
     @staticmethod

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 ARCHITECTURES = ("resnet20", "vgg16_bn")
+# How the parameter of a factory is called that takes the number of classes.
+CLASS_COUNT = re.compile(r"class|^n_?(out|labels)|num_(out|labels)|^outputs?$|^out_(features|dim|channels)$")
 AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception
 
 
@@ -150,7 +155,7 @@ def _model_of_file(architecture: str, path: str, factory: str, classes: int, che
         exec(compile(content, path, "exec"), file.__dict__)
         if not callable(getattr(file, factory, None)):
             raise UserError(f"{path} has no function {factory}, which architecture {architecture} names.")
-        module = getattr(file, factory)(classes)
+        module = _call_factory(getattr(file, factory), classes)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code can raise anything
@@ -164,6 +169,25 @@ def _model_of_file(architecture: str, path: str, factory: str, classes: int, che
         kind = type(module).__name__
         raise UserError(f"{architecture} gives an object of type {kind}: let it return a torch.nn.Module.")
     return module
+
+
+def _call_factory(factory: Callable[..., Any], classes: int) -> Any:
+    """Call a user's factory with the number of classes as it takes it: by name, as the first argument, or not at all.
+
+    A factory that takes no such argument makes a model with a fixed number of outputs, which is checked later.
+    """
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return factory(classes)
+    for parameter in parameters:
+        is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if is_named and CLASS_COUNT.search(parameter.name.lower()):
+            return factory(**{parameter.name: classes})
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [p for p in positional if p.default is p.empty and p.kind != p.VAR_POSITIONAL]
+    takes_one = required or (positional and positional[0].kind == inspect.Parameter.VAR_POSITIONAL)
+    return factory(classes) if takes_one else factory()
 
 
 def _torchvision_model(architecture: str, classes: int) -> torch.nn.Module:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seam.download import fetch
 from seam.errors import UserError
 from seam.log import log
 from seam.models.architectures import AUXILIARY, build_model, torchvision_name
+from seam.models.classes import find_names, match_classes, names_in
+from seam.models.fitting import choose_state, describe_content, find_candidates
+from seam.models.unpickling import is_archive, is_exported, read_archive
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
@@ -34,8 +40,6 @@ HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with th
     ("vgg16_bn", "cifar10"): "vgg/cifar10_vgg16_bn-6ee7ea24.pt",
     ("vgg16_bn", "cifar100"): "vgg/cifar100_vgg16_bn-7d8c4031.pt",
 }
-CONTAINERS = ("state_dict", "model", "net")  # keys under which training scripts save the weights
-PREFIX = "module."  # which torch's DataParallel puts before each name
 HUB_NORMALIZATION = {  # (mean, standard deviation) per channel that the checkpoints were trained with
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
@@ -50,15 +54,21 @@ def fetch_weights(
     path: str | os.PathLike[str],
     normalization: Sequence[Sequence[float]] | None = None,
     cache: str | os.PathLike[str] = "data/weights",
+    key: str | None = None,
+    outputs: Sequence[Sequence[str]] | str | None = None,
 ) -> None:
     """Write the trained model of a config entry to `path`, from a hub, torchvision or a local file.
 
     weights: `hub`, a name of torchvision's weights or a file; kind: the kind of the model's data set;
     class_lists: lists of class names that its outputs may stand for, of which the first with the right length is used;
-    normalization: of its images, if the weights have no usual one.
+    normalization: of its images, if the weights have no usual one; key: the place of the weights in a local file that
+    has several, such as `state_dict_ema`.
+    outputs: names of each of the model's outputs, if the classes of its data set are to be found among them by name, or
+    `weights` if the weights bring the names; class_lists[0] then has the data set's classes.
 
     Raises UserError if there are no such weights or they do not fit the architecture.
     """
+    state, usual, categories = None, None, None
     if weights == "hub":
         if (architecture, kind) not in HUB_FILES:
             known = "; ".join(f"{architecture} on {kind}" for architecture, kind in HUB_FILES)
@@ -68,27 +78,54 @@ def fetch_weights(
         file = fetch(HUB + name, Path(cache) / Path(name).name, checksum=checksum, most=HUB_MOST)
         state, usual = read_state(file), HUB_NORMALIZATION[kind]
     elif architecture.startswith("torchvision:") and not is_weights_file(weights):
-        state, usual = _torchvision_state(architecture, weights, cache)
-    else:
-        state, usual = read_state(weights), None
-    if architecture.startswith("torchvision:"):
-        state = {name: value for name, value in state.items() if name.partition(".")[0] not in AUXILIARY}
+        state, usual, categories = _torchvision_state(architecture, weights, cache)
     normalization = normalization or usual
     if normalization is None:
         raise UserError(f"{weights} does not say how its images were normalised: give the model a normalization.")
+    if outputs is not None:
+        if isinstance(outputs, str):
+            labels, others = categories or _names_of_file(weights), class_lists[-1]
+            has_others = categories is not None and len(others) == len(labels)  # ImageNet's WNIDs
+            outputs = [[label, others[place]] if has_others else [label] for place, label in enumerate(labels)]
+        class_lists = [match_classes(outputs, class_lists[0], f"The weights {weights}")]
     problem = None
     for classes in class_lists:
         module = build_model(architecture, len(classes))
-        problem = load_state(module, state, weights)
+        own = read_weights(weights, architecture, module, key) if state is None else state
+        problem = load_state(module, own, weights)
         if problem is None:
-            return save_source(path, Source(module, classes, normalization, architecture))
+            return save_source(path, Source(module, list(classes), normalization, architecture))
     raise UserError(problem)
+
+
+def _names_of_file(weights: str) -> list[str]:
+    """Return the class names that a weights file brings. Raises UserError if it has none."""
+    names = None
+    if weights.endswith(".safetensors"):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(weights, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError):  # `read_weights` says what is wrong
+            metadata = {}
+        for value in metadata.values():
+            with contextlib.suppress(ValueError):
+                content = json.loads(value)
+                names = names or names_in(content) or find_names(content, None)
+    else:
+        names = find_names(read_content(weights), None)
+    if names is None:
+        raise UserError(
+            f"{weights} does not bring the names of its classes: list them under classes, in the order of the outputs."
+        )
+    return names
 
 
 def _torchvision_state(
     architecture: str, weights: str, cache: str | os.PathLike[str]
-) -> tuple[dict[str, torch.Tensor], Sequence[Sequence[float]]]:
-    """Return (state dictionary, normalization) of torchvision's published weights."""
+) -> tuple[dict[str, torch.Tensor], Sequence[Sequence[float]], list[str]]:
+    """Return (state dictionary, normalization, names of the outputs) of torchvision's published weights."""
     import torchvision
 
     enum = torchvision.models.get_model_weights(torchvision_name(architecture))
@@ -101,9 +138,7 @@ def _torchvision_state(
     state = read_state(fetch(url, Path(cache) / name, checksum=_checksum(r"-([0-9a-f]{8,})\.pth", name), most=most))
     transforms = enum[weights].transforms()
     normalization = tuple(tuple(getattr(transforms, name)) for name in ("mean", "std"))
-    # DenseNet's files have the names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
-    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", key): value for key, value in state.items()}
-    return state, normalization
+    return _torchvision_names(state), normalization, list(enum[weights].meta["categories"])
 
 
 def _checksum(pattern: str, name: str) -> str:
@@ -113,27 +148,66 @@ def _checksum(pattern: str, name: str) -> str:
     return SHA256.get(Path(name).name, match[1])
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Return the state dictionary in a safetensors file or a torch checkpoint.
+def read_weights(
+    path: str | os.PathLike[str], architecture: str, module: torch.nn.Module, key: str | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the weights of `module`, which has this architecture, in a file of the user.
 
-    Code in a pickle is never run (`weights_only`). Raises UserError for any other content, for two state dictionaries
-    in one file, and for tensors that are not plain arrays of numbers.
+    They are found by their names and shapes (`seam.models.fitting`). key: the place of the state dictionary in the file
+    if several fit. Code in the file is never run. Raises UserError for any other content, and for tensors that are not
+    plain arrays of numbers. Weights that do not fit are returned, for `load_state` to say what is wrong.
+    """
+    content = read_content(path)
+    candidates = find_candidates(content)
+    if not candidates:
+        raise UserError(
+            f"{path} holds no state dictionary (names and tensors) but {describe_content(content)}: save the model's "
+            "state_dict()."
+        )
+    if architecture.startswith("torchvision:"):
+        candidates = [replace(each, state=_torchvision_names(each.state)) for each in candidates]
+    for candidate in candidates:
+        _require_plain(candidate.state, path)
+    return choose_state(candidates, module, path, key)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the state dictionary of a published file, which holds nothing else."""
+    candidates = find_candidates(read_content(path))
+    if len(candidates) != 1:
+        raise UserError(f"{path} holds {len(candidates)} state dictionaries, not one: delete it to download it again.")
+    _require_plain(candidates[0].state, path)
+    return candidates[0].state
+
+
+def read_content(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a safetensors file or a torch checkpoint.
+
+    No code in a file is run: objects of unknown classes are placeholders. Raises UserError if it cannot be read.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, SafetensorError)
+    damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
     ending, start = Path(path).suffix, b""
     if Path(path).exists() and not Path(path).is_file():  # opening a FIFO would wait without end
         raise UserError(f"{path} is no file: give a file of weights.")
     try:
         with Path(path).open("rb") as file:
             start = file.read(2)
-        if ending == ".safetensors":  # noqa: SIM108 (too long for a line)
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        if ending == ".safetensors":
+            return load_file(path)
+        if is_exported(path):
+            return read_archive(path)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            if not is_archive(path):
+                raise
+            content = read_archive(path)
+            log.info("%s: objects that are not tensors are skipped, and no code in it is run", path)
+            return content
     except FileNotFoundError as error:
         raise UserError(f"The weights file {path} does not exist.") from error
     except PermissionError as error:
@@ -141,47 +215,32 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     except (*damaged, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         is_pickle = start == b"PK" or start.startswith(b"\x80")  # torch's archives, or a bare pickle
         if (isinstance(error, pickle.UnpicklingError) and is_pickle) or "TorchScript" in str(error):
+            kind = "is TorchScript" if "TorchScript" in str(error) else "holds more than tensors"
             raise UserError(
-                f"{path} holds more than tensors, which is refused since unpickling could run code: "
-                "save its state_dict() instead, best as safetensors."
+                f"{path} {kind}, which is refused since loading it could run code: save its state_dict() instead, "
+                "best as safetensors."
             ) from error
         raise UserError(
             f"{path} is not a whole weights file of the kind that its name says ({ending}): copy or download it again."
         ) from error
-    state = _state_dictionary(state, path)
+
+
+def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state without auxiliary heads, and under today's names.
+
+    DenseNet's files have the names of torch 0.3: "denselayer1.norm.1.weight" is norm1 now.
+    """
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", name): value
+        for name, value in state.items()
+        if not set(AUXILIARY) & set(name.split("."))
+    }
+
+
+def _require_plain(state: dict[str, torch.Tensor], path: str | os.PathLike[str]) -> None:
     for name, value in state.items():
         if unusual := _unusual_storage(value):
             raise UserError(f"{path} has {name} as a {unusual} tensor: save it as a plain one, with its numbers.")
-    return state
-
-
-def _state_dictionary(content: object, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Return the state dictionary in the content of a file, without the prefix that torch's DataParallel gives names.
-
-    Raises UserError if there is none, or if the file leaves open which of two values a name has.
-    """
-    for _ in range(2):  # such as {"model": {"state_dict": ...}}, no deeper
-        if not isinstance(content, dict):
-            break
-        inner = {key: content[key] for key in CONTAINERS if isinstance(content.get(key), dict)}
-        keys = [key for key, value in inner.items() if any(map(_is_tensor, value.items()))] or list(inner)[:1]
-        if len(keys) > 1:
-            raise UserError(f"{path} holds weights under {' and '.join(keys)}: save one state dictionary alone.")
-        if not keys:
-            break
-        if not inner[keys[0]].keys().isdisjoint(content):
-            raise UserError(f"{path} holds weights under {keys[0]} and beside it: save one state dictionary alone.")
-        content = content[keys[0]]
-        log.info("%s: its weights are those under %s", path, keys[0])
-    if not isinstance(content, dict) or not content or not all(map(_is_tensor, content.items())):
-        raise UserError(f"{path} holds no state dictionary (names and tensors): save the model's state_dict().")
-    if twice := [name for name in content if f"{PREFIX}{name}" in content]:
-        raise UserError(
-            f"{path} has both {twice[0]} and {PREFIX}{twice[0]} ({len(twice)} such): save one of the two alone."
-        )
-    if any(name.startswith(PREFIX) for name in content):
-        log.info("%s: the prefix %s of its names is left out", path, PREFIX)
-    return {name.removeprefix(PREFIX): value for name, value in content.items()}
 
 
 def _unusual_storage(value: torch.Tensor) -> str | None:
@@ -195,9 +254,3 @@ def _unusual_storage(value: torch.Tensor) -> str | None:
     if value.is_meta:
         return "meta"
     return None if value.layout == torch.strided else "sparse"
-
-
-def _is_tensor(item: tuple[object, object]) -> bool:
-    import torch
-
-    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)

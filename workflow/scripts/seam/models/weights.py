@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".pth.tar", ".pt2")
 
 
 @dataclass

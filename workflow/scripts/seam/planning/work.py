@@ -109,6 +109,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         for search in job["params"]["searches"]:
             steps.update(_search(search, inventory))
         return dict(steps)
+    if rule in ("train_baseline", "train_scratch"):
+        return _baseline(rule, job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
         return {}
     model, dataset = job["wildcards"]["model"], job["wildcards"].get("dataset") or settings["dataset"]
@@ -137,10 +139,21 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
-    head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])
+    head = 1 if settings["schedule"] in ("fast", "budget") else ceil(epochs / settings["head_every"])
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
     return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)
+
+
+def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of a baseline, which trains as long as its search: the head alone, or all weights."""
+    settings, dataset = search["settings"], search["dataset"]
+    images = inventory.problem(dataset, search["problem"], search["members"])
+    train, select = _selection(images, settings)
+    train, outputs = settings["epochs"] * train, (settings["epochs"] + 1) * select + 2 * images["test"]
+    if rule == "train_baseline":  # the head alone takes hardly any time
+        train, outputs = 0.0, train + outputs
+    return inventory.steps(search["model"], dataset, settings["batch_size"], train, outputs)
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:

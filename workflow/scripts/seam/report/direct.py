@@ -39,7 +39,10 @@ LATENCIES = [  # the columns of latency.csv
 ]
 
 
-def columns(engines: list[str], settings: list[str], int8: Collection[str] = ()) -> list[str]:
+BUDGET = ["budget", "budget_limit", "budget_cost", "budget_met"]  # if a problem of the run has a budget
+
+
+def columns(engines: list[str], settings: list[str], budget: bool = False, int8: Collection[str] = ()) -> list[str]:
     """Return the columns of a table, which are the same whether it has rows or not.
 
     int8: those of the engines that run a quantized model, of which the accuracy is known.
@@ -49,6 +52,7 @@ def columns(engines: list[str], settings: list[str], int8: Collection[str] = ())
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
+        *(BUDGET if budget else []),
         *(["timing_batch_size", "timing_statistic"] if engines else []),
         *(f"{name}_{engine}" for engine in engines for name in [*LATENCY, *(INT8 if engine in int8 else [])]),
         *["epochs", "selected_epoch", "seconds", "images_train", "images_holdout", "images_test"],
@@ -91,6 +95,9 @@ def row(
         **{f"search_{name}": problem["settings"].get(name) for name in settings},
         "folder": problem.path.parent.as_posix(),
     }
+    if budget := problem.data.get("budget"):
+        values = budget["name"], budget["limit"], budget["cost"], int(budget["met"])
+        cells |= dict(zip(BUDGET, values, strict=True))
     for engine, times in latency.items():
         first = "measurements", 0
         slow, fast = (times[(*first, name, f"{times['statistic']}_ms")] for name in MODELS)
@@ -144,7 +151,9 @@ def tables(
         for paths in (latency, int8)
     )
     sources = {folder.name: record for folder, record in records(models).items()}
-    settings = with_others(SETTINGS, (name for problem in problems.values() for name in problem["settings"]))
+    names = (name for problem in problems.values() for name in problem["settings"] if name != "budget")
+    settings = with_others(SETTINGS, names)
+    budget = any("budget" in problem.data for problem in problems.values())
     rows: dict[str, list[dict[str, Any]]] = {"binary": [], "multiclass": [], "latency": []}
     for folder, problem in problems.items():
         if folder not in counts:
@@ -163,7 +172,7 @@ def tables(
         missing = sum((folder, engine) not in times for folder in problems)
         if missing:
             log.warning("no latency by %s for %d of %d problems", engine_name(engine), missing, len(problems))
-    names = columns(engines, settings, {engine for _, engine in accuracies})
+    names = columns(engines, settings, budget, {engine for _, engine in accuracies})
     return {
         kind: pd.DataFrame(cells, columns=LATENCIES if kind == "latency" else names) for kind, cells in rows.items()
     }

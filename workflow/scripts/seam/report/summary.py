@@ -12,6 +12,7 @@ import pandas as pd
 from seam.errors import UserError
 from seam.files import write_csv
 from seam.log import log
+from seam.report.baselines import render_summary, summary_rows
 from seam.report.tables import (
     PROBLEMS,
     STUDENTS,
@@ -55,6 +56,8 @@ def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
     yield "accuracy_gain", "", "points", table["accuracy_gain_points"]
     restricted = 100 * (table["accuracy_reengineered"] - table["accuracy_source_restricted"])
     yield "accuracy_gain_restricted", "", "points", restricted
+    if "budget_met" in table:
+        yield "budget_met", "", "%", 100 * table["budget_met"]
 
 
 def as_published(table: Table, evaluation: Table, names: list[str]) -> Column:
@@ -142,13 +145,18 @@ def indirect_rows(table: Table, published: Table) -> list[list[Any]]:
     ]
 
 
-def summarise(binary: Table, multiclass: Table, indirect: Table, published: Table) -> Table:
-    """Return one row per quantity and group of problems (in indirect reuse: per student), from the three tables.
+def summarise(
+    binary: Table, multiclass: Table, indirect: Table, published: Table, baselines: Table | None = None
+) -> Table:
+    """Return one row per quantity and group of problems (in indirect reuse: per student), from the tables.
 
+    baselines: the table of baselines, if there are any; each has its rows, with its name in the column `student`.
     `problems` counts those with a value of the quantity. The mean is over them, and empty if there are none.
     `problems_as_published` counts those among them that belong to the published evaluation.
     """
     rows = direct_rows(binary, multiclass, published) + indirect_rows(indirect, published)
+    if baselines is not None:
+        rows += summary_rows(baselines)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -163,6 +171,7 @@ def label(quantity: str, engine: str, unit: str, measured: int, problems: int) -
         "macs_reduction": "MACs saved",
         "accuracy_gain": "accuracy gain",
         "accuracy_gain_restricted": "accuracy gain, like for like",
+        "budget_met": "budgets met within 5 %",
     }[quantity]
     return f"{name} ({unit})" if measured == problems else f"{name} ({unit}; {measured} of {problems})"
 
@@ -181,6 +190,19 @@ def selection_notes(problems: int, on_test: int) -> Iterator[str]:
         yield (
             f"In {share} problems the test images selected the epoch, as published (selection: test). This flatters "
             "the accuracy on them."
+        )
+
+
+def budget_notes(rows: Table) -> Iterator[str]:
+    """Yield a sentence if results miss their budgets. rows: the summary's rows on budgets, by group."""
+    if not len(rows) or not rows.loc["all", "problems"]:
+        return
+    problems = rows.loc["all", "problems"]
+    missed = round(problems * (1 - rows.loc["all", "ours_mean"] / 100))
+    if missed:
+        yield (
+            f"{missed} of {problems} results cost more than 1.05 times their budget (budget_met in the table): give "
+            "the search more epochs, or a larger budget."
         )
 
 
@@ -223,6 +245,7 @@ def render_direct(table: Table) -> list[str]:
     notes = [
         *direct_notes(problems, first.loc["all", "problems_as_published"]),
         *selection_notes(problems, first.loc["all", "problems_selected_on_test"]),
+        *budget_notes(table[table["quantity"] == "budget_met"].set_index("group")),
     ]
     return [
         "Direct reuse: means over the target problems",
@@ -333,15 +356,22 @@ def render_indirect(table: Table) -> list[str]:
 
 def render(table: Table) -> str:
     """Return the summary, a table that `summarise` made, as text of lines of at most 79 characters."""
-    indirect = table["group"] == "indirect"
-    return "\n\n".join([*render_direct(table[~indirect]), *render_indirect(table[indirect])])
+    indirect, baselines = table["group"] == "indirect", table["group"] == "baselines"
+    parts = [*render_direct(table[~indirect & ~baselines]), *render_summary(table[baselines])]
+    return "\n\n".join([*parts, *render_indirect(table[indirect])])
 
 
 def write_summary(
-    path: str | Path, binary: str | Path, multiclass: str | Path, indirect: str | Path, published: str | Path
+    path: str | Path,
+    binary: str | Path,
+    multiclass: str | Path,
+    indirect: str | Path,
+    published: str | Path,
+    baselines: str | Path | None = None,
 ) -> None:
     """Write the summary of the tables at these paths to `path`, and its text to the log."""
-    table = summarise(*map(read_table, (binary, multiclass, indirect, published)))
+    tables = map(read_table, (binary, multiclass, indirect, published))
+    table = summarise(*tables, baselines=read_table(baselines) if baselines else None)
     write_csv(path, table)
     log.info("\n%s", render(table))
 

@@ -22,6 +22,7 @@ TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
     *["phase", "version", "instruction_set", "cpu", "fallback", "gains_from_zeros", "timing_statistic"],
+    *["budget", "baseline", "selection"],
 ]
 ENGINE_TEXT = ("version_", "gains_from_zeros_")  # columns of names that have an engine behind these words
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,14 @@ def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
 
 
 def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
-    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done."""
+    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done.
+
+    Searches with a budget or a penalty by cost are not stacked.
+    """
+    first = SearchSettings(**searches[0]["settings"])
+    if first.budget is not None or first.price != "weights":
+        log.info("searches with a budget or a penalty by cost are not stacked: they run one by one")
+        return {}
     from seam.search.stacked import search_stack  # only a GPU needs it
 
     ready, done = [], {}
@@ -165,7 +171,7 @@ class Reengineering:
         )
         self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, asdict(self.settings), seed, self.device, dataset_folder, model_folder)
+        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
@@ -173,22 +179,29 @@ class Reengineering:
         """Search alone, not in a stack; return the result."""
         return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
 
+    def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
+        """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
+
+        bits: {name: boolean mask}. head: the state of the head.
+        """
+        save_tensors(
+            self.folder / "masks.safetensors",
+            {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+            | {f"head/{name}": value for name, value in head.items()},
+            {
+                "source": os.path.relpath(self.model_folder, self.folder),
+                "source_sha256": self.provenance["source model"],
+                "classes": self.problem.classes,
+                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys()),
+            },
+        )
+
     def save(self, result: SearchResult) -> dict[str, Any]:
         """Write masks.safetensors, history.csv and metrics.json into the folder; return the metrics."""
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        save_tensors(
-            folder / "masks.safetensors",
-            {f"mask/{name}": packed for name, packed in pack_bits(result.bits).items()}
-            | {f"head/{name}": value for name, value in result.head.items()},
-            {
-                "source": os.path.relpath(self.model_folder, folder),
-                "source_sha256": self.provenance["source model"],
-                "classes": problem.classes,
-                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - result.bits.keys()),
-            },
-        )
+        self.save_model(result.bits, result.head)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
         model = load_reengineered(folder, architecture=self.architecture)
@@ -201,13 +214,14 @@ class Reengineering:
             **self.names,
             "classes": list(problem.classes),
             "seed": self.seed,
-            "settings": asdict(self.settings),
+            "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
             "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
             "kept": kept,
+            **({} if result.budget is None else {"budget": result.budget}),
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
             "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted

@@ -1,8 +1,8 @@
 """The rules of a mask search (SeaM, section III): phases, stop rule, history row, selection and result.
 
 The drivers `plain`, `stacked` and `by_threshold` train epochs and leave every decision to a `MaskSearch`. To control a
-search otherwise, such as towards a budget, write a subclass: `begin_epoch` is called before each epoch, `end_epoch`
-after it, and an `alpha` that is a tensor can change between steps (see `seam.search.training`).
+search otherwise, write a subclass, as `seam.search.budget` does: `begin_epoch` is called before each epoch, `end_epoch`
+after it, and a constraint after each step that trains masks (see `seam.search.training`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class SearchResult:
-    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch."""
+    """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
+
+    budget: whether a budget was met, as metrics.json has it; None without a budget.
+    """
 
     bits: Tensors
     head: Tensors
     history: list[dict[str, Any]]
     selected_epoch: int
+    budget: dict[str, Any] | None = None
 
 
 class MaskSearch:
@@ -51,6 +55,7 @@ class MaskSearch:
     ) -> None:
         """source_accuracy: that of the source model on the images of the selection. name: for the log, if needed."""
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
+        self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
         """Train until the search ends; `selection` are the batches on which epochs are compared."""
@@ -117,7 +122,7 @@ class MaskSearch:
     ) -> dict[str, Any]:
         """Return the figures of an epoch as all histories have them."""
         images, right, loss = sums
-        penalty = self.settings.alpha * retention
+        penalty = self.settings.alpha * (retention if self.penalty_share is None else self.penalty_share())
         return {
             "loss": loss / images + penalty,
             "cross_entropy": loss / images,

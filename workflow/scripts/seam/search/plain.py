@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from seam.masks.costs import make_cost, penalty_share, relative_prices
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
+from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
 from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
 from seam.search.training import prepare_training
 from seam.settings import SearchSettings
@@ -36,11 +38,23 @@ def search(
     """
     network, head = model.get_submodule("source"), model.get_submodule("head")
     network.requires_grad_(False)
-    exclude = unused_parameters(network, next(iter(selection))[0][:2])
+    images = next(iter(selection))[0][:2]
+    exclude = unused_parameters(network, images)
     with own_mappings():
         masks = Masks(network, exclude)
+    if settings.budget is not None:
+        budget = prepare_budget(masks, network, images, settings, len(batches))
+        training = prepare_budget_training(model, head, masks, budget, settings, len(batches))
+        with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
+            mask_search = BudgetSearch(run, settings, source_accuracy, budget)
+            mask_search.search(training, selection)
+        return mask_search.result(network)
+    cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images)
+    masks.prices = None if cost is None else relative_prices(cost, masks)
     training = prepare_training(model, head, masks, settings, len(batches))
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
         mask_search = MaskSearch(run, settings, source_accuracy)
+        if cost is not None:
+            mask_search.penalty_share = lambda: penalty_share(cost, masks)
         mask_search.search(training, selection)
     return mask_search.result(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -19,6 +20,14 @@ from seam.training.graphs import with_cuda_graph
 from seam.training.run import Stateful, Step
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, labels -> the mean loss
+
+
+class Constraint(Stateful, Protocol):
+    """What masks must meet after each step, such as a budget."""
+
+    def step(self) -> None:
+        """Change the masks so that they meet it, and apply them."""
+        ...
 
 
 class MaskTraining:
@@ -40,11 +49,13 @@ class MaskTraining:
         rate_factor: RateFactor | None = None,
         head_phase: bool = True,
         loss: Loss = cross_entropy,
+        constraint: Constraint | None = None,
     ) -> None:
         """head: the layer of `model` that is trained and has no masks. head_phase: whether there is such a phase.
 
         alpha: the weight of the retention in the loss. To change it from step to step, give a tensor [] on the masks'
-        device and change it in place. rate_factor: multiplies the rates of the phase `masks`.
+        device and change it in place. rate_factor: multiplies the rates of the phase `masks`. constraint: what the
+        masks meet after each step.
         """
         self.model, self.head, self.masks = model, head, masks
         self.parts: dict[str, Stateful] = {"masks": masks, "head": head}
@@ -54,7 +65,10 @@ class MaskTraining:
                 head_only = Adam([(head.parameters(), lr_head)])
                 self.parts["head_only"], steps["head"] = head_only, head_step(model, head_only, loss)
             both = Adam([(masks.values.values(), lr_mask), (head.parameters(), lr_head)], rate_factor)
-            self.parts["both"], steps["masks"] = both, mask_step(model, head, masks, both, alpha, loss)
+            self.parts["both"] = both
+            steps["masks"] = mask_step(model, head, masks, both, alpha, loss, constraint)
+            if constraint is not None:
+                self.parts["constraint"] = constraint
         device = next(head.parameters()).device
         self.steps = {phase: with_cuda_graph(step, self.parts.values(), device) for phase, step in steps.items()}
 
@@ -118,6 +132,7 @@ def mask_step(
     optimizer: Adam,
     alpha: float | torch.Tensor,
     loss: Loss = cross_entropy,
+    constraint: Constraint | None = None,
 ) -> Step:
     """Return a training step of the masks and of `head`, a layer of `model` that has no masks."""
 
@@ -128,6 +143,8 @@ def mask_step(
         with masks.updated(optimizer, alpha):
             value.sum().backward()
         optimizer.step()
+        if constraint is not None:
+            constraint.step()
         return logits, value
 
     return step

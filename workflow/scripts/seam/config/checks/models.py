@@ -15,9 +15,11 @@ from seam.config.wording import alternatives, did_you_mean, hint, require_known_
 from seam.data.kinds.registry import class_names
 from seam.errors import UserError
 from seam.models.architectures import ARCHITECTURES
+from seam.models.classes import match_classes, read_class_file
 from seam.models.published import HUB_FILES
 from seam.models.weights import WEIGHT_FILES, is_weights_file
 
+KNOWN_CLASSES = ("cifar10", "cifar100", "imagenet")  # kinds of data sets whose names are known without their images
 IMAGENET_CLASSES = 1000  # the outputs of torchvision's trained classification models
 
 
@@ -28,6 +30,7 @@ def check_model(key: str, model: dict[str, Any], datasets: dict[str, Any]) -> No
     _check_architecture(f"{key}.architecture", model["architecture"])
     check_image_size(f"{key}.architecture is", model, model["dataset"], dataset)
     _check_weights(f"{key}.weights", model, dataset)
+    _check_classes(f"{key}.classes", model, dataset)
     for name in ("architecture", "weights"):
         if set("{}") & set(model[name]):
             raise UserError(
@@ -42,6 +45,44 @@ def check_model(key: str, model: dict[str, Any], datasets: dict[str, Any]) -> No
             f"{key}.normalization is missing, but a weights file of your own needs it: "
             "give the mean and std that the model was trained with."
         )
+
+
+def model_classes(model: dict[str, Any], dataset: dict[str, Any]) -> list[list[str]] | str | None:
+    """Return the names of each of a model's outputs that its `classes` give, or `weights` if the weights bring them.
+
+    None if the outputs are the classes of the data set. torchvision's weights bring their own names, and a folder of
+    images need not have all of them.
+    """
+    classes = model.get("classes")
+    if classes is None:
+        published = model["architecture"].startswith("torchvision:") and not is_weights_file(model["weights"])
+        return "weights" if published and model["weights"] != "train" and dataset["kind"] == "imagefolder" else None
+    if isinstance(classes, str):
+        if classes == "weights":
+            return classes
+        names = class_names({"kind": classes, "root": None}) if classes in KNOWN_CLASSES else read_class_file(classes)
+    else:
+        names = classes
+    return [[name] for name in names]
+
+
+def _check_classes(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> None:
+    classes = model.get("classes")
+    if classes is None:
+        return
+    if model["weights"] == "train":
+        raise UserError(f"{key} is given, but weights is 'train', which learns the data set's classes: drop one.")
+    if isinstance(classes, str) and classes not in (*KNOWN_CLASSES, "weights") and not os.path.isfile(classes):
+        raise UserError(
+            f"{key} is {shown(classes)}, but must be a list of names, a file of names, weights (which bring them), or "
+            f"{alternatives(KNOWN_CLASSES)}."
+        )
+    try:
+        outputs = model_classes(model, dataset)
+        if isinstance(outputs, list):
+            match_classes(outputs, class_names(dataset), f"The classes of {key.rpartition('.')[0]}")
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _check_architecture(key: str, architecture: str) -> None:
@@ -86,7 +127,8 @@ def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> 
     if weights == "train":
         return
     if weights == "hub":
-        if (architecture, dataset["kind"]) not in HUB_FILES:
+        kind = dataset["kind"] if model.get("classes") is None else model["classes"]
+        if isinstance(kind, list) or (architecture, kind) not in HUB_FILES:
             known = ", ".join(f"{name} for {kind}" for name, kind in HUB_FILES)
             raise UserError(
                 f"{beginning} the hub has no {architecture} for data of kind {dataset['kind']}: it has {known}."
@@ -100,7 +142,7 @@ def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> 
             allowed = f"train, a weights file or one of {', '.join(known)}"
             raise UserError(f"{beginning} must be {allowed}{did_you_mean(weights, known)}.")
         count = IMAGENET_CLASSES if dataset["kind"] == "imagenet" else len(class_names({**dataset, "classes": None}))
-        if count != IMAGENET_CLASSES:
+        if model.get("classes") is None and dataset["kind"] != "imagefolder" and count != IMAGENET_CLASSES:
             raise UserError(
                 f"{beginning} these weights know ImageNet's {IMAGENET_CLASSES} classes and datasets.{model['dataset']} "
                 f"has {count}: write train, or give a file of your own."

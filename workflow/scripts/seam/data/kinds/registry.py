@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "dog120": dog120.KIND,
     "action40": action40.KIND,
 }
+IMAGENET: Entry = {"kind": "imagenet", "root": None, "classes": None}  # its classes are known without its images
 ARRAY_GB = 20.0  # the limit if an entry has no `array_gb`
 
 

@@ -11,6 +11,9 @@
 #ifndef LANES
 #define LANES 4
 #endif
+#ifndef SEAM_FUNCTION /* `static` in the file that `seam compile` writes */
+#define SEAM_FUNCTION
+#endif
 
 typedef struct {      /* where a tensor lies in the workspace */
   int64_t start;      /* floats to the pixel (0, 0) of channel 0 of the first lane's cell; -1: no tensor */
@@ -69,6 +72,6 @@ typedef struct {         /* operations that run on `images` images at once */
 } Stage;
 
 /* Runs one operation's share of one thread. `picture`: what PACK reads or UNPACK writes, of `images` images. */
-void seam_operation(const Op *op, float *workspace, float *picture, int images, int thread, int threads);
+SEAM_FUNCTION void seam_operation(const Op *op, float *workspace, float *picture, int images, int thread, int threads);
 
 #endif

@@ -1,30 +1,26 @@
-"""The command `seam`: what a result folder holds."""
+"""Print what a result folder holds."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from seam import __version__
 from seam.errors import UserError
 from seam.files import read_json
 
+NAME = "show"
+HELP = "print what a result folder holds"
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit status. A UserError is one sentence on the terminal and status 1."""
-    parser = argparse.ArgumentParser(prog="seam", description="Look at the results of the SeaM workflow.")
-    parser.add_argument("--version", action="version", version=f"seam {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    show = commands.add_parser("show", help="print what a result folder holds")
-    show.add_argument("folder", type=Path, metavar="FOLDER", help="such as results/direct/MODEL/binary/TARGET")
-    try:
-        for line in describe(parser.parse_args(arguments).folder):
-            print(line)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="such as results/direct/MODEL/binary/TARGET")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the lines of `describe`."""
+    print("\n".join(describe(options.folder)))
     return 0
 
 
@@ -102,7 +98,3 @@ def _weights(results: dict[str, Any]) -> str:
     if results["retention"] is None:
         return f"all of {results['weights']:,}"
     return f"{results['kept']:,} of {results['weights']:,} ({results['retention']:.2%})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from colours import ARCHITECTURE, binary_searches
+
+import seam
+from seam.errors import UserError
+from seam.files import load_tensors, save_tensors
+from seam.masks.bits import unpack_bits
+from seam.models.weights import open_source
+from seam.reuse.baselines import Baseline, apply_bits, train_baseline
+from seam.reuse.direct import reengineer
+
+SETTINGS = {
+    **{"epochs": 8, "batch_size": 16, "lr_mask": 0.3, "lr_head": 0.05, "alpha": 2.0},
+    "accuracy_worth": 0.5,
+}
+TRAINING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0}
+MASKED = ["head", "magnitude", "random-overall", "activation", "snip", "snip-overall"]
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory, model_folder, dataset_folder):
+    """The arguments of a search that is done."""
+    root = tmp_path_factory.mktemp("baselines")
+    arguments = binary_searches(root, ["red"], model_folder, dataset_folder, SETTINGS)["red"] | {"device": "cpu"}
+    reengineer(**arguments)
+    return arguments
+
+
+def run(search, baseline, **others):
+    training = TRAINING if baseline == "scratch" else None
+    folder = others.pop("folder", f"{search['folder']}/baselines/{baseline}")
+    return train_baseline(
+        baseline, search["folder"], training, **{**search, "folder": folder, "checkpoint": f"{folder}/c.pt", **others}
+    )
+
+
+def kept(folder, source):
+    tensors, _ = load_tensors(folder / "masks.safetensors")
+    packed = {key.removeprefix("mask/"): value for key, value in tensors.items() if key.startswith("mask/")}
+    return {name: int(bit.sum()) for name, bit in unpack_bits(packed, source).items()}
+
+
+@pytest.mark.parametrize("baseline", MASKED)
+def test_a_baseline_keeps_as_many_weights_and_trains_as_long_as_the_search(search, baseline, tmp_path):
+    metrics, found = run(search, baseline), Path(search["folder"])
+    searched = json.loads((found / "metrics.json").read_text())
+    folder = found / "baselines" / baseline
+    history = pd.read_csv(folder / "history.csv")
+    assert metrics == json.loads((folder / "metrics.json").read_text())
+    assert len(history) == metrics["epochs"] == searched["epochs"]
+    assert history["accuracy"].max() == metrics["holdout_accuracy"]["baseline"]
+    assert history["accuracy"].argmax() == metrics["selected_epoch"] - 1
+    assert metrics["accuracy"]["source"] == searched["accuracy"]["source"]
+    assert metrics["right"] == round(metrics["accuracy"]["baseline"] * metrics["images"]["test"])
+    source = open_source(search["model_folder"], architecture=ARCHITECTURE).module
+    counts, own = kept(found, source), kept(folder, source)
+    assert sum(counts.values()) == searched["kept"] < searched["weights"]
+    if baseline == "head":
+        assert metrics["retention"] == 1
+    else:
+        assert metrics["kept"] == searched["kept"]
+        assert (own == counts) is not baseline.endswith("overall")
+    model = seam.load(folder, source=search["model_folder"], architecture=ARCHITECTURE)
+    assert model.classes == ["red", "rest"]
+    if baseline == "head":
+        state = source.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in model.source.state_dict().items())
+
+
+def test_training_from_nothing_keeps_the_positions_of_the_search_and_none_of_its_values(search, monkeypatch):
+    trained = []
+    save = Baseline.save
+
+    def note(self, bits, model, *rest, **more):
+        trained.append((bits, model))
+        return save(self, bits, model, *rest, **more)
+
+    monkeypatch.setattr(Baseline, "save", note)
+    metrics = run(search, "scratch")
+    searched = json.loads((Path(search["folder"]) / "metrics.json").read_text())
+    assert (metrics["kept"], metrics["epochs"]) == (searched["kept"], searched["epochs"])
+    assert metrics["settings"]["training"]["epochs"] == searched["epochs"]
+    ((bits, model),) = trained
+    weights, source = dict(model.source.named_parameters()), open_source(search["model_folder"], None, ARCHITECTURE)
+    values = dict(source.module.named_parameters())
+    for name, bit in bits.items():
+        assert not weights[name][~bit].any()
+        assert weights[name][bit].all() and not (weights[name][bit] == values[name][bit]).any()
+
+
+def test_the_same_seed_gives_the_same_masks_and_another_does_not(search, tmp_path):
+    first = run(search, "random", folder=str(tmp_path / "a"))
+    again = run(search, "random", folder=str(tmp_path / "b"))
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+    files = [(tmp_path / name / "masks.safetensors") for name in "ab"]
+    assert load_tensors(files[0])[0].keys() and all(
+        torch.equal(one, two)
+        for one, two in zip(load_tensors(files[0])[0].values(), load_tensors(files[1])[0].values(), strict=True)
+    )
+
+
+def test_a_checkpoint_depends_on_the_number_of_kept_weights_alone(search, tmp_path):
+    """Other masks of the same retention change nothing; those of another retention do, but not for the head."""
+    arguments = {**search, "folder": str(tmp_path), "checkpoint": str(tmp_path / "c.pt")}
+    tensors, about = load_tensors(f"{search['folder']}/masks.safetensors")
+    name = next(key for key in tensors if key.startswith("mask/") and len(tensors[key]) > 8)
+    (tmp_path / "metrics.json").write_text((Path(search["folder"]) / "metrics.json").read_text())
+
+    def provenance(baseline, masks):
+        save_tensors(tmp_path / "masks.safetensors", masks, about)
+        return Baseline(baseline, tmp_path, **arguments).provenance
+
+    moved = {**tensors, name: tensors[name].flip(0)}
+    emptied = {**tensors, name: torch.zeros_like(tensors[name])}
+    assert provenance("snip", moved) == provenance("snip", tensors) != provenance("snip", emptied)
+    assert provenance("head", emptied) == provenance("head", tensors)
+
+
+def test_masks_of_another_source_model_are_one_sentence(search, tmp_path):
+    tensors, about = load_tensors(f"{search['folder']}/masks.safetensors")
+    save_tensors(tmp_path / "masks.safetensors", tensors, {**about, "source_sha256": "0" * 64})
+    with pytest.raises(UserError, match="searched for another source model: run the workflow again"):
+        Baseline("head", tmp_path, **{**search, "checkpoint": str(tmp_path / "c.pt")})
+
+
+def test_bits_are_applied_to_a_network_whose_batch_norm_is_folded():
+    from seam.masks.bits import bake
+    from seam.masks.layers import maskable
+    from seam.models.cifar import resnet20
+    from seam.models.folding import fold
+
+    torch.manual_seed(0)
+    plain, folded = resnet20(4).eval(), resnet20(4).eval()
+    folded.load_state_dict(plain.state_dict())
+    fold(folded)
+    bits = {name: torch.rand(p.shape) < 0.6 for name, p in maskable(plain).items()}
+    apply_bits(folded, bits)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(bake(plain, bits)(images), folded(images), atol=1e-5)

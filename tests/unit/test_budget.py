@@ -1,0 +1,172 @@
+"""A search that meets a budget: any model, any budget, exactly repeatable."""
+
+import random
+
+import pytest
+import torch
+from networks import Residual, vgg
+from torch import nn
+
+from seam.errors import UserError
+from seam.masks.costs import make_cost, relative_prices
+from seam.masks.masks import Masks
+from seam.models.cifar import resnet20
+from seam.models.surgery import with_head
+from seam.models.uses import count_uses
+from seam.search.budget import WITHIN, Budget, rank_within_budget
+from seam.search.plain import search
+from seam.settings import SearchSettings, search_settings
+from seam.training.checkpoint import Checkpoint
+
+IMAGES = torch.zeros(2, 3, 16, 16)
+
+
+def batches(count=96, size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    images = torch.randn(count, 3, 16, 16, generator=generator) + (2.0 * labels[:, None, None, None] - 1)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def model(kind):
+    torch.manual_seed(0)
+    network = {"residual": Residual, "vgg": lambda: vgg()}[kind]()
+    return with_head(network, {"residual": 5, "vgg": 2}[kind], 2)
+
+
+def run(kind="residual", checkpoint=None, train=None, **budget):
+    settings = SearchSettings(**search_settings({"batch_size": 16, "budget": {"epochs": 5} | budget}))
+    network = model(kind)
+    torch.manual_seed(1)
+    return search(network, train or batches(), batches(48, seed=1), 0.9, settings, checkpoint)
+
+
+@pytest.mark.parametrize("unit", ["weights", "macs"])
+@pytest.mark.parametrize("kind", ["residual", "vgg"])
+def test_any_budget_is_met_within_five_per_cent(kind, unit):
+    for share in random.Random(f"{kind} {unit}").choices(range(5, 61), k=3):
+        result = run(kind, **{unit: share / 100})
+        row = result.history[result.selected_epoch - 1]
+        assert result.budget["met"] and result.budget["limit"] == share / 100
+        assert 0.95 * share / 100 < row["cost"] <= share / 100, (kind, unit, share)
+        costs = [row["cost"] for row in result.history]
+        assert costs == sorted(costs, reverse=True) and costs[0] == 1
+        assert costs[-1] == pytest.approx(costs[-2], rel=0.05)  # the rest of the epochs is at the budget
+
+
+def test_the_cost_is_that_of_the_kept_weights():
+    result = run(macs=0.3)
+    network = model("residual").source
+    uses, parameters = count_uses(network, IMAGES), dict(network.named_parameters())
+    whole = sum(times * parameters[name].numel() for name, times in uses.items())
+    kept = sum(times * int(result.bits[name].sum()) for name, times in uses.items())
+    assert result.budget["whole"] == pytest.approx(whole)
+    assert result.budget["cost"] == pytest.approx(kept / whole)
+
+
+def test_macs_can_be_given_as_a_number():
+    whole = run(macs=0.3).budget["whole"]
+    assert run(macs=0.3 * whole).budget["limit"] == pytest.approx(0.3)
+
+
+def test_uses_are_the_macs_that_fvcore_counts():
+    from seam.cost.macs import count_macs
+
+    for network in (model("residual").source, model("vgg").source, resnet20(10)):
+        uses, parameters = count_uses(network, IMAGES), dict(network.named_parameters())
+        macs = count_macs(network, (3, 16, 16))["dense"]
+        total = sum(times * parameters[name].numel() for name, times in uses.items())
+        assert total == pytest.approx(macs["convolution"] + macs["linear"])
+
+
+def test_a_penalty_by_macs_takes_weights_from_large_maps():
+    def stem(**settings):
+        return run(weights=0.3, **settings).bits["stem.weight"].float().mean()
+
+    settings = {"batch_size": 16, "penalty": "macs", "budget": {"epochs": 5, "weights": 0.3}}
+    torch.manual_seed(1)
+    by_macs = search(
+        model("residual"), batches(), batches(48, seed=1), 0.9, SearchSettings(**search_settings(settings))
+    )
+    assert by_macs.bits["stem.weight"].float().mean() < stem()
+    assert by_macs.budget["met"]
+
+
+def test_without_a_budget_the_penalty_is_the_share_of_macs():
+    settings = SearchSettings(epochs=3, batch_size=16, lr_mask=0.1, alpha=2.0, penalty="macs", schedule="fast")
+    torch.manual_seed(1)
+    result = search(model("residual"), batches(), batches(48, seed=1), 0.9, settings)
+    network = model("residual").source
+    masks = Masks(network)
+    for name, value in masks.values.items():
+        value.copy_(result.bits[name].float())
+    prices = relative_prices(make_cost("macs", masks, network, IMAGES), masks)
+    share = sum(prices[name] * bits.sum().item() for name, bits in result.bits.items()) / masks.count
+    row = result.history[result.selected_epoch - 1]
+    assert row["penalty"] == pytest.approx(2.0 * share)
+    assert abs(row["penalty"] - 2.0 * row["retention"]) > 1e-3
+
+
+def test_masks_are_shifted_onto_the_ramp_and_keep_their_order():
+    masks = Masks(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)))
+    masks.order_by_magnitude()
+    before = {name: value.clone() for name, value in masks.values.items()}
+    budget = Budget(masks, make_cost("weights", masks, nn.Identity(), IMAGES), 0.2, steps=9)
+    for step in range(1, 10):
+        budget.step()
+        assert budget.cost_share() <= float(budget.target())
+        assert budget.cost_share() > float(budget.target()) - 2 / masks.count, step
+    assert budget.cost_share() == pytest.approx(0.2, abs=2 / masks.count)
+    for name, value in masks.values.items():
+        assert torch.equal(value.flatten().argsort(stable=True), before[name].flatten().argsort(stable=True))
+
+
+def test_no_parameter_loses_all_its_masks():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False))
+    masks = Masks(network)
+    masks.order_by_magnitude()
+    masks.values["0.weight"].sub_(10)
+    budget = Budget(masks, make_cost("weights", masks, network, IMAGES), 0.1, steps=1)
+    budget.step()
+    assert int((masks.values["0.weight"] > 0).sum()) == 1
+
+
+def test_a_budget_below_the_fixed_cost_ends_in_a_sentence():
+    with pytest.raises(UserError, match="budget macs: 0.0001 cannot be met"):
+        run(macs=0.0001)
+
+
+def test_the_last_of_the_most_accurate_epochs_within_the_budget_is_selected():
+    ranks = [rank_within_budget(*values, 0.1) for values in ((0.99, 0.3), (0.8, 0.104), (0.9, 0.1), (0.7, 0.11))]
+    assert max(ranks) == ranks[2] and ranks[1] > ranks[3] > ranks[0]
+    result = run(weights=0.3)
+    within = [row for row in result.history if row["cost"] <= WITHIN * 0.3]
+    best = max(row["accuracy"] for row in within)
+    assert result.selected_epoch == max(row["epoch"] for row in within if row["accuracy"] == best)
+
+
+def without_time(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def test_a_search_is_repeatable_and_resumes_exactly(tmp_path):
+    whole, again = run(weights=0.2), run(weights=0.2)
+    assert without_time(whole.history) == without_time(again.history)
+
+    class Interrupted(list):
+        epochs = 0
+
+        def __iter__(self):
+            self.epochs += 1
+            for number, batch in enumerate(super().__iter__()):
+                if self.epochs == 3 and number == 2:
+                    raise KeyboardInterrupt
+                yield batch
+
+    checkpoint = Checkpoint(tmp_path / "state.pt", {}, __file__)
+    with pytest.raises(KeyboardInterrupt):
+        run(weights=0.2, checkpoint=checkpoint, train=Interrupted(batches()))
+    resumed = run(weights=0.2, checkpoint=checkpoint)
+    assert len(resumed.history) == 5
+    assert without_time(resumed.history) == without_time(whole.history)
+    assert all(torch.equal(resumed.bits[name], whole.bits[name]) for name in whole.bits)

@@ -1,0 +1,196 @@
+"""Weights in the forms that people have, and files with other objects, of which no code runs."""
+
+import argparse
+import collections
+import copy
+import logging
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small import build, build_plain
+
+from seam.errors import UserError
+from seam.models.published import read_weights
+from seam.models.unpickling import Placeholder, read_archive
+from seam.models.weights import load_state
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return build(4).state_dict()
+
+
+def renamed(state, change):
+    return {change(name): value for name, value in state.items()}
+
+
+def read(path, key=None):
+    module = build(4)
+    own = read_weights(path, "small.py:build", module, key)
+    return load_state(module, own, path), module.state_dict()
+
+
+class Settings:
+    """A class that no reader of the file has."""
+
+    def __init__(self):
+        self.rate, self.names = 0.1, ["a", "b"]
+
+
+FORMS = {
+    "plain": lambda state: state,
+    "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state},
+    "params": lambda state: {"params": state},
+    "network": lambda state: {"network": {"weights": state}},
+    "data parallel": lambda state: {"state_dict": renamed(state, "module.{}".format)},
+    "compiled": lambda state: renamed(state, "_orig_mod.{}".format),
+    "both": lambda state: {"net": renamed(state, "module._orig_mod.{}".format)},
+    "compiled within": lambda state: renamed(state, lambda name: "model." + name.replace(".", "._orig_mod.", 1)),
+    "backbone": lambda state: {"state_dict": renamed(state, "backbone.{}".format)},
+    "lightning": lambda state: {
+        "state_dict": renamed(state, "model.{}".format) | {"criterion.weight": torch.ones(4)},
+        "hyper_parameters": Settings(), "callbacks": {"checkpoint": {"best": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}], "pytorch-lightning_version": "2.1",
+    },
+    "torchvision's reference": lambda state: {
+        "model": state, "args": argparse.Namespace(lr=0.1), "epoch": 3,
+        "optimizer": torch.optim.SGD(build(4).parameters(), 0.1, momentum=0.9).state_dict(),
+        "model_ema": renamed(other(state), "module.{}".format) | {"n_averaged": torch.tensor(3)},
+    },
+    "a module": lambda state: fitted(state),
+    "a module in a dictionary": lambda state: {"model": torch.nn.DataParallel(fitted(state)), "epoch": 1},
+    "profiled": lambda state: state | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)},
+    "parameters": lambda state: {name: torch.nn.Parameter(v, v.is_floating_point()) for name, v in state.items()},
+}  # fmt: skip
+
+
+def other(state):
+    return {name: value + 1 for name, value in state.items()}
+
+
+def fitted(state):
+    module = build(4)
+    module.load_state_dict(state)
+    return module
+
+
+@pytest.mark.parametrize("ending", ["pt", "th", "ckpt", "bin", "pth.tar"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_weights_are_found_by_fit(tmp_path, state, form, ending):
+    path = tmp_path / f"mine.{ending}"
+    torch.save(form(copy.deepcopy(state)), path)
+    problem, own = read(path)
+    assert problem is None and all(torch.equal(own[name], value) for name, value in state.items())
+
+
+def test_a_program_of_torch_export_has_weights(tmp_path):
+    module = build_plain(4).eval()
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 3, 16, 16),)), tmp_path / "mine.pt2")
+    own = read_weights(tmp_path / "mine.pt2", "small.py:build_plain", build_plain(4))
+    expected = {name: value for name, value in module.state_dict().items() if "num_batches" not in name}
+    assert all(torch.equal(own[name], value) for name, value in expected.items())
+
+
+def test_what_was_taken_and_what_was_left_out_is_said(tmp_path, state, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(FORMS["lightning"](state), tmp_path / "mine.ckpt")
+    read(tmp_path / "mine.ckpt")
+    said = caplog.text
+    assert "objects that are not tensors are skipped" in said and "are those under state_dict" in said
+    assert "the prefix model. of its names is left out" in said and "1 tensors without this prefix are skipped" in said
+
+
+def test_averaged_weights_are_a_choice(tmp_path, state, caplog):
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "mine.pth"
+    torch.save({"state_dict": state, "state_dict_ema": other(state)}, path)
+    assert torch.equal(read(path)[1]["8.bias"], state["8.bias"])
+    assert "weights_key: state_dict_ema takes them" in caplog.text
+    assert torch.equal(read(path, "state_dict_ema")[1]["8.bias"], state["8.bias"] + 1)
+    with pytest.raises(UserError, match="has no weights under ema, only under state_dict, state_dict_ema"):
+        read(path, "ema")
+
+
+def test_two_networks_in_one_file_must_be_told_apart(tmp_path, state):
+    path = tmp_path / "mine.ckpt"
+    both = renamed(state, "student.{}".format) | renamed(other(state), "teacher.{}".format)
+    torch.save({"state_dict": both}, path)
+    with pytest.raises(UserError, match="under state_dict.student and state_dict.teacher: save one .* weights_key"):
+        read(path)
+    assert torch.equal(read(path, "state_dict.teacher")[1]["8.bias"], state["8.bias"] + 1)
+
+
+def test_a_prefix_in_safetensors_is_found(tmp_path, state):
+    save_file(renamed(state, "model.{}".format), tmp_path / "mine.safetensors")
+    assert read(tmp_path / "mine.safetensors")[0] is None
+
+
+def test_the_sentence_names_what_is_wrong_behind_a_prefix(tmp_path, state):
+    del state["8.bias"]
+    torch.save({"state_dict": renamed(state, "model.{}".format)}, tmp_path / "mine.ckpt")
+    assert "8.bias is missing in it (1 such)" in read(tmp_path / "mine.ckpt")[0]
+
+
+# ---------------------------------------------------------------------- hostile files
+
+
+def archive(path, content):
+    """Write an archive as torch does, with this pickle in it."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", content)
+        file.writestr("a/byteorder", "little")
+        file.writestr("a/data/0", bytes(16))
+    return path
+
+
+HOSTILE = {
+    "reduce": b"cos\nsystem\n(S'touch harmed'\ntR.",
+    "inst": b"(S'touch harmed'\nios\nsystem\n.",
+    "obj": b"(cos\nsystem\nS'touch harmed'\no.",
+    "newobj": b"\x80\x02cos\nsystem\n(X\x0c\x00\x00\x00touch harmedt\x81.",
+    "dotted": b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x1eopen('harmed', 'w').close() or\x85R.",
+    "build": b"\x80\x02ccollections\nOrderedDict\n)R}X\x0c\x00\x00\x00__setstate__cos\nsystem\nsb.",
+    "getattr": b"\x80\x02cbuiltins\ngetattr\ncos\n_wrap_close\nX\x05\x00\x00\x00close\x86R)R.",
+    "extension": b"\x80\x02\x82\x01)R.",
+    "damaged": b"\x80\x02r\x01.",
+    "append": b"\x80\x02cos\nsystem\nX\x0c\x00\x00\x00touch harmeda.",
+    "reference": b"\x80\x02(X\x07\x00\x00\x00storagecos\nsystem\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ.",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_no_code_of_a_hostile_pickle_runs(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    path = archive(tmp_path / "mine.pt", content)
+    with pytest.raises(UserError, match="mine.pt"):
+        read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "system", lambda *_: pytest.fail("code ran"))
+        try:
+            content = read_archive(path)
+        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, ValueError):
+            return
+        assert isinstance(content, (Placeholder, collections.OrderedDict)) or "Global" in type(content).__name__
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0, (9, 9), (9, 1)), (-1, (1,), (1,)), (0, (1,), (1, 1)), (0, (1.0,), (1,)), (5, (1,), (1,))]
+)
+def test_a_tensor_never_reaches_beyond_its_storage(arguments):
+    from seam.models.unpickling import _rebuild, _Storage
+
+    with pytest.raises((pickle.UnpicklingError, TypeError)):
+        _rebuild(_Storage(torch.zeros(4)), *arguments)
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"cos\nsystem\n." * 1000)
+    with pytest.raises(UserError):
+        read(tmp_path / "mine.pt")

@@ -1,0 +1,1 @@
+"""The command `seam`: one module for each subcommand."""

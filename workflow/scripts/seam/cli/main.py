@@ -1,0 +1,73 @@
+"""The entry of the command `seam`: its subcommands, its errors and its exit codes.
+
+A subcommand is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(options)`, which returns an exit code.
+It imports heavy packages in functions, so that `seam --help` answers at once. To add one, write it and name it in
+`COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from types import ModuleType
+
+from seam import __version__
+from seam.cli import compile, show
+from seam.errors import UserError, one_line
+
+COMMANDS: tuple[ModuleType, ...] = (show, compile)
+
+EXIT_CODES = """\
+exit codes:
+  0   all is well
+  1   an error that you can fix: one sentence says what happened, where, and what to do
+  2   the command line is wrong
+  3   done, but the result is not what was asked for: it misses the budget, or lost more accuracy than --lose allows;
+      for check: something would fail later
+  70  an unexpected error, with its traceback
+  75  interrupted: the same command resumes
+"""
+EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code. A UserError is one sentence on the terminal and status 1."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # such as `seam show FOLDER | head -1`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(
+            f"\nError: {one_line(error)} (this is not expected: please report it with the lines above)", file=sys.stderr
+        )
+        return EXIT_UNEXPECTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    root = argparse.ArgumentParser(
+        prog="seam",
+        description="Re-engineer a trained network to the part of it that your problem needs.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"seam {__version__}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        command = commands.add_parser(
+            module.NAME,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog=getattr(module, "EPILOG", EXIT_CODES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return root

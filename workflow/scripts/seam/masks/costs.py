@@ -1,0 +1,109 @@
+"""What masks cost: the share of the source model's weights, multiply-accumulates or time that is left.
+
+A budget limits such a share, and a penalty sets what each kept weight costs in the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from seam.errors import UserError
+from seam.masks.masks import Masks
+from seam.models.uses import count_uses
+
+
+class Cost(Protocol):
+    """A function of the masks. It must not fall when a mask is added.
+
+    whole: what the model costs with all its weights, in the unit of a budget (weights, MACs, milliseconds).
+    """
+
+    whole: float
+
+    def share(self, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return what is left of the cost if the masks `kept` {name: bool} are kept: [] on their device, 1 for all."""
+        ...
+
+    def prices(self) -> Mapping[str, float]:
+        """Return {name: how much the share falls if one mask of this parameter is removed}."""
+        ...
+
+
+class LinearCost:
+    """A cost that is a sum over the kept weights, and a fixed part that no mask removes."""
+
+    def __init__(self, price: Mapping[str, float], masks: Masks, fixed: float = 0.0) -> None:
+        """price: what one kept weight of each parameter costs. fixed: what everything else costs."""
+        counts = {name: value.numel() for name, value in masks.values.items()}
+        self.fixed, self.price = fixed, {name: price.get(name, 0.0) for name in counts}
+        self.whole = fixed + sum(self.price[name] * count for name, count in counts.items())
+
+    def share(self, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the share of the cost that is left."""
+        counts = torch.stack([bits.count_nonzero() for bits in kept.values()]).double()
+        prices = torch.tensor([self.price[name] for name in kept], dtype=torch.float64, device=counts.device)
+        return (self.fixed + (prices * counts).sum()) / self.whole
+
+    def prices(self) -> Mapping[str, float]:
+        """Return what each mask of a parameter adds to the share."""
+        return {name: price / self.whole for name, price in self.price.items()}
+
+
+def make_cost(unit: str, masks: Masks, network: nn.Module, images: torch.Tensor) -> Cost:
+    """Return what masks on a network cost in `unit`: weights or macs. images: some of those that it runs on."""
+    if unit == "macs":
+        return macs_cost(masks, count_uses(network, images), dict(network.named_parameters()))
+    if unit == "weights":
+        return weights_cost(masks)
+    raise UserError(f"The cost {unit} is not known: choose weights or macs.")
+
+
+def relative_prices(cost: Cost, masks: Masks) -> dict[str, float]:
+    """Return {name: the price of a mask of this parameter}, 1 in the mean over all masks.
+
+    Raises UserError if all prices are 0.
+    """
+    prices = cost.prices()
+    total = sum(prices[name] * value.numel() for name, value in masks.values.items())
+    if not total:
+        raise UserError("None of the weights that the search may remove costs anything: set penalty: weights.")
+    return {name: prices[name] * masks.count / total for name in masks.values}
+
+
+def penalty_share(cost: Cost, masks: Masks) -> float:
+    """Return the part of the cost that masks can remove, as a share: 1 if all are kept, 0 if none is."""
+    kept = {name: value > 0 for name, value in masks.values.items()}
+    prices = relative_prices(cost, masks)
+    return sum(prices[name] * int(bits.count_nonzero()) for name, bits in kept.items()) / masks.count
+
+
+def weights_cost(masks: Masks) -> LinearCost:
+    """Return the retention as a cost: each kept weight and bias counts 1."""
+    return LinearCost(dict.fromkeys(masks.values, 1.0), masks)
+
+
+def macs_cost(masks: Masks, uses: Mapping[str, float], parameters: Mapping[str, torch.Tensor]) -> LinearCost:
+    """Return the multiply-accumulates (MACs) for one image as a cost.
+
+    uses: of each weight, from `seam.models.uses.count_uses`. parameters: all of the model. Weights without masks count
+    as fixed. Biases cost nothing, as `seam.cost.macs` counts them.
+    """
+    fixed = sum(times * parameters[name].numel() for name, times in uses.items() if name not in masks.values)
+    return LinearCost({name: uses.get(name, 0.0) for name in masks.values}, masks, fixed)
+
+
+def require_reachable(cost: Cost, masks: Masks, share: float, budget: str) -> None:
+    """Raise UserError if one kept mask of each parameter costs more than `share`. budget: as the config gives it."""
+    kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in masks.values.items()}
+    for bits in kept.values():
+        bits.view(-1)[0] = True
+    least = cost.share(kept).item()
+    if least >= share:
+        raise UserError(
+            f"The budget {budget} cannot be met, because layers without masks and one mask of each other layer cost "
+            f"{least:.2%} of the source model's {cost.whole:.4g}: raise it."
+        )

@@ -1,0 +1,90 @@
+"""Physical removal of channels: a smaller dense network that computes what the masked one does."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from seam.errors import UserError
+from seam.log import log
+from seam.masks.channels import ChannelGroups, gate_of, mask_channels, weight_axes
+from seam.masks.layouts import BATCH_NORMS
+
+TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
+
+
+@torch.no_grad()
+def shrink(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor) -> nn.Module:
+    """Remove the channels of units that are not `kept`, bool [units], from all layers, in place; return the module.
+
+    Weights lose rows and columns, and keep all other numbers. The module computes what it does with these channels set
+    to zero (`mask_channels`).
+    """
+    kept = kept.cpu()
+    for name, units in groups.layers.items():
+        layer = module.get_submodule(name)
+        outputs, inputs = (gate_of(kept, channels).nonzero().flatten() for channels in (units.outputs, units.inputs))
+        out_axis, in_axis = weight_axes(layer)
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        for axis, channels in ((out_axis, outputs), (in_axis, inputs)):
+            if axis is not None:
+                weight = weight.index_select(axis, channels.to(weight.device))
+        _set_parameter(layer, "weight", weight)
+        for key in ("bias", "running_mean", "running_var"):
+            value = getattr(layer, key, None)
+            if isinstance(value, torch.Tensor):
+                _set_parameter(layer, key, value.index_select(0, outputs.to(value.device)))
+        _set_sizes(layer, len(inputs), len(outputs))
+    return module
+
+
+def _set_parameter(layer: nn.Module, key: str, value: torch.Tensor) -> None:
+    old = getattr(layer, key)
+    if isinstance(old, nn.Parameter):
+        layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+        value = nn.Parameter(value.contiguous(memory_format=layout), old.requires_grad)
+    setattr(layer, key, value)
+
+
+def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
+    if isinstance(layer, BATCH_NORMS):
+        layer.num_features = outputs
+    elif isinstance(layer, nn.Linear):
+        layer.in_features, layer.out_features = inputs, outputs
+    else:
+        layer_of_any_kind: nn.modules.conv._ConvNd = layer  # pyright: ignore[reportAssignmentType]
+        if layer_of_any_kind.groups > 1:
+            each = layer_of_any_kind.in_channels // layer_of_any_kind.groups
+            layer_of_any_kind.groups = inputs // each
+        layer_of_any_kind.in_channels, layer_of_any_kind.out_channels = inputs, outputs
+
+
+@torch.no_grad()
+def removal_error(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor, images: torch.Tensor) -> float:
+    """Return by how much outputs for `images` differ between removed and zero channels, as a share of the largest."""
+    masked = mask_channels(copy.deepcopy(module).eval(), groups, kept)(images)
+    removed = shrink(copy.deepcopy(module).eval(), groups, kept)(images)
+    if not masked.isfinite().all() or masked.shape != removed.shape:
+        return float("inf")
+    return float((masked - removed).abs().max() / masked.abs().max().clamp(min=1e-12))
+
+
+def require_exact_removal(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor, images: torch.Tensor) -> None:
+    """Raise UserError unless the outputs for `images` are the same with these channels removed and with them zero."""
+    try:
+        error = removal_error(module, groups, kept, images)
+    except (RuntimeError, ValueError, TypeError) as failure:  # the model's code was written for its old widths
+        reason = next(iter(str(failure).splitlines()), type(failure).__name__)
+        raise UserError(
+            f"The model does not run without the removed channels ({reason}): its code needs its own widths. Set "
+            "granularity to weight."
+        ) from failure
+    log.info("removal of channels: outputs differ by %.1e of the largest", error)
+    if not error <= TOLERANCE:
+        raise UserError(
+            f"Without the removed channels the model's outputs differ by {error:.1e} of the largest: its code uses "
+            "the number of its channels. Set granularity to weight."
+        )

@@ -1,0 +1,55 @@
+"""How often a model uses each weight for one image."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+
+def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
+    """Return {name: uses} of the weights of all convolutions and linear layers, for one of `images` [B, 3, H, W].
+
+    A use is a multiply-accumulate: a convolution uses each weight once for each place of its output (of its input, if
+    it is transposed), a linear layer once for each input vector, an attention layer once for each token. Uses add up
+    if the model calls a layer several times. A layer that the model does not call has none. The module stays as it is.
+    """
+    uses: dict[str, float] = {}
+    count = len(images)
+
+    def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(layer, nn.MultiheadAttention):
+            tokens = math.prod(inputs[0].shape[:-1]) / count
+            for key in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
+                uses[f"{name}.{key}"] = uses.get(f"{name}.{key}", 0.0) + tokens
+            return
+        if isinstance(layer, nn.Linear):
+            times = math.prod(output.shape[:-1])
+        else:
+            assert isinstance(layer, _ConvNd)
+            places = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
+            times = places[:, 0].numel()
+        key = f"{name}.weight" if name else "weight"
+        uses[key] = uses.get(key, 0.0) + times / count
+
+    layers = (_ConvNd, nn.Linear, nn.MultiheadAttention)
+    hooks = [
+        layer.register_forward_hook(partial(note, name))
+        for name, layer in module.named_modules()
+        if isinstance(layer, layers)
+    ]
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()  # draws no random numbers
+    try:
+        with torch.no_grad():
+            module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes.items():
+            layer.training = training
+    return uses

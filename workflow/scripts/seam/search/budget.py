@@ -1,0 +1,210 @@
+"""A search that meets a budget: weights, multiply-accumulates (MACs) or milliseconds go in instead of alpha.
+
+After each step of the search the masks are shifted along the penalty, all down or all up, until what they cost lies on
+a ramp that ends at the budget. This is gradient descent with a multiplier of the penalty that is solved for in each
+step, instead of guessed beforehand: Adam's step is that of the cross entropy alone, and the multiplier times the price
+of a weight is what its mask loses. Masks that begin in order cross zero one after the other, so that the network never
+loses many weights at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam.log import log
+from seam.masks.bits import pack_bits
+from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
+from seam.masks.masks import Masks
+from seam.search.mask_search import MaskSearch, SearchResult, Tensors
+from seam.search.training import Loss, MaskTraining, cosine
+from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
+from seam.training.run import TrainingRun
+
+WITHIN = 1.05  # an epoch that costs up to this many times the budget can be selected
+RAMP = 2 / 3  # of the steps that train masks; the rest is at the budget
+POWER = 3.0  # of the ramp: cubic, as in Zhu and Gupta, "To prune, or not to prune" (2017)
+HALVINGS = 30  # of the interval in which the multiplier lies
+
+BUDGET_ADVICE = "lower lr_mask or lr_head of the budget"  # if the loss is not finite
+
+
+class Budget:
+    """What the masks of a search may cost: a ramp from all down to the budget, and the shifts that follow it.
+
+    share: the budget as a share of the source model's cost. name: as the config gives it, such as "weights: 0.1".
+    """
+
+    name = ""
+
+    def __init__(
+        self, masks: Masks, cost: Cost, share: float, steps: int, prices: Mapping[str, float] | None = None
+    ) -> None:
+        """steps: that train masks. prices: the penalty, as `relative_prices` returns it; by default the cost's own."""
+        self.masks, self.cost, self.share = masks, cost, share
+        self.prices = relative_prices(cost, masks) if prices is None else prices
+        self.ramp = max(RAMP * steps, 1.0)
+        self.counter = torch.zeros((), device=next(iter(masks.values.values())).device)  # steps done
+
+    def target(self) -> torch.Tensor:
+        """Return the share of the cost that the ramp allows now, []."""
+        rest = (1 - self.counter / self.ramp).clamp(min=0)
+        return self.share + (1 - self.share) * rest**POWER
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Go to the next step: shift the masks so that they cost what the ramp allows, and apply them."""
+        self.counter += 1
+        target, values = self.target(), self.masks.values
+        priced = {name: price for name, price in self.prices.items() if price > 0}
+        low = torch.stack([values[name].min() / price for name, price in priced.items()]).min() - 1e-3
+        high = torch.stack([values[name].max() / price for name, price in priced.items()]).max()
+        most = {name: values[name].max() for name in priced}
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            within = self.cost.share(self._kept(middle, most)) <= target
+            high, low = torch.where(within, middle, high), torch.where(within, low, middle)
+        for name, threshold in self._thresholds(high, most).items():
+            values[name].sub_(threshold)
+        self.masks.apply()
+
+    def _thresholds(self, multiplier: torch.Tensor, most: Tensors) -> Tensors:
+        """Return {name: what a mask must exceed to be kept}: of each parameter, at least the highest mask is kept."""
+        below = torch.full_like(multiplier, -torch.inf)
+        return {
+            name: torch.nextafter(torch.minimum(multiplier * self.prices[name], highest), below)
+            for name, highest in most.items()
+        }
+
+    def _kept(self, multiplier: torch.Tensor, most: Tensors) -> Tensors:
+        thresholds = self._thresholds(multiplier, most)
+        return {name: value > thresholds.get(name, 0.0) for name, value in self.masks.values.items()}
+
+    @torch.no_grad()
+    def cost_share(self) -> float:
+        """Return what the masks cost now, as a share of the source model's cost."""
+        return float(self.cost.share({name: value > 0 for name, value in self.masks.values.items()}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps done."""
+        return {"steps": int(self.counter)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.counter.fill_(state["steps"])
+
+
+class BudgetSearch(MaskSearch):
+    """One search that meets a budget. The first epoch trains the head alone, the others masks and head."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        settings: SearchSettings,
+        source_accuracy: float,
+        budget: Budget,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(run, settings, source_accuracy, name)
+        self.budget = budget
+
+    def has_next_epoch(self) -> bool:
+        """Return whether the search has another epoch: it runs all of them."""
+        return self.run.epoch <= self.settings.epochs
+
+    def begin_epoch(self) -> str:
+        """Return the phase of the epoch: `head` for the first, then `masks`."""
+        return "head" if self.run.epoch == 1 else "masks"
+
+    def end_epoch(
+        self,
+        phase: str,
+        sums: tuple[float, float, float],
+        retention: float,
+        accuracy: float | None,
+        bits: Callable[[], Tensors],
+        head: Callable[[], Tensors],
+        *,
+        save: bool | None = None,
+        share: int = 1,
+    ) -> None:
+        """Log the epoch, select it if it is the best so far, and record it with what it costs (`cost`)."""
+        cost = self.budget.cost_share()
+        row = {"epoch": self.run.epoch, "phase": phase} | self._figures(sums, retention, accuracy, share)
+        selected = None
+        if accuracy is not None:
+            rank = rank_within_budget(accuracy, cost, self.budget.share)
+            if self.run.selected is None or rank >= tuple(self.run.selected["rank"]):
+                selected = {"rank": rank, "bits": pack_bits(bits()), "head": head()}
+        self._log(row, f" cost {cost:.4f}" + " selected" * bool(selected))
+        self.run.end_epoch({**row, "cost": cost, "selected": int(selected is not None)}, selected, save)
+
+    def result(self, network: nn.Module) -> SearchResult:
+        """Return the result of a search that has ended, with what it costs; `network` is the masked one."""
+        result = super().result(network)
+        cost = result.history[result.selected_epoch - 1]["cost"]
+        limit, whole = self.budget.share, self.budget.cost.whole
+        met = cost <= WITHIN * limit
+        result.budget = {"name": self.budget.name, "limit": limit, "cost": cost, "whole": whole, "met": met}
+        if not met:
+            log.warning(
+                "the budget %s is not met: the result costs %.4f, the budget is %.4f of the source model's cost",
+                self.budget.name,
+                cost,
+                limit,
+            )
+        return result
+
+
+def rank_within_budget(accuracy: float, cost: float, budget: float) -> tuple[float, ...]:
+    """Return the rank of an epoch: the highest is selected, the last of equal ones, whose rates were the lowest.
+
+    Epochs within WITHIN times the budget are compared by accuracy, and rank above all others. These are compared by
+    how little they cost.
+    """
+    return (1.0, accuracy) if cost <= WITHIN * budget else (0.0, -cost)
+
+
+def prepare_budget(
+    masks: Masks, network: nn.Module, images: torch.Tensor, settings: SearchSettings, batches: int
+) -> Budget:
+    """Return the budget of `settings` for masks on a network.
+
+    images: some of those that it runs on. batches: the number in an epoch. Raises UserError if it cannot be met.
+    """
+    assert settings.budget is not None
+    unit = budget_unit(settings.budget)
+    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images)
+    value = float(settings.budget[unit])
+    share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
+    require_reachable(cost, masks, share, f"{unit}: {value:g}")
+    if share >= 1:
+        log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)
+    prices = relative_prices(make_cost(settings.price, masks, network, images), masks)
+    budget = Budget(masks, cost, min(share, 1.0), (settings.epochs - 1) * batches, prices)
+    budget.name = f"{unit}: {value:g}"
+    return budget
+
+
+def prepare_budget_training(
+    model: nn.Module,
+    head: nn.Module,
+    masks: Masks,
+    budget: Budget,
+    settings: SearchSettings,
+    batches: int,
+    loss: Loss = cross_entropy,
+) -> MaskTraining:
+    """Return the training of a search that meets a budget, for epochs of so many `batches`.
+
+    Masks begin in the order of the weights' magnitudes, and rates fall to zero along a cosine.
+    """
+    masks.order_by_magnitude()
+    return MaskTraining(
+        model, head, masks, lr_mask=settings.lr_mask, lr_head=settings.lr_head, alpha=0.0,
+        rate_factor=cosine((settings.epochs - 1) * batches), loss=loss, constraint=budget,
+    )  # fmt: skip
