@@ -18,6 +18,7 @@ from seam.cost.latency import time_models
 from seam.cost.processor import describe_cpu, physical_cores, widest_instructions
 from seam.cost.runners.registry import MODULES, find_engine
 from seam.errors import UserError
+from seam.files import read_json
 from seam.imports import dependencies
 
 ROOT = Path(__file__).parents[2]
@@ -277,7 +278,7 @@ def test_the_script_writes_latency_and_log_and_keeps_the_terminal_quiet(imitatio
     options += " --batch-size 2 1 --statistic median"
     done = imitation(*options.split(), "--output", "out.json", "--log", "out.log")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    result = json.loads((tmp_path / "out.json").read_text())
+    result = read_json(tmp_path / "out.json", sealed=True)
     assert set(result) == KEYS
     assert (result["engine"], result["version"], result["instruction_set"]) == ("deepsparse", "1.8.0", "avx2")
     assert (result["warmup"], result["iterations"], result["runs"], result["statistic"]) == (1, 4, 3, "median")
