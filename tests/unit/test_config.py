@@ -49,9 +49,14 @@ TRANSFER = {  # as published, but for selection and holdout
         "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
     },
     "retrain": {"epochs": 300, "patience": 300, "lr": 0.1, "lr_last": 0.1, "momentum": 0.5, "weight_decay": 0.0001},
+    "remos": {
+        "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+        "keep_zeros": False, "ratio": 0.1, "coverage": 0.5,
+    },
 }  # fmt: skip
 ATTACK = {
     "eps": 0.1, "step": 0.01, "steps": 40, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 64,
+    "adaptive": False,
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
@@ -412,8 +417,8 @@ indirect_reuse/1 = {model: resnet50, datasets: [birds, digits]}
     indirect_reuse[1].datasets names 'digits', but indirect_reuse[0].datasets names it for the same model: leave one
     out.
 indirect_reuse/0/students = [seem]
-    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, seam, magnitude or random (did you mean
-    seam?).
+    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, remos, seam, magnitude or random (did you
+    mean seam?).
 indirect_reuse/0/students = []
     indirect_reuse[0].students has 0 values, but needs at least 1.
 indirect_reuse/0/thresholds = [60]
@@ -469,6 +474,16 @@ attack/clip = [0]
     attack.clip has 1 value, but needs exactly 2.
 attack/clip = [2.2, 2.2]
     attack.clip is the list [2.2, 2.2], but its first value must be less than its second.
+direct_reuse/0/search = {budget: {weights: 0.1, macs: 0.2}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives weights, macs.
+direct_reuse/0/search = {budget: {epochs: 20}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives none.
+search/budget = {weights: 0.1, batch: 4}
+  search.budget has batch, which only a budget in latency_ms takes: remove it.
+search/budget = {latency_ms: 2, engine: onnxruntime}
+  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+search/budget = {weights: 1.5}
+  search.budget.weights is 1.5, but must be ...
 """
 
 
@@ -588,12 +603,12 @@ def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(sma
     before, after = target_problems(validated(small)), target_problems(validated(changed(small, "search", {})))
     assert repr(before) == repr(after)
     first = next(problem for problem in before if "budget" in problem.settings)
-    assert first.settings["budget"] == {"weights": 0.1} and first.settings["epochs"] == 30
+    assert first.settings["budget"] == {"distillation": 0.7, "weights": 0.1} and first.settings["epochs"] == 30
     assert first.settings["lr_mask"] != 0.12 and "penalty" not in first.settings
     small["direct_reuse"][0]["search"] = {}
     assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
     small["search"] = {"budget": {"macs": 10, "epochs": 12}}
-    assert target_problems(validated(small))[0].settings["budget"] == {"macs": 10.0}
+    assert target_problems(validated(small))[0].settings["budget"] == {"distillation": 0.7, "macs": 10.0}
 
 
 def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):

@@ -53,6 +53,7 @@ RULES = {
     "time_deepsparse": f"cost cost.runners {FILES}",
     "quantize": f"cost data {FILES} memory seeds",
     "evaluate_int8": f"cost cost.runners data engine evaluation {FILES} memory precision seeds",
+    "measure_layer_costs": f"cost engine {FILES} memory models",
     "attack_source": f"data {DEVICE} {FILES} masks memory models reuse robustness seeds settings",
     "evaluate_defects": f"data {DEVICE} {FILES} masks memory models reuse robustness seeds settings",
     "train_student": TRAINING,

@@ -188,6 +188,21 @@ def problem_of(wildcards):
     return find_entry(name, PROBLEM_BY_NAME, "a target problem")
 
 
+def layer_costs(problem):
+    """Return the files with the costs of layers that a problem's search needs: one for a latency budget, or none."""
+    budget = problem.settings.get("budget", {})
+    needs = "latency_ms" in budget or problem.settings.get("penalty") == "latency"
+    return (
+        [f"results/models/{problem.model}/layer_costs_{budget.get('batch', 1)}.json"]
+        if needs
+        else []
+    )
+
+
+def layer_costs_of(wildcards):
+    return layer_costs(problem_of(wildcards))
+
+
 def search_arguments(problem):
     """Return the arguments of a problem's search as one sorted dictionary.
 
@@ -208,6 +223,7 @@ def search_arguments(problem):
                 "members": problem.classes,
                 "seed": config["seed"],
                 "settings": problem.settings,
+                **{"layer_costs": path for path in layer_costs(problem)},
             }.items()
         )
     )
@@ -405,8 +421,17 @@ def attack_settings(wildcards):
         "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
-        "settings": transfer_of(wildcards).attack,
+        "settings": {name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"},
     }
+
+
+def adaptive_steps(wildcards):
+    """Return in how many steps each student itself is attacked; 0 if it is not.
+
+    The perturbations against the source model do not depend on it.
+    """
+    attack = transfer_of(wildcards).attack
+    return attack["steps"] if attack["adaptive"] else 0
 
 
 def student_files(name):

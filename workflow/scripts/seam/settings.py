@@ -13,6 +13,7 @@ from typing import Any
 UNITS = ("weights", "macs", "latency_ms")  # of budgets
 PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
+BUDGET_OPTIONS = {"distillation": 0.7}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 
@@ -113,7 +114,8 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
         settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
-        settings["budget"] = {n: v for n, v in sorted(budget.items()) if n not in BUDGET_SEARCH and v is not None}
+        given = {name: value for name, value in budget.items() if name not in BUDGET_SEARCH and value is not None}
+        settings["budget"] = dict(sorted((BUDGET_OPTIONS | given).items()))
     return dict(sorted(settings.items()))
 
 
@@ -165,6 +167,19 @@ class FinetuningSettings:
     momentum: float = 0.0
     weight_decay: float = 0.0001
     keep_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class RemosSettings(FinetuningSettings):
+    """How a student by ReMoS is made: `transfer.remos` of the config.
+
+    ratio: the share of the convolutions' weights that are removed. coverage: the mean of a channel's scaled values from
+    which an image covers it.
+    """
+
+    patience: int = 300
+    ratio: float = 0.1
+    coverage: float = 0.5
 
 
 @dataclass(frozen=True)

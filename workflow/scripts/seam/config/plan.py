@@ -53,8 +53,8 @@ class StudentSpec:
 
     model: str  # the source model
     dataset: str  # the data set that it is trained on
-    student: str  # standard, retrain, seam, magnitude or random
-    threshold: float | None  # the share of weights to remove; None for standard and retrain
+    student: str  # standard, retrain, remos, seam, magnitude or random
+    threshold: float | None  # the share of weights to remove; None for the students without a search
     thresholds: tuple[float, ...]  # all of this model and data set, ascending: one search stores its masks at each
     transfer: dict[str, Any]  # the settings of each step, sorted by name
     attack: dict[str, Any]  # sorted by name; the same for all students of a model and data set

@@ -27,7 +27,7 @@ PUBLISHED = {
 }
 # The block of the settings that has a student's number of epochs, by rule.
 BLOCKS = {"finetune_seam_head": "head", "finetune_seam_masks": "search"} | dict.fromkeys(
-    ("finetune_standard", "retrain", "finetune_seam"), "settings"
+    ("finetune_standard", "retrain", "finetune_remos", "finetune_seam"), "settings"
 )
 
 Job = dict[str, Any]  # as rules/planned.smk writes it
@@ -131,6 +131,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         train, outputs = steps_each * images["test"], 2 * images["test"]
     elif rule == "evaluate_defects":  # as they are, and perturbed
         outputs = 2 * images["test"]
+        if attack_steps := job["params"].get("adaptive"):
+            train, outputs = attack_steps * images["test"], 3 * images["test"]
     return inventory.steps(model, dataset, batch_size, train, outputs)
 
 
@@ -152,10 +154,11 @@ def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[S
     settings, dataset = search["settings"], search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
+    batch_size = settings["batch_size"] or choose_batch_size(int(train), settings["epochs"])
     train, outputs = settings["epochs"] * train, (settings["epochs"] + 1) * select + 2 * images["test"]
     if rule == "train_baseline":  # the head alone takes hardly any time
         train, outputs = 0.0, train + outputs
-    return inventory.steps(search["model"], dataset, settings["batch_size"], train, outputs)
+    return inventory.steps(search["model"], dataset, batch_size, train, outputs)
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:

@@ -39,6 +39,7 @@ STUDENTS = {  # in the order in which they are shown
     "seam": "SeaM",
     "magnitude": "magnitude",
     "random": "random",
+    "remos": "ReMoS",
     "retrain": "retrained",
 }
 

@@ -18,7 +18,7 @@ from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing, source_accuracy
-from seam.files import save_tensors, write_csv, write_json
+from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.masks.layers import maskable
@@ -28,6 +28,7 @@ from seam.models.surgery import to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
+from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
@@ -126,13 +127,15 @@ class Reengineering:
         device: str,
         checkpoint: str | Path,
         architecture: str | None = None,
+        layer_costs: str | Path | None = None,
     ) -> None:
         """Draw the problem's images, measure the source model on them, and prepare the search.
 
         model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
-        file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the source
-        model is no better than guessing.
+        file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
+        table that a latency budget needs (see `seam.cost.layer_costs`). Raises UserError if the source model is no
+        better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
@@ -174,14 +177,30 @@ class Reengineering:
             images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
         self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
+        self.layer_costs = None if layer_costs is None else read_json(layer_costs)
+        tables = {} if layer_costs is None else {"layer costs": sha256(layer_costs)}
+        self.provenance = provenance(
+            names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder, **tables
+        )
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
     def search(self) -> SearchResult:
         """Search alone, not in a stack; return the result."""
-        return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
+        return search(
+            self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
+            self.layer_costs, self._distillation(),
+        )  # fmt: skip
+
+    def _distillation(self) -> Distillation | None:
+        share = (self.settings.budget or {}).get("distillation")
+        if not share:
+            return None
+        outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
+        frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
+        return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
     def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
         """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seam.config.checks.datasets import check_image_size
 from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
+from seam.settings import budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
@@ -43,8 +44,36 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
                     f"{key}.targets names {shown(target)}, but {first_key}.targets has {shown(first_target)} for the "
                     f"same model and problem, with results in the same folder ({folder}): leave one out or rename it."
                 )
+        for place, search in _searches(config, key, entry):
+            check_budget(place, search.get("budget"))
         if classes[name] is not None:
             require_known_names(f"{key}.overrides", entry.get("overrides", {}), targets, "a target of this entry")
+
+
+def _searches(config: dict[str, Any], key: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the settings of searches that apply to an entry of `direct_reuse`, each with its key."""
+    yield "search", config["search"]
+    yield f"{key}.search", entry.get("search", {})
+    for target, search in entry.get("overrides", {}).items():
+        yield f"{key}.overrides.{target}", search
+
+
+def check_budget(key: str, budget: dict[str, Any] | None) -> None:
+    """Raise UserError unless a budget gives one unit, and `engine` and `batch` only with latency."""
+    if budget is None:
+        return
+    try:
+        unit = budget_unit(budget)
+    except ValueError as error:
+        raise UserError(f"{key}.budget: {error}") from error
+    for name in ("engine", "batch"):
+        if name in budget and unit != "latency_ms":
+            raise UserError(f"{key}.budget has {name}, which only a budget in latency_ms takes: remove it.")
+    if budget.get("engine") == "onnxruntime":
+        raise UserError(
+            f"{key}.budget is for onnxruntime, which gains nothing from weights that are zero: set engine: seam, or a "
+            "budget in weights or macs."
+        )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:
