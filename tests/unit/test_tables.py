@@ -131,7 +131,7 @@ def test_the_accuracy_of_a_quantized_model_has_columns(made):
             paths.append(folder / f"accuracy_{engine}.json")
     latency = [*made["latency"], *(path.with_name(f"latency_{engine}.json") for path in paths)]
     collected = direct.tables(
-        made["metrics.json"], made["macs.json"], latency, made["models"], [*ENGINES, engine], paths
+        made["metrics.json"], made["macs.json"], latency, made["models"], [*ENGINES, engine], int8=paths
     )
     binary = stored(collected["binary"])
     assert list(binary[f"accuracy_reengineered_{engine}"]) == [0.26, 0.28, 0.3, 0.32][: len(binary)]

@@ -233,6 +233,37 @@ def searches(wildcards):
     return [search_arguments(problem_of(wildcards))]
 
 
+def recovery_arguments(wildcards):
+    """Return the arguments of a problem's recovery as one sorted dictionary."""
+    problem = problem_of(wildcards)
+    arguments = search_arguments(problem)
+    name = f"{problem.model}/{problem.problem}/{problem.target}"
+    arguments |= {
+        "checkpoint": f"results/checkpoints/recover/{name}.pt",
+        "holdout": (
+            problem.settings["holdout"] if problem.settings["selection"] == "holdout" else 0.0
+        ),
+        "masks_folder": arguments.pop("folder"),
+        "settings": problem.recovery,
+    }
+    arguments.pop("layer_costs", None)
+    return dict(sorted(arguments.items()))
+
+
+def recovered_of(wildcards):
+    """Return the weights after recovery of a problem's model, if it has a recovery."""
+    folder = f"results/direct/{wildcards.model}/{wildcards.problem}/{wildcards.target}"
+    return [f"{folder}/recovered.safetensors"] if problem_of(wildcards).recovery else []
+
+
+def recovery_files():
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/recovery.json"
+        for p in PROBLEMS
+        if p.recovery
+    ]
+
+
 def timing_settings(wildcards):
     return problem_of(wildcards).timing
 
@@ -421,7 +452,9 @@ def attack_settings(wildcards):
         "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
-        "settings": {name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"},
+        "settings": {
+            name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"
+        },
     }
 
 

@@ -17,6 +17,7 @@ rule count_macs:
         manifest=manifest_of,
         weights="results/models/{model}/source.safetensors",
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        recovered=recovered_of,
         modules=modules("count_macs.py"),
     output:
         macs=update("results/direct/{model}/{problem}/{target}/macs.json"),
@@ -42,6 +43,7 @@ rule export_onnx:
         manifest=manifest_of,
         weights="results/models/{model}/source.safetensors",
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        recovered=recovered_of,
         modules=modules("export_onnx.py"),
     output:
         model=update("results/direct/{model}/{problem}/{target}/model.onnx"),

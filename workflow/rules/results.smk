@@ -16,6 +16,7 @@ rule collect_direct:
         latency=latency_files(),
         int8=int8_files(),
         models=expand("results/models/{model}/metrics.json", model=MODELS),
+        recovery=recovery_files(),
         modules=modules("collect_direct.py"),
     output:
         binary=update(

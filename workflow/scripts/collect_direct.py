@@ -16,5 +16,6 @@ if "snakemake" in globals():
             snakemake.input.latency,
             snakemake.input.models,
             snakemake.params.engines,
+            snakemake.input.recovery,
             snakemake.input.int8,
         )

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from seam.delivery.card import render_card
 from seam.errors import UserError
 from seam.files import read_json
+from seam.reuse.cards import is_delivered, read_card
 
 NAME = "show"
 HELP = "print what a result folder holds"
@@ -25,10 +27,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(folder: Path) -> list[str]:
-    """Return the lines that describe a re-engineered model, a student or a source model in its result folder.
+    """Return the lines that describe a delivered folder, a re-engineered model, a student or a source model.
 
     Raises UserError if the folder holds none of them, or one that is not finished.
     """
+    if is_delivered(folder):
+        return render_card(read_card(folder)).splitlines()
     kinds = {
         "masks": ("re-engineered model", _target),
         "student": ("student", _student),
@@ -68,8 +72,9 @@ def _target(folder: Path) -> dict[str, str]:
         )
     for path in sorted(folder.glob("accuracy_*.json")):
         record = read_json(path)
-        after, before = record["accuracy"]["reengineered"], record["accuracy_float32"]["reengineered"]
-        rows[f"{record['engine']}"] += f"; accuracy {after:.4f} (float32: {before:.4f})"
+        accuracy = record["accuracy"]
+        text = f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})"
+        rows[f"accuracy {record['engine']}"] = text
     return rows
 
 

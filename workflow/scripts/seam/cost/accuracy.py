@@ -34,7 +34,7 @@ def write_accuracy(
     """Write the accuracy of both models on the test images of a target problem to accuracy_{engine}.json.
 
     models: {"source": path, "reengineered": path} of the ONNX files that the engine runs. metrics: the metrics.json of
-    the problem's search, whose test images are taken and whose accuracies in float32 stand beside the result.
+    the problem's search, from which its test images follow.
     """
     dataset, record = open_dataset(dataset_folder), read_json(metrics)
     problem = problem_of_result(dataset, record)
@@ -73,7 +73,6 @@ def write_accuracy(
                 "source_restricted": source[1],
                 "reengineered": accuracy(logits["reengineered"], labels),
             },
-            "accuracy_float32": record["accuracy"],
         },
     )
 

@@ -18,6 +18,7 @@ SETTINGS = [
     *["accuracy_worth", "alpha", "batch_size", "epochs", "evaluate_every", "head_every", "holdout", "lr_head"],
     *["lr_mask", "patience", "selection", "tolerance"],
 ]
+NESTED = ("budget", "channels")  # settings with keys of their own, which are no column
 # Columns of each engine. The first ones are of the first batch size and the first number of threads of the config.
 LATENCY = [
     *["latency_source_ms", "latency_reengineered_ms", "speedup", "latency_threads"],
@@ -39,10 +40,17 @@ LATENCIES = [  # the columns of latency.csv
 ]
 
 
+RECOVERY = ["accuracy_before_recovery", "recovery_epochs", "recovery_seconds"]  # if a problem of the run has a recovery
 BUDGET = ["budget", "budget_limit", "budget_cost", "budget_met"]  # if a problem of the run has a budget
 
 
-def columns(engines: list[str], settings: list[str], budget: bool = False, int8: Collection[str] = ()) -> list[str]:
+def columns(
+    engines: list[str],
+    settings: list[str],
+    budget: bool = False,
+    recovery: bool = False,
+    int8: Collection[str] = (),
+) -> list[str]:
     """Return the columns of a table, which are the same whether it has rows or not.
 
     int8: those of the engines that run a quantized model, of which the accuracy is known.
@@ -51,6 +59,7 @@ def columns(engines: list[str], settings: list[str], budget: bool = False, int8:
         *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
+        *(RECOVERY if recovery else []),
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
         *(BUDGET if budget else []),
         *(["timing_batch_size", "timing_statistic"] if engines else []),
@@ -66,14 +75,18 @@ def row(
     macs: Record,
     model: Record,
     latency: Mapping[str, Record],
-    int8: Mapping[str, Record],
     settings: list[str],
+    recovery: Record | None = None,
+    int8: Mapping[str, Record] | None = None,
 ) -> dict[str, Any]:
-    """Return one problem as {column: value}.
+    """Return one problem as {column: value}. latency: the records of those engines that timed it.
 
-    latency: the records of those engines that timed it; int8: those of the accuracy of its quantized model.
+    recovery: the record of its recovery, if it has one; the model's accuracies are then those after it. int8: the
+    records of the accuracy of its quantized model, by engine.
     """
     before, after = problem["accuracy", "source"], problem["accuracy", "reengineered"]
+    if recovery is not None:
+        after = recovery["accuracy", "after"]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
     holdout = problem.data.get("holdout_accuracy") or {}  # no images are held out if the test images select the epoch
     cells = {
@@ -98,6 +111,10 @@ def row(
     if budget := problem.data.get("budget"):
         values = budget["name"], budget["limit"], budget["cost"], int(budget["met"])
         cells |= dict(zip(BUDGET, values, strict=True))
+    if recovery is not None:
+        cells["accuracy_before_recovery"] = recovery["accuracy", "before"]
+        cells["holdout_accuracy_reengineered"] = (recovery.data.get("holdout_accuracy") or {}).get("after")
+        cells |= {f"recovery_{name}": recovery[name] for name in ("epochs", "seconds")}
     for engine, times in latency.items():
         first = "measurements", 0
         slow, fast = (times[(*first, name, f"{times['statistic']}_ms")] for name in MODELS)
@@ -106,7 +123,7 @@ def row(
         values = slow, fast, slow / fast, times[(*first, "threads")], gains, times["version"], *sizes
         cells |= {f"{name}_{engine}": value for name, value in zip(LATENCY, values, strict=True)}
         cells |= {"timing_batch_size": times[(*first, "batch_size")], "timing_statistic": times["statistic"]}
-    for engine, record in int8.items():
+    for engine, record in (int8 or {}).items():
         cells |= {f"{name}_{engine}": record["accuracy", name.removeprefix("accuracy_")] for name in INT8}
     return cells
 
@@ -136,22 +153,28 @@ def latency_rows(problem: Record, times: Record) -> list[dict[str, Any]]:
 
 
 def tables(
-    metrics: Paths, macs: Paths, latency: Paths, models: Paths, engines: list[str], int8: Paths = ()
+    metrics: Paths,
+    macs: Paths,
+    latency: Paths,
+    models: Paths,
+    engines: list[str],
+    recovery: Paths = (),
+    int8: Paths = (),
 ) -> dict[str, Table]:
     """Return {"binary": table, "multiclass": table, "latency": table} from the problems' and the models' JSON files.
 
-    metrics, macs, latency, models, int8: their paths; int8 are those of accuracy_{engine}.json. Rows are in the order
-    of `metrics`; in latency.csv, those of a problem are in the order of `engines`. An engine without a file for a
-    problem leaves its cells empty.
+    metrics, macs, latency, models, recovery, int8: their paths; recovery are those of the problems that have one, int8
+    those of accuracy_{engine}.json. Rows are in the order of `metrics`; in latency.csv, those of a problem are in the
+    order of `engines`. An engine without a file for a problem leaves its cells empty.
     Raises UserError if a file lacks a value, or if a problem's MACs or model are missing.
     """
-    problems, counts = records(metrics), records(macs)
+    problems, counts, recoveries = records(metrics), records(macs), records(recovery)
     times, accuracies = (
         {(Path(path).parent, Path(path).stem.partition("_")[2]): Record(path) for path in paths}
         for paths in (latency, int8)
     )
     sources = {folder.name: record for folder, record in records(models).items()}
-    names = (name for problem in problems.values() for name in problem["settings"] if name != "budget")
+    names = (name for problem in problems.values() for name in problem["settings"] if name not in NESTED)
     settings = with_others(SETTINGS, names)
     budget = any("budget" in problem.data for problem in problems.values())
     rows: dict[str, list[dict[str, Any]]] = {"binary": [], "multiclass": [], "latency": []}
@@ -164,15 +187,15 @@ def tables(
             {engine: table[folder, engine] for engine in engines if (folder, engine) in table}
             for table in (times, accuracies)
         )
-        source = sources[problem["model"]]
-        rows[problem["problem"]].append(row(problem, counts[folder], source, measured, known, settings))
+        facts = problem, counts[folder], sources[problem["model"]], measured, settings, recoveries.get(folder)
+        rows[problem["problem"]].append(row(*facts, known))
         for record in measured.values():
             rows["latency"] += latency_rows(problem, record)
     for engine in engines:
         missing = sum((folder, engine) not in times for folder in problems)
         if missing:
             log.warning("no latency by %s for %d of %d problems", engine_name(engine), missing, len(problems))
-    names = columns(engines, settings, budget, {engine for _, engine in accuracies})
+    names = columns(engines, settings, budget, bool(recoveries), {engine for _, engine in accuracies})
     return {
         kind: pd.DataFrame(cells, columns=LATENCIES if kind == "latency" else names) for kind, cells in rows.items()
     }
@@ -185,8 +208,9 @@ def write_tables(
     latency: Paths,
     models: Paths,
     engines: list[str],
+    recovery: Paths = (),
     int8: Paths = (),
 ) -> None:
     """Write all tables to `paths`, {"binary": path, "multiclass": path, "latency": path}. The rest: see `tables`."""
-    for kind, table in tables(metrics, macs, latency, models, engines, int8).items():
+    for kind, table in tables(metrics, macs, latency, models, engines, recovery, int8).items():
         write_table(paths[kind], table, "measurements" if kind == "latency" else "target problems")
