@@ -117,7 +117,7 @@ OPTIONAL: dict[str, Any] = {
 
 # What a search with few images takes instead of its own settings: docs/search.md has the measurements.
 FEW_IMAGES: dict[str, Any] = {
-    **{"schedule": "fast", "epochs": 60, "lr_mask": 0.02, "lr_head": 0.001},
+    **{"schedule": "fast", "epochs": 60, "lr_mask": 0.02, "lr_head": 0.01},
     **{"initial_head": "source", "selection": "last"},
 }
 ALPHA_PER_IMAGE = 0.02  # of the smallest class: with few images, alpha is at most so much for each

@@ -14,7 +14,8 @@ from torch import nn
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, class_weights, hold_out, target_problem
+from seam.data.drawing import draw_problem, problem_seed
+from seam.data.problems import Subset, class_weights, hold_out
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
@@ -159,16 +160,14 @@ class Reengineering:
         self.target, self.device = target, select_device(device)
         self.architecture = architecture
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
-        # Drawn from the problem alone, so that all models are compared on the same images.
-        draw = derive_seed(seed, "problem", dataset, problem, target)
-        self.problem = target_problem(problem, images, target, members, draw)
+        self.problem = draw_problem(images, dataset, problem, target, members, seed, holdout=0.0)
         fewest = int(np.bincount(self.problem.train.labels).min())
         self.settings = for_few_images(SearchSettings(**settings), fewest)
         if self.settings != SearchSettings(**settings):
             log.info("few images: %d of the smallest class, so the search takes the settings for few_images", fewest)
         self.uses_holdout = self.settings.selection == "holdout"
         if self.uses_holdout:
-            parts = hold_out(self.problem.train, self.settings.holdout, draw)
+            parts = hold_out(self.problem.train, self.settings.holdout, problem_seed(dataset, problem, target, seed))
             self.problem = replace(self.problem, train=parts[0], holdout=parts[1])
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
@@ -340,6 +339,7 @@ class Reengineering:
         metrics = {
             **self.names,
             "classes": list(problem.classes),
+            **({"members": list(problem.members)} if problem.kind == "group" else {}),
             "seed": self.seed,
             "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},

@@ -1,0 +1,37 @@
+"""Which images a target problem of the config has: the same in its search and in every later job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seam.data.problems import TargetProblem, target_problem
+from seam.data.storage import Dataset
+from seam.seeds import derive_seed
+
+
+def draw_problem(
+    dataset: Dataset, name: str, kind: str, target: str, members: Sequence[str], seed: int, holdout: float
+) -> TargetProblem:
+    """Return a target problem of a config, the same whatever the source model.
+
+    name: of the data set; kind: as in `TargetProblem`; target: the name of its folder; members: its classes; seed: the
+    config's. All models are compared on the same images, because they are drawn from these names alone.
+    """
+    return target_problem(kind, dataset, target, members, problem_seed(name, kind, target, seed), holdout)
+
+
+def problem_seed(name: str, kind: str, target: str, seed: int) -> int:
+    """Return the seed from which the images of a problem are drawn, and then those that are held out."""
+    return derive_seed(seed, "problem", name, kind, target)
+
+
+def problem_of_result(dataset: Dataset, metrics: Mapping[str, Any]) -> TargetProblem:
+    """Return the target problem of a finished search again, from its metrics.json."""
+    kind, settings = metrics["problem"], metrics["settings"]
+    classes = metrics["classes"]
+    members = {"binary": classes[:1], "group": metrics.get("members"), "multiclass_rest": classes[:-1]}.get(
+        kind, classes
+    )
+    holdout = settings["holdout"] if settings["selection"] == "holdout" else 0.0
+    return draw_problem(dataset, metrics["dataset"], kind, metrics["target"], members, metrics["seed"], holdout)
