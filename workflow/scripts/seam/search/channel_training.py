@@ -3,7 +3,8 @@
 A channel's mask is a running mean of how much the loss depends on it: the square of the straight-through gradient of a
 gate on the channel, which is the sum of gradient x weight over the weights that the gate multiplies (Molchanov et al.,
 "Importance Estimation for Neural Network Pruning", CVPR 2019). Channels with the lowest mask for what they cost leave
-first. They leave a few at a time, and the weights of those that stay train along, so that the network follows.
+first. They leave a few at a time, each by a gate that falls from 1 to 0, and the weights of those that stay train
+along, so that the network follows.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ DECAY = 0.99  # of the running mean, per step
 class ChannelMasks:
     """The masks on the channels of a module, and which of them are kept; all at first.
 
-    worth: float32 [units], on the module's device. kept: bool [units], on the CPU. weights: the parameters that the
-    gates multiply, as they are without them.
+    worth: float32 [units], on the module's device. kept: bool [units], on the CPU. gates: float32 [units], 1 for units
+    that are kept, falling to 0 for those that leave. weights: the parameters that the gates multiply, as they are
+    without them.
     """
 
-    def __init__(self, module: nn.Module, groups: ChannelGroups) -> None:
+    def __init__(self, module: nn.Module, groups: ChannelGroups, fade: int = 1) -> None:
+        """fade: the number of steps in which the gate of a channel that leaves falls to 0."""
         parameters = dict(module.named_parameters())
         self.groups, device = groups, next(module.parameters()).device
         gated = gated_parameters(module, groups)
@@ -41,11 +44,20 @@ class ChannelMasks:
         self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.worth = torch.zeros(groups.count, device=device)
         self.kept = torch.ones(groups.count, dtype=torch.bool)
+        self.gates, self.fade = torch.ones_like(self.worth), fade
+
+    def is_settled(self) -> bool:
+        """Return whether the gates of all channels that leave are 0."""
+        return not self.gates[~self.kept.to(self.gates.device)].any()
+
+    def step(self) -> None:
+        """Let the gates of channels that leave fall by a step."""
+        leaving = ~self.kept.to(self.gates.device)
+        self.gates.sub_(leaving.float() / self.fade).mul_(self.gates > 0.5 / self.fade)
 
     def _gates(self) -> dict[str, torch.Tensor]:
-        kept = self.kept.to(self.worth)
         return {
-            name: gate_of(kept, units).view([-1 if dim == axis else 1 for dim in range(self.weights[name].dim())])
+            name: gate_of(self.gates, units).view([-1 if dim == axis else 1 for dim in range(self.weights[name].dim())])
             for name, (axis, units) in self.gated.items()
         }
 
@@ -85,12 +97,13 @@ class ChannelMasks:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the masks, what is kept, and the weights without gates."""
-        return {"worth": self.worth, "kept": self.kept, "weights": self.weights}
+        return {"worth": self.worth, "kept": self.kept, "gates": self.gates, "weights": self.weights}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self.worth.copy_(state["worth"])
+        self.gates.copy_(state["gates"])
         self.kept = state["kept"].clone()
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
@@ -150,5 +163,6 @@ class ChannelTraining:
         self.optimizer.step()
         self.done.steps += 1
         self.after_step(self.done.steps)
+        self.masks.step()
         self.masks.store()
         return logits, loss
