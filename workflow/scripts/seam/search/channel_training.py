@@ -19,9 +19,10 @@ from torch.nn.functional import cross_entropy
 from seam.masks.channels import ChannelGroups, gate_of, gated_parameters
 from seam.models.surgery import set_training_mode
 from seam.precision import forward
+from seam.training.adam import Adam
 from seam.training.distillation import Teacher
 from seam.training.run import Stateful, Step
-from seam.training.schedules import StepCounter, warm_cosine
+from seam.training.schedules import warm_cosine
 
 DECAY = 0.99  # of the running mean, per step
 
@@ -113,7 +114,7 @@ class ChannelMasks:
 class ChannelTraining:
     """Masks on the channels of a model, its weights and its head, ready to be trained.
 
-    parts: {name: what a checkpoint holds}. done: the number of steps so far.
+    parts: {name: what a checkpoint holds}.
     """
 
     def __init__(
@@ -128,31 +129,28 @@ class ChannelTraining:
         train_weights: bool,
         after_step: Callable[[int], None],
     ) -> None:
-        """lr: of the weights, by SGD with momentum 0.9; it falls to zero along a cosine over `steps`.
+        """lr, lr_head: Adam's rates for the weights and the head, which fall to zero along a cosine over `steps`.
 
-        lr_head: of the head, if the weights do not train. after_step: is called with the number of steps done, before
-        the gates are applied.
+        after_step: is called with the number of steps done, before the gates are applied.
+
+        With SGD, whose step is as large as the gradient, the distillation loss of large logits destroyed a ResNet20
+        within an epoch at rates of 0.02 and 0.002, before any channel had left.
         """
-        self.model, self.masks, self.teacher, self.train_weights = model, masks, teacher, train_weights
-        self.lr, self.steps, self.after_step = lr if train_weights else lr_head, steps, after_step
-        self.done = StepCounter()
-        trained = model.parameters() if train_weights else model.get_submodule("head").parameters()
-        self.optimizer = torch.optim.SGD(trained, self.lr, 0.9, weight_decay=5e-4 * train_weights, nesterov=True)
-        self.parts: dict[str, Stateful] = {"model": model, "masks": masks, "sgd": self.optimizer, "steps": self.done}
+        self.model, self.masks, self.teacher, self.after_step = model, masks, teacher, after_step
+        groups = [(list(model.get_submodule("head").parameters()), lr_head)]
+        if train_weights:
+            groups.append((list(model.get_submodule("source").parameters()), lr))
+        self.optimizer = Adam(groups, warm_cosine(steps))
+        self.parts: dict[str, Stateful] = {"model": model, "masks": masks, "adam": self.optimizer}
 
     def begin_epoch(self) -> Step:
         """Put the model into training mode; return its step."""
-        if self.train_weights:
-            self.model.train()
-        else:
-            set_training_mode(self.model)
+        set_training_mode(self.model)  # a problem's own images would change the statistics of batch norm
         self.model.requires_grad_(True)  # the masks need the gradients of all that they multiply
         return self.step
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on a batch; return its logits and its mean cross entropy."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * warm_cosine(self.done.steps, self.steps)
         features = forward(self.model.get_submodule("source"), images)
         logits = self.model.get_submodule("head")(self.model.get_submodule("relu")(features))
         loss = cross_entropy(logits, labels)
@@ -161,8 +159,7 @@ class ChannelTraining:
         total.backward()
         self.masks.restore()
         self.optimizer.step()
-        self.done.steps += 1
-        self.after_step(self.done.steps)
+        self.after_step(int(self.optimizer.counter) - 1)
         self.masks.step()
         self.masks.store()
         return logits, loss
