@@ -99,12 +99,12 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
 
 
 def _load_native(network: Network, library: native.Library, threads: int) -> Engine:
-    runner = _Runner(network, library, threads)
+    runner = Runner(network, library, threads)
     shape = network.shapes[network.input]
     return Engine("seam", "", shape, threads, runner, lambda images: describe(runner.planner, images))
 
 
-class _Runner:
+class Runner:
     """Runs a network's programs. One program per number of images that run at once, made when first needed."""
 
     def __init__(self, network: Network, library: native.Library, threads: int):
@@ -122,14 +122,17 @@ class _Runner:
         self._finalizer = weakref.finalize(self, library.pool_delete, self._pool)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        count = len(images)
-        output = np.empty((count, *self.shape), np.float32)
-        begin = 0
+        output = np.empty((len(images), *self.shape), np.float32)
+        self.into(images, output)
+        return output.reshape(len(images), math.prod(self.shape)) if self.rank == 2 else output
+
+    def into(self, images: np.ndarray, output: np.ndarray) -> None:
+        """Write the network's output for `images` into `output`: both contiguous, with as many images."""
+        count, begin = len(images), 0
         for size in self.chunks(count):
             end = min(begin + size, count)
             self._run(self.program(size), images[begin:end], output[begin:end])
             begin = end
-        return output.reshape(count, math.prod(self.shape)) if self.rank == 2 else output
 
     def chunks(self, count: int) -> list[int]:
         """Return the sizes of programs that together run `count` images in the least time expected."""
