@@ -11,10 +11,10 @@ def content(folder):
     contents = {}
     for path in sorted(Path(folder).iterdir()):
         if path.suffix == ".csv":
-            contents[path.name] = pd.read_csv(path, dtype=str).drop(columns="seconds").to_csv()
+            contents[path.name] = pd.read_csv(path, dtype=str).drop(columns=["seconds", "digest"]).to_csv()
         elif path.suffix == ".json":
             data = json.loads(path.read_text())
-            contents[path.name] = {key: value for key, value in data.items() if not key.endswith("seconds")}
+            contents[path.name] = {key: value for key, value in data.items() if not key.endswith(("seconds", "digest"))}
         else:
             contents[path.name] = path.read_bytes()
     return contents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from .outcomes import SILENT, UNCLEAR, Outcome
+from .outcomes import UNCLEAR, Outcome
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,9 @@ class Hole:
     always: bool = True
 
 
-_DIGEST = "tables and results in JSON have no digest of their own"
 _TRACEBACK = "a traceback on the terminal"
 
 KNOWN: list[Hole] = [
-    Hole("flips", "metrics: *", SILENT, _DIGEST, always=False),
-    Hole("flips", "history: *", SILENT, _DIGEST, always=False),
     Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),
 ]
 

@@ -17,7 +17,7 @@ from seam.data.kinds import cifar, cifar10, cifar100
 from seam.data.kinds.registry import KINDS, class_groups, class_names, prepare_dataset
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.files import json_digest, sha256
+from seam.files import json_digest, read_json, sha256
 
 # ------------------------------------------------------------------ what is known before any job
 
@@ -147,7 +147,7 @@ def test_the_manifest_says_what_is_there(digits):
 
 
 def test_the_same_data_are_the_same_files(digits, tmp_path):
-    assert prepare_dataset({"kind": "digits"}, tmp_path) == json.loads((digits / "dataset.json").read_text())
+    assert prepare_dataset({"kind": "digits"}, tmp_path) == read_json(digits / "dataset.json")
 
 
 def test_a_subset_has_its_own_labels(digits, tmp_path):
@@ -191,16 +191,24 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path):
                 with suppress(UserError):
                     open_dataset(tmp_path)
     path.write_text(json.dumps(manifest | {"mean": [0.0, 0.0, 0.0]}))
-    with pytest.raises(UserError, match="its manifest does not have its digest"):
+    with pytest.raises(UserError, match="dataset.json is damaged, its content does not have its digest"):
         open_dataset(tmp_path)
 
 
-def test_a_failed_second_try_leaves_no_manifest_of_the_first(tmp_path, monkeypatch):
-    prepare_dataset({"kind": "digits"}, tmp_path)
-    monkeypatch.setattr("seam.data.preparation.channel_statistics", lambda split: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
-    assert not (tmp_path / "dataset.json").exists()
+def test_a_failed_second_try_leaves_the_first_data_set(tmp_path, monkeypatch):
+    manifest = prepare_dataset({"kind": "digits"}, tmp_path)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("seam.data.preparation.channel_statistics", lambda split: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays", "dataset.json"}
+    assert open_dataset(tmp_path).classes == manifest["classes"]
+    (tmp_path / ".arrays.new").mkdir()  # of a killed process
+    prepare_dataset({"kind": "digits", "classes": ["1", "2"]}, tmp_path)
+    assert open_dataset(tmp_path).classes == ["1", "2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"arrays", "dataset.json"}
 
 
 # ------------------------------------------------------------------ CIFAR-10 and CIFAR-100

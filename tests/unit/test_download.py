@@ -3,7 +3,9 @@ import json
 import logging
 import os
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from server import serve
@@ -172,10 +174,42 @@ def test_a_transfer_that_hardly_moves_ends_in_a_sentence(site, tmp_path, monkeyp
     for name, value in {"STALL": 0.2, "WINDOW": 0.3, "SLOWEST": 100_000}.items():
         monkeypatch.setattr(f"seam.download.{name}", value)
     site.drip = (size, pause)
-    with pytest.raises(UserError, match="no byte arrived for 0.2 seconds, or fewer than 100000 per second.: run again"):
+    with pytest.raises(
+        UserError, match="no byte arrived for 0.2 seconds, or fewer than 100000 per second over 0.3 s.*: run again"
+    ):
         fetch(site.url + "file.bin", tmp_path / "file.bin", CHECKSUM, attempts=2)
     assert names(tmp_path) == {"file.bin.partial"}  # a later run resumes it
     assert site.requests[1][1].startswith("bytes=")
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+)
+def test_headers_that_never_end_end_in_a_sentence(tmp_path, monkeypatch, begin):
+    """A byte every few milliseconds: a socket's timeout never ends that. The last one is in the size of a chunk."""
+    for name, value in {"STALL": 0.5, "WINDOW": 0.3}.items():
+        monkeypatch.setattr(f"seam.download.{name}", value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(begin)
+                while not ended.wait(0.02):
+                    connection.sendall(b"0")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.getsockname()[1]}/file.bin"
+            with pytest.raises(UserError, match="no byte arrived for 0.5 seconds, or fewer than 1000 per second"):
+                fetch(url, tmp_path / "file.bin", CHECKSUM, attempts=1)
+        finally:
+            ended.set()
+            thread.join()
+    assert not (tmp_path / "file.bin").exists()
 
 
 def test_a_file_that_announces_too_much_is_not_downloaded(site, tmp_path):

@@ -72,7 +72,12 @@ def test_a_budget_brings_its_own_schedule_and_rates():
     assert search_settings({**search, "budget": None}) == {k: v for k, v in search.items() if k != "penalty"}
     settings = search_settings({**search, "budget": {"weights": 0.1, "epochs": 60}})
     assert settings["schedule"] == "budget" and settings["budget"] == {"weights": 0.1}
-    assert settings["epochs"] == 60 and settings["lr_mask"] == BUDGET_SEARCH["lr_mask"] and settings["alpha"] == 0
+    assert (
+        settings["epochs"] == 60
+        and settings["batch_size"] == 0
+        and settings["lr_mask"] == BUDGET_SEARCH["lr_mask"]
+        and settings["alpha"] == 0
+    )
     assert SearchSettings(**settings).recorded()["budget"] == {"weights": 0.1}
     assert "budget" not in SearchSettings().recorded() and "penalty" not in SearchSettings().recorded()
 

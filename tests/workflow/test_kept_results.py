@@ -1,5 +1,7 @@
 """Earlier results stay until new ones are complete: a run that fails leaves all as it was, dates included."""
 
+import os
+
 import pytest
 from colours import paint
 from workflows import change, jobs, small_config, snakemake
@@ -59,3 +61,34 @@ def test_a_file_that_is_missing_is_made_again_though_an_earlier_attempt_failed(r
     assert state(folder) == before
     said = snakemake(folder, "--", *FILES, f"{TARGET}/history.csv", config=config)[1]
     assert jobs(said)["reengineer"] == 1 and set(state(folder)) == {*before, f"{TARGET}/history.csv"}
+
+
+def test_images_that_cannot_be_prepared_leave_the_earlier_data_set(run):
+    folder, config = run
+    before, broken = state(folder), folder / "images/train/red/zzz.png"
+    broken.write_bytes(b"no image")
+    try:
+        for _ in range(2):
+            status, said = snakemake(folder, "--forcerun", "prepare_dataset", "--", *FILES, config=config, check=False)
+            assert status != 0 and "zzz.png" in said and "Traceback" not in said
+            assert state(folder) == before
+    finally:
+        broken.unlink()
+    assert "Nothing to be done" in snakemake(folder, "--", *FILES, config=config)[1]
+
+
+def test_tables_that_cannot_be_collected_leave_the_earlier_ones(run):
+    folder, config = run
+    tables = "results/tables/direct_binary.csv", "results/figures/cost.png"
+    snakemake(folder, "--", *tables, config=config)
+    before, macs = state(folder), folder / TARGET / "macs.json"
+    content, dates = macs.read_bytes(), macs.stat()
+    macs.write_bytes(content.replace(b"1", b"2", 1))  # on a damaged disk
+    os.utime(macs, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    status, said = snakemake(folder, "--forcerun", "collect_direct", "--", *tables, config=config, check=False)
+    assert status != 0 and "macs.json is damaged, its content does not have its digest" in said
+    assert "Traceback" not in said
+    macs.write_bytes(content)
+    os.utime(macs, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert state(folder) == before
+    assert "Nothing to be done" in snakemake(folder, "--", *tables, config=config)[1]

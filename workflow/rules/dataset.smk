@@ -6,8 +6,8 @@ rule prepare_dataset:
         modules=kind_modules,
         class_lists=class_lists,
     output:
-        manifest="results/datasets/{dataset}/dataset.json",
-        arrays=directory("results/datasets/{dataset}/arrays"),
+        manifest=update("results/datasets/{dataset}/dataset.json"),
+        arrays=update(directory("results/datasets/{dataset}/arrays")),
     log:
         "results/logs/prepare_dataset/{dataset}.log",
     benchmark:

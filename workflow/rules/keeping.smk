@@ -17,9 +17,12 @@ def stamp(path):
 
 
 def backup_with_dates(self, path):
-    """Copy a file, with its dates, before a job that may replace it. A full disk must not keep the job from running."""
+    """Copy a file, with its dates, before a job that may replace it. A full disk must not keep the job from running.
+
+    A folder is not copied, because it can be large: its job replaces it as a whole, by a folder of the same name.
+    """
     if path.is_dir():
-        return backup_of_snakemake(self, path)
+        return
     copy = self._get_backup_path(path)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -30,14 +33,12 @@ def backup_with_dates(self, path):
 
 def restore_with_dates(self, path):
     """Return whether the file is as it was before the job that failed; copy it back if the job has replaced it."""
-    if path.is_dir():
-        return restore_of_snakemake(self, path)
     copy, key = self._get_backup_path(path), str(path)
     if copy.exists():
         if not path.exists() or stamp(path) != stamp(copy):
             shutil.copy2(copy, path)
         copy.unlink()
-    else:  # on a cluster, the Snakemake on the node has restored it, or the job has not begun
+    else:  # a folder; or on a cluster, the Snakemake on the node has restored it, or the job has not begun
         started = self._get_recorded_starttime(key)
         if started is None or not path.exists() or path.stat().st_mtime >= started:
             return False
@@ -58,8 +59,6 @@ async def finished_or_kept(self, job):
 
 
 if not hasattr(PersistenceBase, "seam_keeps_results"):  # once for each process
-    backup_of_snakemake = FileBackupMixin.backup_output
-    restore_of_snakemake = FileBackupMixin.restore_output
     finished_of_snakemake = PersistenceBase.finished
     PersistenceBase.backup_output = backup_with_dates
     PersistenceBase.restore_output = restore_with_dates

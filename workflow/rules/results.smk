@@ -17,17 +17,21 @@ rule collect_direct:
         models=expand("results/models/{model}/metrics.json", model=MODELS),
         modules=modules("collect_direct.py"),
     output:
-        binary=report(
-            "results/tables/direct_binary.csv",
-            caption="../report/direct_binary.rst",
-            category="Tables",
-            labels={"table": "Binary problems"},
+        binary=update(
+            report(
+                "results/tables/direct_binary.csv",
+                caption="../report/direct_binary.rst",
+                category="Tables",
+                labels={"table": "Binary problems"},
+            )
         ),
-        multiclass=report(
-            "results/tables/direct_multiclass.csv",
-            caption="../report/direct_multiclass.rst",
-            category="Tables",
-            labels={"table": "Multi-class problems"},
+        multiclass=update(
+            report(
+                "results/tables/direct_multiclass.csv",
+                caption="../report/direct_multiclass.rst",
+                category="Tables",
+                labels={"table": "Multi-class problems"},
+            )
         ),
     log:
         "results/logs/collect_direct.log",
@@ -51,17 +55,21 @@ rule collect_indirect:
         published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("collect_indirect.py"),
     output:
-        indirect=report(
-            "results/tables/indirect.csv",
-            caption="../report/indirect.rst",
-            category="Tables",
-            labels={"table": "Students"},
+        indirect=update(
+            report(
+                "results/tables/indirect.csv",
+                caption="../report/indirect.rst",
+                category="Tables",
+                labels={"table": "Students"},
+            )
         ),
-        thresholds=report(
-            "results/tables/thresholds.csv",
-            caption="../report/thresholds_table.rst",
-            category="Tables",
-            labels={"table": "Threshold study"},
+        thresholds=update(
+            report(
+                "results/tables/thresholds.csv",
+                caption="../report/thresholds_table.rst",
+                category="Tables",
+                labels={"table": "Threshold study"},
+            )
         ),
     log:
         "results/logs/collect_indirect.log",
@@ -86,11 +94,13 @@ rule summarise:
         published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("summarise.py"),
     output:
-        summary=report(
-            "results/tables/summary.csv",
-            caption="../report/summary.rst",
-            category="Tables",
-            labels={"table": "Summary"},
+        summary=update(
+            report(
+                "results/tables/summary.csv",
+                caption="../report/summary.rst",
+                category="Tables",
+                labels={"table": "Summary"},
+            )
         ),
     log:
         "results/logs/summarise.log",
@@ -112,41 +122,51 @@ rule plot_direct:
         published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("plot_direct.py"),
     output:
-        accuracy_binary=report(
-            "results/figures/accuracy_binary.png",
-            caption="../report/accuracy_binary.rst",
-            category="Figures",
-            labels={"figure": "Accuracy, binary problems"},
+        accuracy_binary=update(
+            report(
+                "results/figures/accuracy_binary.png",
+                caption="../report/accuracy_binary.rst",
+                category="Figures",
+                labels={"figure": "Accuracy, binary problems"},
+            )
         ),
-        accuracy_binary_pdf="results/figures/accuracy_binary.pdf",
-        accuracy_multiclass=report(
-            "results/figures/accuracy_multiclass.png",
-            caption="../report/accuracy_multiclass.rst",
-            category="Figures",
-            labels={"figure": "Accuracy, multi-class problems"},
+        accuracy_binary_pdf=update("results/figures/accuracy_binary.pdf"),
+        accuracy_multiclass=update(
+            report(
+                "results/figures/accuracy_multiclass.png",
+                caption="../report/accuracy_multiclass.rst",
+                category="Figures",
+                labels={"figure": "Accuracy, multi-class problems"},
+            )
         ),
-        accuracy_multiclass_pdf="results/figures/accuracy_multiclass.pdf",
-        retention_accuracy=report(
-            "results/figures/retention_accuracy.png",
-            caption="../report/retention_accuracy.rst",
-            category="Figures",
-            labels={"figure": "Weights kept and accuracy"},
+        accuracy_multiclass_pdf=update("results/figures/accuracy_multiclass.pdf"),
+        retention_accuracy=update(
+            report(
+                "results/figures/retention_accuracy.png",
+                caption="../report/retention_accuracy.rst",
+                category="Figures",
+                labels={"figure": "Weights kept and accuracy"},
+            )
         ),
-        retention_accuracy_pdf="results/figures/retention_accuracy.pdf",
-        cost=report(
-            "results/figures/cost.png",
-            caption="../report/cost.rst",
-            category="Figures",
-            labels={"figure": "Weights, MACs and time saved"},
+        retention_accuracy_pdf=update("results/figures/retention_accuracy.pdf"),
+        cost=update(
+            report(
+                "results/figures/cost.png",
+                caption="../report/cost.rst",
+                category="Figures",
+                labels={"figure": "Weights, MACs and time saved"},
+            )
         ),
-        cost_pdf="results/figures/cost.pdf",
-        history=report(
-            "results/figures/history.png",
-            caption="../report/history.rst",
-            category="Figures",
-            labels={"figure": "Course of the search"},
+        cost_pdf=update("results/figures/cost.pdf"),
+        history=update(
+            report(
+                "results/figures/history.png",
+                caption="../report/history.rst",
+                category="Figures",
+                labels={"figure": "Course of the search"},
+            )
         ),
-        history_pdf="results/figures/history.pdf",
+        history_pdf=update("results/figures/history.pdf"),
     log:
         "results/logs/plot_direct.log",
     benchmark:
@@ -166,20 +186,24 @@ rule plot_indirect:
         published=workflow_file("workflow/scripts/seam/resources/published.csv"),
         modules=modules("plot_indirect.py"),
     output:
-        thresholds=report(
-            "results/figures/thresholds.png",
-            caption="../report/thresholds.rst",
-            category="Figures",
-            labels={"figure": "Accuracy and inherited defects by threshold"},
+        thresholds=update(
+            report(
+                "results/figures/thresholds.png",
+                caption="../report/thresholds.rst",
+                category="Figures",
+                labels={"figure": "Accuracy and inherited defects by threshold"},
+            )
         ),
-        thresholds_pdf="results/figures/thresholds.pdf",
-        defects=report(
-            "results/figures/defects.png",
-            caption="../report/defects.rst",
-            category="Figures",
-            labels={"figure": "Inherited defects of each student"},
+        thresholds_pdf=update("results/figures/thresholds.pdf"),
+        defects=update(
+            report(
+                "results/figures/defects.png",
+                caption="../report/defects.rst",
+                category="Figures",
+                labels={"figure": "Inherited defects of each student"},
+            )
         ),
-        defects_pdf="results/figures/defects.pdf",
+        defects_pdf=update("results/figures/defects.pdf"),
     log:
         "results/logs/plot_indirect.log",
     benchmark:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ PINS = "pins.json"
 
 
 STALL = 30  # seconds without a byte that end a transfer
-WINDOW = 60  # seconds over which a transfer must have had SLOWEST bytes per second
+WINDOW = 60  # seconds in which the headers must arrive, and over which there must be SLOWEST bytes per second
 SLOWEST = 1000
 REDIRECTS = 5
 MOST = 4_000_000_000  # bytes of a file whose size is not known
@@ -122,7 +123,7 @@ def _pin(path: Path, checksum: str, digest: str) -> None:
     pins = path.with_name(PINS)
     with FileLock(path.with_name(f".{PINS}.lock")):
         content = read_json(pins) if pins.exists() else {}
-        write_json(pins, {**content, path.name: digest})
+        write_json(pins, {**content, path.name: digest}, sealed=False)
     log.info("%s: %d digits of its SHA-256 are published; %s now pins it to %s", path, len(checksum), pins, digest)
 
 
@@ -145,11 +146,59 @@ def _is_complete(path: Path, checksum: str) -> bool:
     return True
 
 
+class _Transfer:
+    """What a transfer and the thread that watches it know of each other. `lock` guards the rest.
+
+    given_up: whether nothing may be written any more; arrived: bytes since `began`, a time of time.monotonic().
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.given_up = threading.Lock(), False
+        self.began, self.arrived = time.monotonic(), 0
+        self.error: BaseException | None = None
+
+    def restart(self) -> None:
+        """Count from now on, since the headers have arrived or a window has passed."""
+        self.began, self.arrived = time.monotonic(), 0
+
+
 def _transfer(url: str, partial: Path, progress: bool, most: int) -> None:
     """Append the rest of `url` to the file `partial`.
 
     Raises an error of requests or urllib3 if the transfer breaks or stalls, _BadAnswer if no attempt can succeed.
     """
+    import requests
+
+    transfer = _Transfer()
+
+    def work() -> None:
+        try:
+            _receive(url, partial, progress, most, transfer)
+        except BaseException as error:
+            transfer.error = error
+
+    # In a thread, because a socket's timeout counts from the last byte: a server that sends one byte of its headers
+    # every few seconds would hold a transfer for ever.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(min(1.0, WINDOW / 4))
+            with transfer.lock:
+                seconds = time.monotonic() - transfer.began
+                if thread.is_alive() and seconds > WINDOW:
+                    if transfer.arrived < SLOWEST * seconds:
+                        raise requests.Timeout(f"{transfer.arrived:,} bytes arrived in {seconds:.0f} s")
+                    transfer.restart()
+    finally:
+        with transfer.lock:
+            transfer.given_up = True
+    if transfer.error is not None:
+        raise transfer.error
+
+
+def _receive(url: str, partial: Path, progress: bool, most: int, transfer: _Transfer) -> None:
+    """Do the work of `_transfer`; end without a word when it is given up."""
     import requests
     from tqdm import tqdm
 
@@ -165,23 +214,27 @@ def _transfer(url: str, partial: Path, progress: bool, most: int) -> None:
         total = done + _length(response.headers.get("Content-Length"))
         if total > most:
             raise _BadAnswer(f"the server announces {total:,} bytes, but the file has at most {most:,}")
-        disable = None if progress else True
-        with (
-            tqdm(total=total, initial=done, desc=partial.stem, unit="B", unit_scale=True, disable=disable) as bar,
-            open(partial, "ab" if done else "wb") as file,
-        ):
-            began, arrived = time.monotonic(), 0
+        with transfer.lock:
+            if transfer.given_up:
+                return
+            transfer.restart()
+            file = open(partial, "ab" if done else "wb")  # noqa: SIM115 (closed by the block below)
+        bar = tqdm(
+            total=total, initial=done, desc=partial.stem, unit="B", unit_scale=True, disable=not progress or None
+        )
+        with file, bar:
             # Each read is of the bytes as they are on the server, and returns what has arrived.
             while chunk := response.raw.read1(1 << 16, decode_content=False):
-                done, arrived = done + len(chunk), arrived + len(chunk)
+                done += len(chunk)
                 if done > most:
                     raise _BadAnswer(f"the server sends more than {most:,} bytes, the most that the file has")
-                file.write(chunk)
+                with transfer.lock:
+                    if transfer.given_up:
+                        return
+                    file.write(chunk)
+                    file.flush()  # nothing is written later, when this transfer is given up
+                    transfer.arrived += len(chunk)
                 bar.update(len(chunk))
-                if (seconds := time.monotonic() - began) > WINDOW:
-                    if arrived < SLOWEST * seconds:
-                        raise requests.Timeout(f"{arrived:,} bytes arrived in {seconds:.0f} s")
-                    began, arrived = time.monotonic(), 0
     if partial.stat().st_size < total:
         raise requests.ConnectionError("the transfer broke off")
 
@@ -284,5 +337,5 @@ def _reason(error: Exception) -> str:
     if response is not None:
         return f"the server says {response.status_code} {response.reason}"
     if "Timeout" in type(error).__name__:
-        return f"no byte arrived for {STALL} seconds, or fewer than {SLOWEST} per second"
+        return f"no byte arrived for {STALL} seconds, or fewer than {SLOWEST} per second over {WINDOW} seconds"
     return "the server cannot be reached or the connection broke off"

@@ -25,6 +25,10 @@ SEAL_BYTES = 32  # of a SHA-256
 # The 14th field of an ONNX model, metadata_props: an entry of 76 bytes, the key sha256 and a value of 66, in JSON.
 ONNX_SEAL = b"\x72\x4c\x0a\x06sha256\x12\x42"
 SEAL_LENGTH = len(ONNX_SEAL) + 66
+DIGEST = "digest"  # the key, or the column, that records the digest of a JSON or CSV file
+CSV_DIGITS = 16  # of the digest of a table
+MOST_JSON = 100_000_000  # bytes of a JSON file; parsing takes many times as much memory
+MOST_CSV = 200_000_000
 
 
 @contextlib.contextmanager
@@ -61,33 +65,100 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], data: Any) -> None:
-    """Write `data` as JSON, atomically. Floats survive the round trip exactly; NaN and infinity raise ValueError."""
-    write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+def write_json(path: str | os.PathLike[str], data: Any, sealed: bool = True) -> None:
+    """Write `data` as JSON, atomically. Floats survive the round trip exactly; NaN and infinity raise ValueError.
+
+    sealed: whether an object gets the key `digest`, which `read_json` verifies. Not for a file that people edit.
+    """
+    text = json.dumps(data, indent=2, allow_nan=False)
+    if sealed and isinstance(data, dict):
+        digest = json_digest(json.loads(text))  # of what a reader gets: its keys are text, its tuples are lists
+        text = json.dumps({**data, DIGEST: digest}, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a JSON file. Raises UserError if it is missing, unreadable or damaged."""
+def read_json(path: str | os.PathLike[str], sealed: bool = False) -> Any:
+    """Return the content of a JSON file without its digest.
+
+    sealed: whether to refuse a file that records no digest, such as one of an older version.
+
+    Raises UserError if it is missing, unreadable or damaged: if its content does not have the digest that it records.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: run the workflow again to make it.") from error
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except ValueError as error:
+        data = json.loads(_read(path, MOST_JSON).decode("utf-8"))
+        digest = json_digest(data) if isinstance(data, dict) else None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
+    if digest is None:
+        return data
+    recorded = data.pop(DIGEST, None if sealed else digest)
+    if recorded != digest:
+        raise damaged(path)
+    return data
 
 
 def json_digest(data: dict[str, Any]) -> str:
     """Return the SHA-256 of a JSON object without its key `digest`, which records it."""
-    content = {name: value for name, value in data.items() if name != "digest"}
+    content = {name: value for name, value in data.items() if name != DIGEST}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
-    """Write a pandas frame as CSV without its index, atomically. Floats have their shortest exact form."""
+    """Write a pandas frame as CSV without its index, atomically. Floats have their shortest exact form.
+
+    A table with rows gets a last column `digest`, which is empty but for the last row. There it has the first digits
+    of the SHA-256 of the file without them. `read_csv` verifies it.
+    """
+    if len(frame):
+        frame = frame.assign(**{DIGEST: None})
     with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+        if len(frame):
+            content = temporary.read_bytes()
+            temporary.write_bytes(content[:-1] + _csv_digest(content))
+
+
+def read_csv(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
+    """Return the table in a CSV file without its digest. `options` are those of `pandas.read_csv`.
+
+    A file without a digest is read, too: one of an older version, or one that people write.
+
+    Raises UserError if it is missing, unreadable or damaged: if its content does not have the digest that it records.
+    """
+    import pandas as pd
+
+    content = _read(path, MOST_CSV)
+    header, _, rest = content.partition(b"\n")
+    if header.endswith(b"," + DIGEST.encode()) or re.search(rb",[0-9a-f]{16}\n\Z", content[-18:]):
+        end = len(content) - CSV_DIGITS - 1
+        if not rest or content[end:] != _csv_digest(content[:end] + b"\n"):
+            raise damaged(path)
+    elif content[-1:] not in (b"", b"\n"):
+        raise UserError(f"{path} is cut, its last line has no end: delete it and run the workflow again.")
+    try:
+        return pd.read_csv(io.BytesIO(content), **options).drop(columns=DIGEST, errors="ignore")
+    except ValueError as error:  # also pandas' own errors, and text that is not UTF-8
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a table ({reason}): delete it and run the workflow again.") from error
+
+
+def _csv_digest(content: bytes) -> bytes:
+    """Return the digest of a CSV file whose last cell is still empty, and the line's end."""
+    return hashlib.sha256(content).hexdigest()[:CSV_DIGITS].encode() + b"\n"
+
+
+def _read(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the content of a file of results. Raises UserError if there is none, or one of more than `most` bytes."""
+    try:
+        with open_file(path) as file:
+            content = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: run the workflow again to make it.") from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, too many for a result: delete it and run again.")
+    return content
 
 
 def open_file(path: str | os.PathLike[str]) -> io.BufferedReader:

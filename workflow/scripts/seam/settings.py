@@ -12,7 +12,9 @@ from typing import Any
 
 UNITS = ("weights", "macs", "latency_ms")  # of budgets
 PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
-BUDGET_SEARCH = {"epochs": 30, "lr_mask": 0.01, "lr_head": 0.01}  # defaults of a search that meets a budget
+BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
+BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
+BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class TrainingSettings:
 class SearchSettings:
     """How the masks of a target problem are searched in direct reuse: `search` of the config.
 
-    `search_settings` makes one from the config. penalty: what a kept weight costs, one of PENALTIES; None: what the
-    budget is counted in, weights without a budget. budget: {unit: what may be kept} for the schedule `budget`, see
-    `budget_unit`. Raises ValueError if the schedule, the selection, the penalty or the budget is unknown.
+    `search_settings` makes one from the config. batch_size: 0 for the one that `choose_batch_size` returns. penalty:
+    what a kept weight costs, one of PENALTIES; None: what the budget is counted in, weights without a budget. budget:
+    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. Raises ValueError if the schedule, the
+    selection, the penalty or the budget is unknown.
     """
 
     epochs: int = 300
@@ -87,6 +90,14 @@ def budget_unit(budget: Mapping[str, Any]) -> str:
     return units[0]
 
 
+def choose_batch_size(images: int, epochs: int) -> int:
+    """Return the batch size of a search that meets a budget: the largest that leaves BUDGET_STEPS steps, at least 16.
+
+    images: the number of training images. A search needs steps more than it needs exact gradients.
+    """
+    return next((size for size in BATCH_SIZES if images * epochs >= size * BUDGET_STEPS), BATCH_SIZES[-1])
+
+
 def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     """Return the hyper-parameters of a search, sorted, from `search` of the config, as `SearchSettings` takes them.
 
@@ -106,7 +117,7 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(settings.items()))
 
 
-SHARED = ("batch_size", "selection", "holdout", "evaluate_every", "penalty", "budget")  # that budgets leave in effect
+SHARED = ("selection", "holdout", "evaluate_every", "penalty", "budget")  # that budgets leave in effect
 
 
 @dataclass(frozen=True)

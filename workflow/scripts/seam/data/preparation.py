@@ -18,7 +18,8 @@ import numpy as np
 
 from seam.data.decoding import LARGE, count_cores, read_image, stored_size
 from seam.data.storage import Split
-from seam.files import atomic_write, json_digest, reserve, sha256, write_json, write_text
+from seam.errors import cannot_write
+from seam.files import atomic_write, reserve, sha256, write_json, write_text
 from seam.process import die_with_parent
 
 CHUNK = 200  # images that a worker decodes in one call
@@ -48,43 +49,62 @@ def write_dataset(
     decode: bool = True,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Write the splits "train" and "test" into `folder`; the manifest comes last. Returns the manifest.
+    """Write the splits "train" and "test" into `folder`. Returns the manifest.
+
+    An error leaves the earlier data set as it was: the new arrays take the place of the earlier ones when all are
+    complete. The manifest comes last.
 
     normalization: (mean, std), computed from the training images if None; decode: whether files of images become an
     array; workers: processes that decode, by default one for each core.
     """
     folder, splits = Path(folder), dict(splits)
-    manifest, arrays = folder / "dataset.json", folder / "arrays"
-    manifest.unlink(missing_ok=True)
-    shutil.rmtree(arrays, ignore_errors=True)
+    manifest, arrays, staging = folder / "dataset.json", folder / "arrays", folder / ".arrays.new"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
+    try:
+        written = _write_arrays(staging, splits, decode, workers)
+        mean, std = normalization or channel_statistics(splits["train"])
+        content = {
+            "kind": kind,
+            "classes": classes,
+            "size": list(splits["train"].size),
+            "storage": "arrays" if splits["train"].images is not None else "files",
+            "counts": {name: _counts(split.labels, classes) for name, split in splits.items()},
+            "mean": list(mean),
+            "std": list(std),
+            "augmentation": augmentation,
+            "sha256": {file.name: sha256(file) for file in written},
+        }
+        manifest.unlink(missing_ok=True)
+        shutil.rmtree(arrays, ignore_errors=True)
+        try:
+            staging.rename(arrays)
+        except OSError as error:
+            raise cannot_write(arrays, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    write_json(manifest, content)
+    return content
+
+
+def _write_arrays(folder: Path, splits: dict[str, Split], decode: bool, workers: int | None) -> list[Path]:
+    """Write the images and labels of `splits` into `folder`, and return the files.
+
+    The images of files that are decoded are in `splits` then.
+    """
     written = []
     for name, split in splits.items():
         if split.images is not None:
-            written.append(arrays / f"{name}_images.npy")
+            written.append(folder / f"{name}_images.npy")
             save_array(written[-1], split.images)
         elif decode:
-            written.append(arrays / f"{name}_images.npy")
+            written.append(folder / f"{name}_images.npy")
             splits[name] = replace(split, images=decode_array(written[-1], split, workers))
         else:
-            written.append(arrays / f"{name}_files.jsonl")
+            written.append(folder / f"{name}_files.jsonl")
             write_text(written[-1], "".join(json.dumps(file) + "\n" for file in split.files or ()))
-        written.append(arrays / f"{name}_labels.npy")
+        written.append(folder / f"{name}_labels.npy")
         save_array(written[-1], split.labels.astype(np.int64))
-    mean, std = normalization or channel_statistics(splits["train"])
-    content = {
-        "kind": kind,
-        "classes": classes,
-        "size": list(splits["train"].size),
-        "storage": "arrays" if splits["train"].images is not None else "files",
-        "counts": {name: _counts(split.labels, classes) for name, split in splits.items()},
-        "mean": list(mean),
-        "std": list(std),
-        "augmentation": augmentation,
-        "sha256": {file.name: sha256(file) for file in written},
-    }
-    content["digest"] = json_digest(content)
-    write_json(manifest, content)
-    return content
+    return written
 
 
 def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:

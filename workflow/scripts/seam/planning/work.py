@@ -11,6 +11,7 @@ from typing import Any
 from seam.data.kinds import imagefolder
 from seam.data.kinds.registry import KINDS, class_names
 from seam.files import read_json
+from seam.settings import choose_batch_size
 
 # Training and test images of a class in the published data sets; means where classes differ.
 PUBLISHED = {
@@ -139,10 +140,11 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
+    batch_size = settings["batch_size"] or choose_batch_size(int(train), epochs)
     head = 1 if settings["schedule"] in ("fast", "budget") else ceil(epochs / settings["head_every"])
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs = head * train + (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
-    return inventory.steps(search["model"], dataset, settings["batch_size"], (epochs - head) * train, outputs)
+    return inventory.steps(search["model"], dataset, batch_size, (epochs - head) * train, outputs)
 
 
 def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from seam.errors import UserError
-from seam.files import read_json, write_csv
+from seam.files import read_csv, read_json, write_csv
 from seam.log import log
 
 # A pandas frame and a series. Type checkers take them as Any, because pandas' own types say of most expressions on
@@ -116,14 +116,9 @@ def read_table(path: str | Path) -> Table:
     """Return the table in a CSV file.
 
     Floats are bit for bit those that were written. An empty cell is NaN, in a column of text "".
-    Raises UserError if the file is missing or is not a table.
+    Raises UserError if the file is missing, damaged or not a table.
     """
-    try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a table ({error}): delete it and run the workflow again.") from error
+    table = read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     for name in table.columns:
         if name in TEXT:
             table[name] = table[name].fillna("").astype(object)

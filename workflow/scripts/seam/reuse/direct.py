@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from seam.reuse.provenance import environment, provenance
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings
+from seam.settings import SearchSettings, choose_batch_size
 from seam.training.checkpoint import Checkpoint
 
 
@@ -147,6 +148,9 @@ class Reengineering:
             self.problem = multiclass_problem(images, members, draw, share)
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
+        if not self.settings.batch_size:
+            size = choose_batch_size(len(train), self.settings.epochs)
+            self.settings = replace(self.settings, batch_size=size)
 
         def batches_of(split: Split, subset: Subset, **options: Any) -> Any:
             return batches(

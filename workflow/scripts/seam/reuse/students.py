@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.files import load_tensors, save_tensors, sha256, write_csv, write_json
+from seam.files import load_tensors, read_csv, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import bake, magnitude_bits, random_bits, unpack_bits
 from seam.masks.layers import maskable
@@ -138,7 +138,7 @@ def train_student(
         generator = torch.Generator().manual_seed(derive_seed(seed, model, dataset, student, threshold, "masks"))
         checksum = transfer.provenance["source model"]
         bits, epoch, search_settings = bits_of(masks, student, threshold, source.module, generator, checksum)
-        head, history = (pd.read_csv(Path(masks).parent / name) for name in ("head.csv", "history.csv"))
+        head, history = (read_csv(Path(masks).parent / name) for name in ("head.csv", "history.csv"))
         seconds: Any = head["seconds"].sum() + history["seconds"][:epoch].sum()
         search = {"search_epochs": epoch, "search_seconds": float(seconds)}
         bake(source.module, bits)

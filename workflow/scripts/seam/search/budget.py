@@ -1,14 +1,15 @@
 """A search that meets a budget: weights, multiply-accumulates (MACs) or milliseconds go in instead of alpha.
 
-After each step of the search the masks are shifted along the penalty, all down or all up, until what they cost lies on
-a ramp that ends at the budget. This is gradient descent with a multiplier of the penalty that is solved for in each
-step, instead of guessed beforehand: Adam's step is that of the cross entropy alone, and the multiplier times the price
-of a weight is what its mask loses. Masks that begin in order cross zero one after the other, so that the network never
-loses many weights at once.
+The first epoch trains the head and measures how much the loss depends on each mask. Masks then begin in that order.
+After each step all masks are shifted by the same amount, down or up, until what they cost lies on a ramp that ends at
+the budget. This is gradient descent with a multiplier of the penalty that is solved for in each step, instead of chosen
+beforehand: Adam's step is that of the cross entropy alone. Masks cross zero one after the other, so that the network
+never loses many weights at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,15 +21,19 @@ from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
 from seam.masks.masks import Masks
+from seam.precision import forward
 from seam.search.mask_search import MaskSearch, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
 from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
-from seam.training.run import TrainingRun
+from seam.training.adam import Adam
+from seam.training.run import Step, TrainingRun
 
 WITHIN = 1.05  # an epoch that costs up to this many times the budget can be selected
 RAMP = 2 / 3  # of the steps that train masks; the rest is at the budget
-POWER = 3.0  # of the ramp: cubic, as in Zhu and Gupta, "To prune, or not to prune" (2017)
-HALVINGS = 30  # of the interval in which the multiplier lies
+POWER = 2.0  # of the ramp
+SPREAD = (0.25, 1.75)  # of the masks at first
+RATE_STEPS = 1500  # steps of a search whose masks learn at `lr_mask`; the rate falls with the root of their number
+HALVINGS = 21  # of the interval in which the multiplier lies
 
 BUDGET_ADVICE = "lower lr_mask or lr_head of the budget"  # if the loss is not finite
 
@@ -37,6 +42,7 @@ class Budget:
     """What the masks of a search may cost: a ramp from all down to the budget, and the shifts that follow it.
 
     share: the budget as a share of the source model's cost. name: as the config gives it, such as "weights: 0.1".
+    saliency: {name: how much the loss depends on each mask, summed over batches}.
     """
 
     name = ""
@@ -45,10 +51,38 @@ class Budget:
         self, masks: Masks, cost: Cost, share: float, steps: int, prices: Mapping[str, float] | None = None
     ) -> None:
         """steps: that train masks. prices: the penalty, as `relative_prices` returns it; by default the cost's own."""
-        self.masks, self.cost, self.share = masks, cost, share
+        self.masks, self.cost, self.share, self.steps = masks, cost, share, steps
         self.prices = relative_prices(cost, masks) if prices is None else prices
         self.ramp = max(RAMP * steps, 1.0)
+        self.saliency = {name: torch.zeros_like(value) for name, value in masks.values.items()}
         self.counter = torch.zeros((), device=next(iter(masks.values.values())).device)  # steps done
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Add what the gradient of a batch says of each mask: |g * w|, as in SNIP (Lee et al., ICLR 2019)."""
+        self.masks.backward(0.0)
+        for name, value in self.masks.values.items():
+            assert value.grad is not None
+            self.saliency[name] += value.grad.abs()
+            value.grad = None
+
+    @torch.no_grad()
+    def order(self) -> None:
+        """Set the masks in the order of their saliency per price, over all layers; equal ones by magnitude."""
+        values, low, high = self.masks.values, *SPREAD
+        worth = []
+        for name, saliency in self.saliency.items():
+            magnitude = self.masks.weights[name].abs()
+            relative = saliency + 1e-12 * magnitude / magnitude.mean().clamp(min=1e-12)
+            worth.append((relative / max(self.prices[name], 1e-12)).flatten())
+        rank = torch.cat(worth).argsort(stable=True).argsort()
+        spread = low + (high - low) * rank / max(len(rank) - 1, 1)
+        for value, part in zip(
+            values.values(), spread.split([value.numel() for value in values.values()]), strict=True
+        ):
+            value.copy_(part.view(value.shape))
+        for saliency in self.saliency.values():
+            saliency.zero_()
 
     def target(self) -> torch.Tensor:
         """Return the share of the cost that the ramp allows now, []."""
@@ -60,29 +94,17 @@ class Budget:
         """Go to the next step: shift the masks so that they cost what the ramp allows, and apply them."""
         self.counter += 1
         target, values = self.target(), self.masks.values
-        priced = {name: price for name, price in self.prices.items() if price > 0}
-        low = torch.stack([values[name].min() / price for name, price in priced.items()]).min() - 1e-3
-        high = torch.stack([values[name].max() / price for name, price in priced.items()]).max()
-        most = {name: values[name].max() for name in priced}
+        most = {name: value.max() for name, value in values.items()}
+        low = torch.stack([value.min() for value in values.values()]).min() - 1e-3
+        high = torch.stack(list(most.values())).max()
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            within = self.cost.share(self._kept(middle, most)) <= target
+            kept = {name: value > threshold(middle, most[name]) for name, value in values.items()}
+            within = self.cost.share(kept) <= target
             high, low = torch.where(within, middle, high), torch.where(within, low, middle)
-        for name, threshold in self._thresholds(high, most).items():
-            values[name].sub_(threshold)
+        for name, value in values.items():
+            value.sub_(threshold(high, most[name]))
         self.masks.apply()
-
-    def _thresholds(self, multiplier: torch.Tensor, most: Tensors) -> Tensors:
-        """Return {name: what a mask must exceed to be kept}: of each parameter, at least the highest mask is kept."""
-        below = torch.full_like(multiplier, -torch.inf)
-        return {
-            name: torch.nextafter(torch.minimum(multiplier * self.prices[name], highest), below)
-            for name, highest in most.items()
-        }
-
-    def _kept(self, multiplier: torch.Tensor, most: Tensors) -> Tensors:
-        thresholds = self._thresholds(multiplier, most)
-        return {name: value > thresholds.get(name, 0.0) for name, value in self.masks.values.items()}
 
     @torch.no_grad()
     def cost_share(self) -> float:
@@ -90,12 +112,30 @@ class Budget:
         return float(self.cost.share({name: value > 0 for name, value in self.masks.values.items()}))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps done."""
-        return {"steps": int(self.counter)}
+        """Return the number of steps done, and the saliency itself, not a copy."""
+        return {"steps": int(self.counter), "saliency": self.saliency}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
         self.counter.fill_(state["steps"])
+        for name, saliency in self.saliency.items():
+            saliency.copy_(state["saliency"][name])
+
+
+def threshold(multiplier: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+    """Return what a mask must exceed to be kept: the multiplier, but less than the highest mask, `most`."""
+    return torch.nextafter(torch.minimum(multiplier, most), torch.full_like(most, -torch.inf))
+
+
+class BudgetTraining(MaskTraining):
+    """The training of a search that meets a budget. The phase `head` also observes the masks."""
+
+    def begin_epoch(self, phase: str) -> Step:
+        """Put the model into training mode for an epoch of this phase; return the phase's step."""
+        step = super().begin_epoch(phase)
+        self.masks.train()
+        return step
 
 
 class BudgetSearch(MaskSearch):
@@ -117,7 +157,9 @@ class BudgetSearch(MaskSearch):
         return self.run.epoch <= self.settings.epochs
 
     def begin_epoch(self) -> str:
-        """Return the phase of the epoch: `head` for the first, then `masks`."""
+        """Return the phase of the epoch: `head` for the first, then `masks`, which begin in order."""
+        if self.run.epoch == 2 and self.run.batch == 0:
+            self.budget.order()
         return "head" if self.run.epoch == 1 else "masks"
 
     def end_epoch(
@@ -196,15 +238,27 @@ def prepare_budget_training(
     masks: Masks,
     budget: Budget,
     settings: SearchSettings,
-    batches: int,
     loss: Loss = cross_entropy,
 ) -> MaskTraining:
-    """Return the training of a search that meets a budget, for epochs of so many `batches`.
-
-    Masks begin in the order of the weights' magnitudes, and rates fall to zero along a cosine.
-    """
-    masks.order_by_magnitude()
-    return MaskTraining(
-        model, head, masks, lr_mask=settings.lr_mask, lr_head=settings.lr_head, alpha=0.0,
-        rate_factor=cosine((settings.epochs - 1) * batches), loss=loss, constraint=budget,
+    """Return the training of a search that meets a budget. Rates fall to zero along a cosine."""
+    steps = max(budget.steps, 1)
+    return BudgetTraining(
+        model, head, masks, lr_mask=settings.lr_mask * math.sqrt(RATE_STEPS / steps), lr_head=settings.lr_head,
+        alpha=0.0, rate_factor=cosine(steps), loss=loss, constraint=budget,
+        head_step=lambda optimizer: observing_step(model, optimizer, budget, loss),
     )  # fmt: skip
+
+
+def observing_step(model: nn.Module, optimizer: Adam, budget: Budget, loss: Loss) -> Step:
+    """Return a training step of the head that also observes how much the loss depends on each mask."""
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = forward(model, images)
+        value = loss(logits, labels)
+        optimizer.zero_grad()
+        value.sum().backward()
+        optimizer.step()
+        budget.observe()
+        return logits, value
+
+    return step

@@ -44,7 +44,7 @@ def search(
         masks = Masks(network, exclude)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches))
-        training = prepare_budget_training(model, head, masks, budget, settings, len(batches))
+        training = prepare_budget_training(model, head, masks, budget, settings)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget)
             mask_search.search(training, selection)

@@ -50,12 +50,13 @@ class MaskTraining:
         head_phase: bool = True,
         loss: Loss = cross_entropy,
         constraint: Constraint | None = None,
+        head_step: Callable[[Adam], Step] | None = None,
     ) -> None:
         """head: the layer of `model` that is trained and has no masks. head_phase: whether there is such a phase.
 
         alpha: the weight of the retention in the loss. To change it from step to step, give a tensor [] on the masks'
         device and change it in place. rate_factor: multiplies the rates of the phase `masks`. constraint: what the
-        masks meet after each step.
+        masks meet after each step. head_step: makes the step of the phase `head` from its optimizer, if it is another.
         """
         self.model, self.head, self.masks = model, head, masks
         self.parts: dict[str, Stateful] = {"masks": masks, "head": head}
@@ -63,7 +64,8 @@ class MaskTraining:
         with own_mappings():
             if head_phase:
                 head_only = Adam([(head.parameters(), lr_head)])
-                self.parts["head_only"], steps["head"] = head_only, head_step(model, head_only, loss)
+                self.parts["head_only"] = head_only
+                steps["head"] = train_head(model, head_only, loss) if head_step is None else head_step(head_only)
             both = Adam([(masks.values.values(), lr_mask), (head.parameters(), lr_head)], rate_factor)
             self.parts["both"] = both
             steps["masks"] = mask_step(model, head, masks, both, alpha, loss, constraint)
@@ -107,7 +109,7 @@ def cosine(steps: int) -> RateFactor:
     return lambda step: (1 + torch.cos(math.pi * (step / max(steps, 1)).clamp(max=1))) / 2
 
 
-def head_step(model: nn.Module, optimizer: Adam, loss: Loss = cross_entropy) -> Step:
+def train_head(model: nn.Module, optimizer: Adam, loss: Loss = cross_entropy) -> Step:
     """Return a training step of the head alone; `model` has `source`, `relu` and `head`, as `with_head` makes it."""
 
     source, relu, head = (model.get_submodule(name) for name in ("source", "relu", "head"))
