@@ -8,21 +8,13 @@ import onnxruntime
 import pytest
 from conftest import images, needs_compiler, reference
 from onnx import TensorProto, helper
-from random_models import RandomModel
+from random_models import RandomModel, SparseModel
 
 import seam.engine
 from seam.engine import EngineError, native, within
 from seam.engine.worth import is_sparse
 
 pytestmark = needs_compiler
-
-
-class SparseModel(RandomModel):
-    """A random model whose weights are zero but for a tenth."""
-
-    def weights(self, *shape):
-        values = self.random.standard_normal(shape) * np.sqrt(10 / max(1, np.prod(shape[1:])))
-        return (values * (self.random.random(shape) < 0.1)).astype(np.float32)
 
 
 def write(path, seed, layers=4, foreign=True, second_output=True):

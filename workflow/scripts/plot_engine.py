@@ -1,9 +1,9 @@
-"""Measure and draw how much faster seam.engine is than ONNX Runtime, against the share of zeros, for layers of one shape.
+"""Measure and draw how much faster seam.engine is than ONNX Runtime, against the share of zeros, layer shape by shape.
 
     make figure-engine ARGS="--json engine_zeros.json"
 
-Each network is a chain of four equal layers with ReLU, whose zeros are at random. Both engines take turns in one thread;
-a point is the median over rounds of the ratio of their processor times, so that other work on the machine counts little.
+Each network is a chain of four equal layers with ReLU and random zeros. Both engines take turns in one thread.
+A point is the median over rounds of the ratio of their processor times, so that other work on the machine counts less.
 """
 
 import argparse

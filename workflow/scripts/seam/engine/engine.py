@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from seam.engine.plan import Planner
 from seam.engine.program import Program, aligned
 from seam.engine.reader import read
 from seam.engine.report import describe
+from seam.engine.worth import SPARSE, is_sparse, multiply_adds
 
 MOST_THREADS = 256
 KEPT_WORKSPACES = 2  # per program, for calls to come
@@ -26,7 +28,7 @@ KEPT_WORKSPACES = 2  # per program, for calls to come
 class Engine:
     """A network that is ready to run: `logits = engine(images)`.
 
-    backend: "seam", or "onnxruntime" where this engine cannot run the model; `reason` then says why.
+    backend: "seam" or "onnxruntime". reason: why this engine cannot run the model; empty if it can.
     input_shape: (channels, height, width) of an image. threads: how many a call uses.
     """
 
@@ -62,9 +64,9 @@ class Engine:
 def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructions: str | None = None) -> Engine:
     """Return an engine for the model in the ONNX file `path`.
 
-    threads: how many a call uses. fallback: give a model to ONNX Runtime, with a warning, if this engine does not
-    have its operations or cannot be compiled here. instructions: avx512, avx2, neon or portable; by default the best
-    that the machine has.
+    threads: how many a call uses. fallback: give a model to ONNX Runtime if that is faster, because the model has few
+    zeros, or, with a warning, if this engine does not have its operations or cannot be compiled here. instructions:
+    avx512, avx2, neon or portable, which this engine then uses for any model; by default the best of the machine.
 
     >>> engine = load("model.onnx", threads=2)  # doctest: +SKIP
     >>> logits = engine(images)  # doctest: +SKIP
@@ -82,6 +84,8 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
     if not reason:
         try:
             library = native.library(instructions)
+            if fallback and instructions is None and not is_sparse(network) and find_spec("onnxruntime"):
+                return _load_dense(path, network, threads)
             return _load_native(network, library, threads)
         except UnsupportedError as error:
             reason = f"The engine does not run {path}, because {error}."
@@ -96,6 +100,16 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
     run, shape = load_onnxruntime(path, threads, reason)
     warnings.warn(f"{reason} ONNX Runtime runs it instead, which does not skip zeros.", stacklevel=2)
     return Engine("onnxruntime", reason, shape, threads, run, lambda images: f"ONNX Runtime runs the model. {reason}")
+
+
+def _load_dense(path: str | Path, network: Network, threads: int) -> Engine:
+    from seam.engine.fallback import load_onnxruntime
+
+    kept, total = multiply_adds(network)
+    why = f"{100 * kept / max(total, 1):.0f} % of its multiply-adds are with weights that are not zero"
+    run, shape = load_onnxruntime(path, threads, "")
+    text = f"ONNX Runtime runs the model: {why}, and this engine is faster only below {100 * SPARSE:.0f} %."
+    return Engine("onnxruntime", "", shape, threads, run, lambda images: text)
 
 
 def _load_native(network: Network, library: native.Library, threads: int) -> Engine:

@@ -98,7 +98,8 @@ def rewrite(path: str | Path, threads: int = 1) -> tuple[bytes, list[int]]:
         if network.output_rank == 2:
             sizes["out_channels"] = int(np.prod(network.shapes[network.output]))
         sizes |= {"engine": number, "rank": network.output_rank}
-        made = onnx.helper.make_node(OPERATOR, [source], [result], f"seam_{number}", domain=DOMAIN, **sizes)
+        made = onnx.helper.make_node(OPERATOR, [source], [result], f"seam_{number}", domain=DOMAIN)
+        made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in sizes.items())
         fixed = [node for node in nodes[begin:stop] if not computed & set(node.output)]  # others may read them
         kept += [*nodes[end:begin], *fixed, made]
         end = stop
