@@ -185,6 +185,21 @@ def problem_of(wildcards):
     return find_entry(name, PROBLEM_BY_NAME, "a target problem")
 
 
+def layer_costs(problem):
+    """Return the files with the costs of layers that a problem's search needs: one for a latency budget, or none."""
+    budget = problem.settings.get("budget", {})
+    needs = "latency_ms" in budget or problem.settings.get("penalty") == "latency"
+    return (
+        [f"results/models/{problem.model}/layer_costs_{budget.get('batch', 1)}.json"]
+        if needs
+        else []
+    )
+
+
+def layer_costs_of(wildcards):
+    return layer_costs(problem_of(wildcards))
+
+
 def search_arguments(problem):
     """Return the arguments of a problem's search as one sorted dictionary.
 
@@ -205,6 +220,7 @@ def search_arguments(problem):
                 "members": problem.classes,
                 "seed": config["seed"],
                 "settings": problem.settings,
+                **{"layer_costs": path for path in layer_costs(problem)},
             }.items()
         )
     )
@@ -212,6 +228,37 @@ def search_arguments(problem):
 
 def searches(wildcards):
     return [search_arguments(problem_of(wildcards))]
+
+
+def recovery_arguments(wildcards):
+    """Return the arguments of a problem's recovery as one sorted dictionary."""
+    problem = problem_of(wildcards)
+    arguments = search_arguments(problem)
+    name = f"{problem.model}/{problem.problem}/{problem.target}"
+    arguments |= {
+        "checkpoint": f"results/checkpoints/recover/{name}.pt",
+        "holdout": (
+            problem.settings["holdout"] if problem.settings["selection"] == "holdout" else 0.0
+        ),
+        "masks_folder": arguments.pop("folder"),
+        "settings": problem.recovery,
+    }
+    arguments.pop("layer_costs", None)
+    return dict(sorted(arguments.items()))
+
+
+def recovered_of(wildcards):
+    """Return the weights after recovery of a problem's model, if it has a recovery."""
+    folder = f"results/direct/{wildcards.model}/{wildcards.problem}/{wildcards.target}"
+    return [f"{folder}/recovered.safetensors"] if problem_of(wildcards).recovery else []
+
+
+def recovery_files():
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/recovery.json"
+        for p in PROBLEMS
+        if p.recovery
+    ]
 
 
 def timing_settings(wildcards):
@@ -327,8 +374,17 @@ def attack_settings(wildcards):
         "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
-        "settings": transfer_of(wildcards).attack,
+        "settings": {name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"},
     }
+
+
+def adaptive_steps(wildcards):
+    """Return in how many steps each student itself is attacked; 0 if it is not.
+
+    The perturbations against the source model do not depend on it.
+    """
+    attack = transfer_of(wildcards).attack
+    return attack["steps"] if attack["adaptive"] else 0
 
 
 def student_files(name):

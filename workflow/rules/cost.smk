@@ -17,6 +17,7 @@ rule count_macs:
         manifest=manifest_of,
         weights="results/models/{model}/source.safetensors",
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        recovered=recovered_of,
         modules=modules("count_macs.py"),
     output:
         macs=update("results/direct/{model}/{problem}/{target}/macs.json"),
@@ -42,6 +43,7 @@ rule export_onnx:
         manifest=manifest_of,
         weights="results/models/{model}/source.safetensors",
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        recovered=recovered_of,
         modules=modules("export_onnx.py"),
     output:
         model=update("results/direct/{model}/{problem}/{target}/model.onnx"),
@@ -86,6 +88,36 @@ rule export_source:
         "Exporting the source model {wildcards.model} to ONNX"
     script:
         "../scripts/export_source.py"
+
+
+# It takes a core for itself like the other timing rules: a latency budget is only as good as this table.
+rule measure_layer_costs:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        modules=modules("measure_layer_costs.py"),
+    output:
+        costs=update("results/models/{model}/layer_costs_{batch}.json"),
+    log:
+        "results/logs/measure_layer_costs/{model}_{batch}.log",
+    benchmark:
+        "results/benchmarks/measure_layer_costs/{model}_{batch}.tsv"
+    wildcard_constraints:
+        batch="[0-9]+",
+    conda:
+        "../../envs/seam.yaml"
+    threads: all_cores
+    resources:
+        timing=1,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
+    params:
+        versions=versions("torch", "onnx"),
+        architecture=architecture,
+    message:
+        "Measuring what a weight of {wildcards.model} costs in the engine for zeros"
+    script:
+        "../scripts/measure_layer_costs.py"
 
 
 rule make_env:

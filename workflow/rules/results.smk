@@ -15,6 +15,7 @@ rule collect_direct:
         macs=problem_files("macs.json"),
         latency=latency_files(),
         models=expand("results/models/{model}/metrics.json", model=MODELS),
+        recovery=recovery_files(),
         modules=modules("collect_direct.py"),
     output:
         binary=update(

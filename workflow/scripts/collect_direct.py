@@ -16,4 +16,5 @@ if "snakemake" in globals():
             snakemake.input.latency,
             snakemake.input.models,
             snakemake.params.engines,
+            snakemake.input.recovery,
         )

@@ -23,6 +23,7 @@ from seam.engine.worth import SPARSE, is_sparse, multiply_adds
 
 MOST_THREADS = 256
 KEPT_WORKSPACES = 2  # per program, for calls to come
+KEPT_CHUNKS = 1000
 
 
 class Engine:
@@ -127,7 +128,9 @@ class Runner:
         self.planner.plan(1)
         self.shape = network.shapes[network.output]
         self.rank = network.output_rank
+        self.input_bytes, self.output_bytes = 4 * math.prod(network.shapes[network.input]), 4 * math.prod(self.shape)
         self._programs: dict[int, Program] = {}
+        self._chunks: dict[int, list[int]] = {}
         self._workspaces: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()
         self._pool = library.pool_new(threads)
@@ -137,31 +140,32 @@ class Runner:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         output = np.empty((len(images), *self.shape), np.float32)
-        self.into(images, output)
+        self.run_at(len(images), images.ctypes.data, output.ctypes.data)
         return output.reshape(len(images), math.prod(self.shape)) if self.rank == 2 else output
 
-    def into(self, images: np.ndarray, output: np.ndarray) -> None:
-        """Write the network's output for `images` into `output`: both contiguous, with as many images."""
-        count, begin = len(images), 0
+    def run_at(self, count: int, images: int, output: int) -> None:
+        """Run `count` images at the address `images`, and write to the address `output`: contiguous float32."""
+        begin = 0
         for size in self.chunks(count):
-            end = min(begin + size, count)
-            self._run(self.program(size), images[begin:end], output[begin:end])
-            begin = end
+            now = min(size, count - begin)
+            self._run(self.program(size), now, images + begin * self.input_bytes, output + begin * self.output_bytes)
+            begin += now
 
     def chunks(self, count: int) -> list[int]:
         """Return the sizes of programs that together run `count` images in the least time expected."""
-        sizes = self.planner.sizes()
-        largest = sizes[-1]
-        chunks = [largest] * (count // largest)
-        rest = count % largest
-        if rest:
+        if count not in self._chunks:
+            sizes = self.planner.sizes()
+            chunks = [sizes[-1]] * (count // sizes[-1])
+            rest = count % sizes[-1]
             cost = {size: self.planner.plan(size).cycles for size in sizes}
             best: list[tuple[float, list[int]]] = [(0.0, [])]
             for n in range(1, rest + 1):
                 options = ((best[max(0, n - s)][0] + cost[s], [s, *best[max(0, n - s)][1]]) for s in sizes)
                 best.append(min(options, key=lambda option: option[0]))
-            chunks += sorted(best[rest][1], reverse=True)
-        return chunks
+            if len(self._chunks) >= KEPT_CHUNKS:
+                self._chunks.clear()
+            self._chunks[count] = chunks + sorted(best[rest][1], reverse=True)
+        return self._chunks[count]
 
     def program(self, size: int) -> Program:
         """Return the program for `size` images at once."""
@@ -171,23 +175,23 @@ class Runner:
                 self._workspaces[size] = []
             return self._programs[size]
 
-    def _run(self, program: Program, images: np.ndarray, output: np.ndarray) -> None:
+    def _run(self, program: Program, count: int, images: int, output: int) -> None:
         with self._lock:
             kept = self._workspaces[program.images]
             workspace = kept.pop() if kept else None
         if workspace is None:
             workspace = self._workspace(program)
-        shared = workspace[program.workspace * self.threads :]
+        address = workspace.ctypes.data
         self.library.run(
             self._pool,
             ctypes.addressof(program.stages),
             len(program.stages),
-            len(images),
-            workspace.ctypes.data,
+            count,
+            address,
             program.workspace,
-            shared.ctypes.data,
-            images.ctypes.data,
-            output.ctypes.data,
+            address + 4 * program.workspace * self.threads,  # what the stages hand to each other
+            images,
+            output,
         )
         with self._lock:
             if len(kept) < KEPT_WORKSPACES:

@@ -227,16 +227,7 @@ def _run(number: int, count: int, images: int, output: int) -> int:
     if runner is None:
         return 1
     try:
-        if count:
-            network = runner.planner.network
-            runner.into(
-                _view(images, (count, *network.shapes[network.input])),
-                _view(output, (count, *network.shapes[network.output])),
-            )
+        runner.run_at(count, images, output)
     except Exception:
         return 2
     return 0
-
-
-def _view(address: int, shape: tuple[int, ...]) -> np.ndarray:
-    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)

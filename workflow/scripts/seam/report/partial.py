@@ -143,7 +143,8 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table],
 
     def files_of(entry: Entry) -> list[str]:
         names = [f"{entry['folder']}/{name}.json" for name in ("metrics", "macs")]
-        return [*names, f"results/models/{entry['model']}/metrics.json"]
+        recovery = [f"{entry['folder']}/recovery.json"] if entry.get("recovery") else []
+        return [*names, f"results/models/{entry['model']}/metrics.json", *recovery]
 
     def latencies(entry: Entry) -> dict[str, str]:
         return {name: f"{entry['folder']}/latency_{name}.json" for name in run["engines"]}
@@ -151,7 +152,8 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table],
     def tables(entries: list[Entry]) -> dict[str, Table]:
         metrics, macs, models = ([files_of(entry)[place] for entry in entries] for place in range(3))
         times = [file for entry in entries for file in latencies(entry).values() if not jobs.lack(file)]
-        return direct.tables(metrics, macs, times, models, run["engines"])
+        recovery = [file for entry in entries for file in files_of(entry)[3:]]
+        return direct.tables(metrics, macs, times, models, run["engines"], recovery)
 
     missing = missing_entries(run["problems"], files_of, jobs, lambda entry: tables([entry]))
     finished = [entry for entry in run["problems"] if entry["folder"] not in missing]

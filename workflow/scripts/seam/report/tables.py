@@ -30,6 +30,7 @@ STUDENTS = {  # in the order in which they are shown
     "seam": "SeaM",
     "magnitude": "magnitude",
     "random": "random",
+    "remos": "ReMoS",
     "retrain": "retrained",
 }
 
