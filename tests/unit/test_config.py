@@ -136,7 +136,8 @@ lr_mask = 0.1
 together = 8
     together is not a known key: it is called stack now.
 datasets/pets/path = pets
-    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, augmentation.
+    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, test_share,
+    split_seed, augmentation.
 models/mine/weight = mine.pt
     models.mine.weight is not a known key: did you mean weights?
 direct_reuse/0/target = [cat]
@@ -225,8 +226,8 @@ datasets/pets/root = null
     datasets.pets.root is empty, but must be text: give it a value or leave it out.
 datasets/pets/root = dogs
     datasets.pets.root is 'dogs', but there is no such folder.
-datasets/pets/root = pets/train
-    datasets.pets.root: ...
+datasets/pets/root = pets.csv
+    datasets.pets.root is 'pets.csv', but there is no such file.
 datasets/cifar10/root = pets
     datasets.cifar10.root: ...
 datasets/imagenet/groups = a.csv
@@ -535,14 +536,15 @@ def test_classes_whose_folder_names_meet_are_refused(small, tmp_path):
         validated(small)
 
 
-def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small, tmp_path):
+def test_a_class_in_another_script_is_a_target(small, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pets" / split / "猫").mkdir()
     small["direct_reuse"] = [{"model": "mine", "problem": "multiclass", "targets": {"felines": ["cat", "猫"]}}]
     validated(small)
-    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫"]}]
-    with pytest.raises(UserError, match=r"direct_reuse\[0\].targets names '猫', of which no folder name can be made"):
-        validated(small)
+    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫", "cat"]}]
+    problems = target_problems(validated(small))
+    assert [problem.classes for problem in problems] == [["猫"], ["cat"]]
+    assert [problem.target for problem in problems] == [folder_name("猫"), "cat"]
 
 
 # ------------------------------------------------------------------ what is filled in
@@ -722,8 +724,10 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
     ("name", "folder"),
     [
         ("cat", "cat"), ("aquarium_fish", "aquarium_fish"), ("large_man-made_outdoor_things",) * 2, ("0", "0"),
-        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"), ("../x", "x"),
-        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("猫", ""), ("..", ""), ("_x", "_x"),
+        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"),
+        ("../x", "x"),
+        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("_x", "_x"),
+        ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"),
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from seam.delivery.card import render_card
 from seam.errors import UserError
 from seam.files import read_json
+from seam.reuse.cards import is_delivered, read_card
 
 NAME = "show"
 HELP = "print what a result folder holds"
@@ -25,10 +27,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def describe(folder: Path) -> list[str]:
-    """Return the lines that describe a re-engineered model, a student or a source model in its result folder.
+    """Return the lines that describe a delivered folder, a re-engineered model, a student or a source model.
 
     Raises UserError if the folder holds none of them, or one that is not finished.
     """
+    if is_delivered(folder):
+        return render_card(read_card(folder)).splitlines()
     kinds = {
         "masks": ("re-engineered model", _target),
         "student": ("student", _student),

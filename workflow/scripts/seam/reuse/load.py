@@ -15,6 +15,8 @@ from seam.masks.layers import maskable
 from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.weights import load_state, open_source, read_classes, read_normalization
+from seam.reuse.cards import is_delivered
+from seam.reuse.delivered import load_delivered
 
 
 def load_reengineered(folder: str | Path, source: str | Path | None = None, architecture: str | None = None) -> Any:
@@ -32,6 +34,8 @@ def load_reengineered(folder: str | Path, source: str | Path | None = None, arch
     folder = Path(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder that it lies in.")
+    if is_delivered(folder):
+        return load_delivered(folder)
     for name, function in (
         ("student.safetensors", "seam.load_student"),
         ("source.safetensors", "seam.models.weights.open_source"),

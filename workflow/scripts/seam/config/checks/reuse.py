@@ -33,11 +33,6 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
         targets = targets_of(key, entry, config["datasets"][name], classes[name])
         for target in targets:
             folder = folder_name(target)
-            if not folder:
-                raise UserError(
-                    f"{key}.targets names {shown(target)}, of which no folder name can be made: "
-                    "give the class a name with letters from a to z or digits."
-                )
             first_key, first_target = first_use.setdefault((entry["model"], entry["problem"], folder), (key, target))
             if (first_key, first_target) != (key, target):
                 raise UserError(
