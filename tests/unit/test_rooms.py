@@ -67,7 +67,15 @@ RULES = {
     "plot_direct": f"{FILES} report",
     "plot_indirect": f"{FILES} report",
 }
-NO_RULE = {"bench", "bench_engine", "collect_evidence", "collect_partial", "document_config", "estimate"}
+NO_RULE = {
+    "bench",
+    "bench_engine",
+    "collect_evidence",
+    "collect_partial",
+    "document_config",
+    "estimate",
+    "quick_baselines",
+}
 
 
 def room(file):
