@@ -32,7 +32,7 @@ def batches(count=96, size=16, seed=0):
 
 def model(kind):
     torch.manual_seed(0)
-    network = {"residual": Residual, "vgg": lambda: vgg()}[kind]()
+    network = {"residual": Residual, "vgg": lambda: vgg()}[kind]().to(memory_format=torch.channels_last)
     return with_head(network, {"residual": 5, "vgg": 2}[kind], 2)
 
 

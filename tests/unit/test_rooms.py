@@ -34,7 +34,7 @@ ORDER = [
     {"report"},
     {"delivery"},
     {"bench"},
-    {"planning", "cli"},
+    {"planning", "cli", "api"},
 ]
 
 # What a job of each rule depends on: a change there reruns it, and nothing else does. Keep these lists short.
@@ -47,12 +47,15 @@ RULES = {
     "train_source": TRAINING,
     "evaluate_source": f"data {DEVICE} evaluation {FILES} memory models reuse",
     "reengineer": f"{TRAINING} search",
+    "recover": TRAINING,
     "count_macs": f"cost {FILES} masks models reuse",
     "export_onnx": f"cost {FILES} masks memory models reuse",
     "export_source": f"cost {FILES} memory models",
+    "time_engine": f"cost cost.runners engine {FILES}",
+    "time_deepsparse": f"cost cost.runners {FILES}",
+    "quantize": f"cost data {FILES} memory seeds",
+    "evaluate_int8": f"cost cost.runners data engine evaluation {FILES} memory precision seeds",
     "measure_layer_costs": f"cost engine {FILES} memory models",
-    "time_onnxruntime": f"cost {FILES}",
-    "time_deepsparse": f"cost {FILES}",
     "attack_source": f"data {DEVICE} {FILES} masks memory models reuse robustness seeds settings",
     "evaluate_defects": f"data {DEVICE} {FILES} masks memory models reuse robustness seeds settings",
     "train_student": TRAINING,
@@ -68,13 +71,8 @@ RULES = {
     "plot_indirect": f"{FILES} report",
 }
 NO_RULE = {
-    "bench",
-    "bench_engine",
-    "collect_evidence",
-    "collect_partial",
-    "document_config",
-    "estimate",
-    "quick_baselines",
+    *{"bench", "bench_engine", "check_models", "collect_evidence", "collect_partial", "document_api"},
+    *{"document_config", "estimate", "quick_baselines"},
 }
 
 

@@ -11,6 +11,7 @@ from seam.settings import (
     AttackSettings,
     FinetuningSettings,
     LastLayerSettings,
+    RecoverySettings,
     RemosSettings,
     SearchSettings,
     ThresholdSearchSettings,
@@ -23,6 +24,7 @@ SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
 PLACES = {  # of each class's defaults: the keys of the schema's own default
     TrainingSettings: ("training",),
     SearchSettings: ("search",),
+    RecoverySettings: ("recovery",),
     LastLayerSettings: ("transfer", "head"),
     ThresholdSearchSettings: ("transfer", "search"),
     FinetuningSettings: ("transfer", "finetune"),

@@ -71,7 +71,7 @@ def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, mo
         },
         "direct_reuse": [
             {"model": "small", "problem": "binary", "targets": ["red"],
-             "search": {"batch_size": 8, "budget": {"weights": 0.25, "epochs": 4, "lr_mask": 0.05}}},
+             "search": {"budget": {"weights": 0.25, "epochs": 4, "lr_mask": 0.05}}},
         ],
     }  # fmt: skip
     config = plan.validate(yaml.safe_load(yaml.safe_dump(raw)), ROOT / "workflow/schemas/config.schema.yaml")

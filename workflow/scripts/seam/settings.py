@@ -31,13 +31,25 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class ChannelSettings:
+    """How a search of channels differs from one of single weights: `search.channels` of the config."""
+
+    multiple: int = 8
+    train_weights: bool = True
+    lr: float = 0.05
+    distillation: float = 1.0
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
 class SearchSettings:
     """How the masks of a target problem are searched in direct reuse: `search` of the config.
 
     `search_settings` makes one from the config. batch_size: 0 for the one that `choose_batch_size` returns. penalty:
     what a kept weight costs, one of PENALTIES; None: what the budget is counted in, weights without a budget. budget:
-    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. Raises ValueError if the schedule, the
-    selection, the penalty or the budget is unknown.
+    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. granularity: what a mask stands for, `weight`
+    or `channel`. channels: {name: value} of `ChannelSettings`. Raises ValueError if the schedule, the selection, the
+    penalty, the budget or the granularity is unknown.
     """
 
     epochs: int = 300
@@ -55,11 +67,14 @@ class SearchSettings:
     evaluate_every: int = 1
     penalty: str | None = None
     budget: Mapping[str, Any] | None = None
+    granularity: str = "weight"
+    channels: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         schedules = ("published", "fast") if self.budget is None else ("budget",)
         for name, choices in (
-            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES))
+            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES)),
+            ("granularity", ("weight", "channel")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 options = ", ".join(choice for choice in choices if choice)
@@ -74,13 +89,18 @@ class SearchSettings:
             return self.penalty or "weights"
         return PENALTIES[UNITS.index(budget_unit(self.budget))]
 
+    @property
+    def of_channels(self) -> ChannelSettings:
+        """The settings of a search of channels, complete."""
+        return ChannelSettings(**(self.channels or {}))
+
     def recorded(self) -> dict[str, Any]:
-        """Return the settings as results and checkpoints record them: without `penalty` and `budget` if not given."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in OPTIONAL or value is not None}
+        """Return the settings as results and checkpoints record them: without those of OPTIONAL that are not given."""
+        return {name: value for name, value in asdict(self).items() if value != OPTIONAL.get(name, ...)}
 
 
-OPTIONAL = ("penalty", "budget")  # settings of a search that results record only where they are given
+# Settings of a search that results record only where they are given, with their defaults.
+OPTIONAL: dict[str, Any] = {"penalty": None, "budget": None, "granularity": "weight", "channels": None}
 
 
 def budget_unit(budget: Mapping[str, Any]) -> str:
@@ -109,17 +129,37 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
     60
     """
-    settings = {name: value for name, value in search.items() if name not in OPTIONAL or value is not None}
+    settings = {name: value for name, value in search.items() if value != OPTIONAL.get(name, ...)}
+    if settings.get("granularity") == "channel":
+        channels = asdict(ChannelSettings(**settings.get("channels", {})))
+        settings["channels"] = dict(sorted(channels.items()))
+    else:
+        settings.pop("channels", None)
     if budget := settings.get("budget"):
         own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
         settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
         given = {name: value for name, value in budget.items() if name not in BUDGET_SEARCH and value is not None}
-        settings["budget"] = dict(sorted((BUDGET_OPTIONS | given).items()))
+        options = {} if settings.get("granularity") == "channel" else BUDGET_OPTIONS
+        settings["budget"] = dict(sorted((options | given).items()))
     return dict(sorted(settings.items()))
 
 
-SHARED = ("selection", "holdout", "evaluate_every", "penalty", "budget")  # that budgets leave in effect
+SHARED = ("selection", "holdout", "evaluate_every", *OPTIONAL)  # that budgets leave in effect
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a re-engineered model is trained after its search: `recovery` of the config. 0 epochs: not at all."""
+
+    epochs: int = 0
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    distillation: float = 1.0
+    temperature: float = 4.0
+    fresh_negatives: bool = False
 
 
 @dataclass(frozen=True)

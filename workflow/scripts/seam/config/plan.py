@@ -14,7 +14,7 @@ all of it runs each time that Snakemake reads the Snakefile.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class ProblemSpec:
     classes: list[str]  # binary: the target class alone; multiclass: the group's classes, in the head's order
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
+    recovery: dict[str, Any] = field(default_factory=dict)  # sorted by name; empty without recovery
     baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
 
 
@@ -102,7 +103,8 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 target=folder_name(target),
                 classes=list(classes),
                 settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
-                timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                timing=_timing({**config["timing"], **entry.get("timing", {})}),
+                recovery=_recovery({**config["recovery"], **entry.get("recovery", {})}),
                 baselines=tuple(entry.get("baselines", config["baselines"])),
             )
             problems.append(problem)
@@ -228,6 +230,17 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
         key = problem.model, problem.problem, len(problem.classes), repr(problem.settings)
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
+
+
+def _recovery(settings: dict[str, Any]) -> dict[str, Any]:
+    return _sorted(settings) if settings["epochs"] else {}
+
+
+def _timing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the latency measurement, sorted by name, with single values of lists as lists."""
+    lists = {key: settings[key] for key in ("batch_size", "threads")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+    return _sorted({**settings, **lists})
 
 
 def _sorted(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -148,11 +148,11 @@ def search_choice(
     need steps more than images.
     """
     batch_size = next((size for size in (64, 32, 16) if images >= 20 * size), 8)
-    search: dict[str, Any] = {"batch_size": batch_size}
-    if budget is not None:
+    search: dict[str, Any] = {}
+    if budget is not None:  # which chooses its batch size itself
         search["budget"] = {**budget, **({"epochs": epochs} if epochs else {})}
     else:
-        search |= {"schedule": "fast", "epochs": epochs or 20, "lr_mask": 0.1, "alpha": 3.0}
+        search |= {"batch_size": batch_size, "schedule": "fast", "epochs": epochs or 20, "lr_mask": 0.1, "alpha": 3.0}
     from dataclasses import fields
 
     known = {each.name: each.type for each in fields(SearchSettings) if each.name != "budget"}

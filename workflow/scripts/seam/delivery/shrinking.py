@@ -34,7 +34,7 @@ from seam.models.weights import open_source
 from seam.outputs import staged
 
 FIT_IMAGES = 512  # on which normalizations are compared
-FIT_BATCH = 64
+FIT_BATCH = 64  # images that a model takes at once in measurements
 TIMED = {"batch_size": 1, "warmup": 5, "iterations": 30, "runs": 2}
 
 Say = Callable[[str], None]
@@ -168,7 +168,7 @@ class Shrinking:
         else:
             problem = multiclass_problem(data, choices.keep, draw, share)
         test = batches(
-            data.test, problem.test.indices, problem.test.labels, choices.settings["batch_size"],
+            data.test, problem.test.indices, problem.test.labels, FIT_BATCH,
             normalization=model.normalization, device=device,
         )  # fmt: skip
         per_class = accuracy_per_class(model.to(device), test)

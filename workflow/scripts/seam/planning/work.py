@@ -110,6 +110,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         for search in job["params"]["searches"]:
             steps.update(_search(search, inventory))
         return dict(steps)
+    if rule == "recover":
+        return _recovery(job["params"]["recovery"], inventory)
     if rule in ("train_baseline", "train_scratch"):
         return _baseline(rule, job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
@@ -159,6 +161,17 @@ def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[S
     if rule == "train_baseline":  # the head alone takes hardly any time
         train, outputs = 0.0, train + outputs
     return inventory.steps(search["model"], dataset, batch_size, train, outputs)
+
+
+def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search."""
+    settings, dataset = recovery["settings"], recovery["dataset"]
+    images = inventory.problem(dataset, recovery["problem"], recovery["members"])
+    train = settings["epochs"] * (1 - recovery["holdout"]) * images["train"]
+    outputs = settings["epochs"] * recovery["holdout"] * images["train"] + 2 * images["test"]
+    if settings["distillation"]:
+        outputs += train
+    return inventory.steps(recovery["model"], dataset, settings["batch_size"], train, outputs)
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:

@@ -41,6 +41,7 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
                 )
         for place, search in _searches(config, key, entry):
             check_budget(place, search.get("budget"))
+        _check_channels(key, entry, config)
         if classes[name] is not None:
             require_known_names(f"{key}.overrides", entry.get("overrides", {}), targets, "a target of this entry")
 
@@ -69,6 +70,32 @@ def check_budget(key: str, budget: dict[str, Any] | None) -> None:
             f"{key}.budget is for onnxruntime, which gains nothing from weights that are zero: set engine: seam, or a "
             "budget in weights or macs."
         )
+
+
+def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError if an entry searches channels without a budget that such a search can meet."""
+    own = {**config["search"], **entry.get("search", {})}
+    baselines = entry.get("baselines", config["baselines"])
+    for place, settings in {
+        f"{key}.search": own,
+        **{f"{key}.overrides.{target}": {**own, **override} for target, override in entry.get("overrides", {}).items()},
+    }.items():
+        budget = settings.get("budget")
+        if settings["granularity"] == "channel" and not budget:
+            raise UserError(
+                f"{place} has granularity: channel and no budget, without which a search of channels has no end: add "
+                "one, such as budget: {macs: 0.25}."
+            )
+        if settings["granularity"] == "channel" and "latency_ms" in (budget or {}):
+            raise UserError(
+                f"{place} has granularity: channel and a budget of latency_ms, which a search of channels cannot meet "
+                "yet: give a budget of macs or weights."
+            )
+        if settings["granularity"] == "channel" and baselines:
+            raise UserError(
+                f"{place} has granularity: channel, but baselines are for masks on single weights: give the entry "
+                "baselines: []."
+            )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:
