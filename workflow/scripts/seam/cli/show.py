@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from seam.errors import UserError
+from seam.errors import UserError, one_line, printable
 from seam.files import read_json
 
 NAME = "show"
@@ -40,8 +40,14 @@ def describe(folder: Path) -> list[str]:
             f"{folder} is not the folder of a finished result: give one that holds metrics.json beside "
             "masks.safetensors, student.safetensors or source.safetensors."
         )
-    title, rows = kinds[name]
-    return [f"{title} in {folder}", *(f"  {key:<18}{value}" for key, value in rows(folder).items())]
+    title, describe_rows = kinds[name]
+    try:
+        rows = describe_rows(folder)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
+        ) from error
+    return [printable(line) for line in (f"{title} in {folder}", *(f"  {key:<18}{rows[key]}" for key in rows))]
 
 
 def _target(folder: Path) -> dict[str, str]:

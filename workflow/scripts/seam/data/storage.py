@@ -80,7 +80,8 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
 def _open_split(folder: Path, manifest: dict[str, Any], name: str, size: tuple[int, int]) -> Split:
     """Return a split of the data set. Raises ValueError and the like if its files are not those of the manifest."""
     arrays, digests = folder / "arrays", manifest["sha256"]
-    labels = np.load(checked(arrays / f"{name}_labels.npy", digests))
+    # Mapped first: np.load would allocate whatever the file's header says.
+    labels = np.array(np.load(checked(arrays / f"{name}_labels.npy", digests), mmap_mode="r"))
     if len(labels) != sum(manifest["counts"][name].values()):
         raise ValueError("labels are missing")
     if manifest["storage"] == "arrays":
