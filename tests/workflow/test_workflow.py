@@ -281,6 +281,35 @@ def test_another_engine_times_with_it_alone(run):
     assert planned(run, change(run[1], ["engines"], ["onnxruntime", "deepsparse"])) == expected
 
 
+def installed(folder, package, version):
+    """Let Python find another version of a package: as its metadata in `folder` say, which comes first."""
+    metadata = folder / f"{package}-{version}.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    return str(folder)
+
+
+TRAINED = {"train_source": 1, "evaluate_source": 1, "export_source": 1}
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("onnxruntime", {"time_onnxruntime": 3} | RESULTS),
+        ("onnx", {"export_source": 1, "export_onnx": 3, "time_onnxruntime": 3} | RESULTS),
+        ("torch", TRAINED | times(3, TARGET) | RESULTS | STUDENTS | RESULTS_INDIRECT),
+        ("numpy", {}),
+    ],
+)
+def test_another_version_reruns_what_it_makes(run, tmp_path, monkeypatch, package, expected):
+    monkeypatch.setenv("PYTHONPATH", installed(tmp_path, package, "99.9"))
+    assert planned(run) == expected
+
+
+def test_another_order_of_targets_is_another_table(run):
+    assert planned(run, change(run[1], ["direct_reuse", 0, "targets"], ["blue", "red"])) == RESULTS
+
+
 def test_a_file_that_is_touched_but_the_same_reruns_nothing(run):
     (run[2] / "workflow/scripts/seam/masks/masks.py").touch()
     (run[0] / "results/datasets/colours/dataset.json").touch()
