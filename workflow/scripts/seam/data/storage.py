@@ -63,7 +63,12 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
         height, width = manifest["size"]
         splits = {name: _open_split(folder, manifest, name, (int(height), int(width))) for name in ("train", "test")}
         mean, std = (tuple(map(float, manifest[name])) for name in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean)) or not all(0 < x < math.inf for x in std):
+        if (
+            len(mean) != 3
+            or len(std) != 3
+            or not all(map(math.isfinite, mean))
+            or not all(0 < x < math.inf for x in std)
+        ):
             raise ValueError("its mean or standard deviation is not one of three channels")
         return Dataset(
             str(manifest["kind"]),

@@ -130,7 +130,9 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError("its bytes are in another order than this machine's")
         try:
-            return _Unpickler(io.BytesIO(archive.read(pickles[0])), lambda key: archive.read(f"{folder}data/{key}")).load()
+            return _Unpickler(
+                io.BytesIO(archive.read(pickles[0])), lambda key: archive.read(f"{folder}data/{key}")
+            ).load()
         except (struct.error, OverflowError, RecursionError, MemoryError) as error:
             raise pickle.UnpicklingError("its pickle is damaged") from error
 
