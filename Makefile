@@ -1,6 +1,6 @@
 # demo: the whole pipeline on embedded data. demo-slurm: the same through a Slurm on this machine. test: the tests.
 # wheel: the package with the engine's kernels, for any Linux of this kind of processor, in dist/.
-# lint: style and types. bench: how fast the search is. bench-engine: how fast inference is. docs: docs/configuration.md.
+# lint: style and types. bench: how fast the search is. bench-engine: how fast inference is. docs: configuration.md, api.md.
 # golden: digests of results, see tests/helpers/golden.py. gpu-check: a folder for tests/gpu/check.sh, see docs/gpu.md.
 # torture: attacks of all kinds, some of each; ARGS="--large --minutes 120 --table table.md" for a whole campaign.
 # Each target sets up what it needs. ARGS passes options to most of them.
@@ -59,6 +59,7 @@ golden: .venv/dev
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
+	$(BIN)/python workflow/scripts/document_api.py docs/api.md
 
 # The compiler of the package ziglang links against any version of glibc. The libraries run on this one and later ones.
 GLIBC := 2.17
@@ -82,6 +83,11 @@ SEAM := $(if $(HASHES),--require-hashes -r envs/hashes.txt,-r envs/seam.txt)
 
 .venv/seam: envs/seam.txt envs/constraints.txt | .venv/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(SEAM)
+	@touch $@
+
+# For the engines openvino and openvino-int8. pip checks the hashes that the file has.
+.venv/openvino: envs/openvino.txt .venv/seam
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/openvino.txt
 	@touch $@
 
 .venv/dev: envs/dev.txt .venv/seam

@@ -23,7 +23,7 @@ wildcard_constraints:
     problem="binary|multiclass",
     student="seam|magnitude|random",
     threshold=r"0\.\d+",
-    method=r"standard|retrain|(seam|magnitude|random)-0\.\d+",
+    method=r"standard|retrain|remos|(seam|magnitude|random)-0\.\d+",
 
 
 include: "workflow/rules/dataset.smk"

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +7,7 @@ from colours import ARCHITECTURE, binary_searches
 
 import seam
 from seam.errors import UserError
-from seam.files import load_tensors, save_tensors
+from seam.files import load_tensors, read_json, save_tensors
 from seam.masks.bits import unpack_bits
 from seam.models.weights import open_source
 from seam.reuse.baselines import Baseline, apply_bits, train_baseline
@@ -48,10 +47,10 @@ def kept(folder, source):
 @pytest.mark.parametrize("baseline", MASKED)
 def test_a_baseline_keeps_as_many_weights_and_trains_as_long_as_the_search(search, baseline, tmp_path):
     metrics, found = run(search, baseline), Path(search["folder"])
-    searched = json.loads((found / "metrics.json").read_text())
+    searched = read_json(found / "metrics.json")
     folder = found / "baselines" / baseline
     history = pd.read_csv(folder / "history.csv")
-    assert metrics == json.loads((folder / "metrics.json").read_text())
+    assert metrics == read_json(folder / "metrics.json")
     assert len(history) == metrics["epochs"] == searched["epochs"]
     assert history["accuracy"].max() == metrics["holdout_accuracy"]["baseline"]
     assert history["accuracy"].argmax() == metrics["selected_epoch"] - 1
@@ -82,7 +81,7 @@ def test_training_from_nothing_keeps_the_positions_of_the_search_and_none_of_its
 
     monkeypatch.setattr(Baseline, "save", note)
     metrics = run(search, "scratch")
-    searched = json.loads((Path(search["folder"]) / "metrics.json").read_text())
+    searched = read_json(Path(search["folder"]) / "metrics.json")
     assert (metrics["kept"], metrics["epochs"]) == (searched["kept"], searched["epochs"])
     assert metrics["settings"]["training"]["epochs"] == searched["epochs"]
     ((bits, model),) = trained

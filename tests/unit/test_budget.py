@@ -15,6 +15,7 @@ from seam.models.cifar import resnet20
 from seam.models.surgery import with_head
 from seam.models.uses import count_uses
 from seam.search.budget import WITHIN, Budget, rank_within_budget
+from seam.search.distillation import Distillation
 from seam.search.plain import search
 from seam.settings import SearchSettings, choose_batch_size, search_settings
 from seam.training.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ def batches(count=96, size=16, seed=0):
 
 def model(kind):
     torch.manual_seed(0)
-    network = {"residual": Residual, "vgg": lambda: vgg()}[kind]()
+    network = {"residual": Residual, "vgg": lambda: vgg()}[kind]().to(memory_format=torch.channels_last)
     return with_head(network, {"residual": 5, "vgg": 2}[kind], 2)
 
 
@@ -196,3 +197,45 @@ def test_a_search_is_repeatable_and_resumes_exactly(tmp_path):
     assert len(resumed.history) == 5
     assert without_time(resumed.history) == without_time(whole.history)
     assert all(torch.equal(resumed.bits[name], whole.bits[name]) for name in whole.bits)
+
+
+def test_a_latency_budget_follows_the_measured_costs_of_layers():
+    network = model("vgg").source
+    table = {"fixed_ms": 0.5, "weight_ms": {f"{name}.weight": 1e-3 * (5 - place) for place, name in enumerate("049")}}
+    parameters = dict(network.named_parameters())
+    table["weight_ms"] = {name: time for name, time in table["weight_ms"].items() if name in parameters}
+    settings = SearchSettings(**search_settings({"budget": {"latency_ms": 1.5, "epochs": 4, "batch_size": 16}}))
+    torch.manual_seed(1)
+    result = search(model("vgg"), batches(), batches(48), 0.9, settings, layer_costs=table)
+    kept = {name: int(bits.sum()) for name, bits in result.bits.items()}
+    expected = 0.5 + sum(time * kept[name] for name, time in table["weight_ms"].items())
+    assert result.budget["cost"] * result.budget["whole"] == pytest.approx(expected)
+    assert 0.95 * 1.5 < expected <= 1.5
+    with pytest.raises(UserError, match="needs a table"):
+        search(model("vgg"), batches(), batches(48), 0.9, settings)
+
+
+def test_distillation_teaches_the_probabilities_of_the_source_model():
+    source = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+    images, labels = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 1, 0, 1])
+    distillation = Distillation(source, [[2], [0, 1, 3]], [2, 3], 0.7)
+    odds = source(images).softmax(1)
+    target = odds[:, 2] * 0.4 / (odds[:, 2] * 0.4 + (1 - odds[:, 2]) / 3 * 0.6)  # each class 1 / 4 of the source's
+    torch.testing.assert_close(distillation.probabilities(images)[:, 0], target.detach())
+    distillation.observe(images)
+    logits = torch.randn(5, 2)
+    soft = nn.functional.cross_entropy(logits, torch.stack([target, 1 - target], 1).detach())
+    expected = 0.3 * nn.functional.cross_entropy(logits, labels) + 0.7 * soft
+    torch.testing.assert_close(distillation.loss(logits, labels), expected)
+
+
+def test_a_search_learns_from_the_source_model_alone():
+    torch.manual_seed(0)
+    network = model("vgg")
+    settings = SearchSettings(**search_settings({"budget": {"weights": 0.3, "epochs": 4, "batch_size": 16}}))
+    unlabelled = [(images, torch.zeros_like(labels)) for images, labels in batches()]
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    teacher[2].weight.data = torch.tensor([[-9.0, -9, -9], [9.0, 9, 9]])
+    distillation = Distillation(teacher, [[0], [1]], [1, 1], 1.0)
+    result = search(network, unlabelled, batches(48, seed=1), 0.9, settings, None, None, distillation)
+    assert result.history[result.selected_epoch - 1]["accuracy"] > 0.9

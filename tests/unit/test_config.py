@@ -49,12 +49,18 @@ TRANSFER = {  # as published, but for selection and holdout
         "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
     },
     "retrain": {"epochs": 300, "patience": 300, "lr": 0.1, "lr_last": 0.1, "momentum": 0.5, "weight_decay": 0.0001},
+    "remos": {
+        "epochs": 300, "patience": 300, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
+        "keep_zeros": False, "ratio": 0.1, "coverage": 0.5,
+    },
 }  # fmt: skip
 ATTACK = {
     "eps": 0.1, "step": 0.01, "steps": 40, "clip": [-2.2, 2.2], "target": 1000.0, "weight": 0.1, "batch_size": 64,
+    "adaptive": False,
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
+WEIGHT = {"granularity": "weight", "channels": None}
 
 SMALL = """
 datasets:
@@ -125,13 +131,14 @@ indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
     cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
-    training, search, baselines, timing, direct_reuse, transfer, attack, indirect_reuse.
+    training, search, baselines, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 together = 8
     together is not a known key: it is called stack now.
 datasets/pets/path = pets
-    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, augmentation.
+    datasets.pets.path is not a known key: known are kind, root, download, size, classes, groups, test_share,
+    split_seed, augmentation.
 models/mine/weight = mine.pt
     models.mine.weight is not a known key: did you mean weights?
 direct_reuse/0/target = [cat]
@@ -159,9 +166,20 @@ device = gpu
 precision = bf16
     precision is 'bf16', but must be bfloat16, tf32 or float32 (did you mean bfloat16?).
 engines = [deepspars]
-    engines[0] is 'deepspars', but must be deepsparse or onnxruntime (did you mean deepsparse?).
+    engines[0] is 'deepspars', but must be seam, onnxruntime, onnxruntime-int8, openvino, openvino-int8 or deepsparse
+    (did you mean deepsparse?).
 engines = deepsparse
-    engines is 'deepsparse', but must be a list: write [deepsparse].
+    engines is 'deepsparse', but must be auto or a list: write [deepsparse].
+timing/batch_size = [16, 0]
+    timing.batch_size[1] is 0, but must be at least 1.
+timing/batch_size = []
+    timing.batch_size has 0 values, but needs at least 1.
+timing/threads = [all, two]
+    timing.threads[1] is 'two', but must be all or a whole number.
+timing/threads = 0
+    timing.threads is 0, but must be at least 1.
+timing/statistic = least
+    timing.statistic is 'least', but must be mean or median.
 search/lr_mask = 1e-3
     search.lr_mask is '1e-3', but must be a number: write 0.001 in a config file (numbers in quotes or like 1e-3
     are text to YAML, and so are nested ones in --config).
@@ -220,8 +238,8 @@ datasets/pets/root = null
     datasets.pets.root is empty, but must be text: give it a value or leave it out.
 datasets/pets/root = dogs
     datasets.pets.root is 'dogs', but there is no such folder.
-datasets/pets/root = pets/train
-    datasets.pets.root: ...
+datasets/pets/root = pets.csv
+    datasets.pets.root is 'pets.csv', but there is no such file.
 datasets/cifar10/root = pets
     datasets.cifar10.root: ...
 datasets/imagenet/groups = a.csv
@@ -401,8 +419,8 @@ indirect_reuse/1 = {model: resnet50, datasets: [birds, digits]}
     indirect_reuse[1].datasets names 'digits', but indirect_reuse[0].datasets names it for the same model: leave one
     out.
 indirect_reuse/0/students = [seem]
-    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, seam, magnitude or random (did you mean
-    seam?).
+    indirect_reuse[0].students[0] is 'seem', but must be standard, retrain, remos, seam, magnitude or random (did you
+    mean seam?).
 indirect_reuse/0/students = []
     indirect_reuse[0].students has 0 values, but needs at least 1.
 indirect_reuse/0/thresholds = [60]
@@ -458,6 +476,16 @@ attack/clip = [0]
     attack.clip has 1 value, but needs exactly 2.
 attack/clip = [2.2, 2.2]
     attack.clip is the list [2.2, 2.2], but its first value must be less than its second.
+direct_reuse/0/search = {budget: {weights: 0.1, macs: 0.2}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives weights, macs.
+direct_reuse/0/search = {budget: {epochs: 20}}
+  direct_reuse[0].search.budget: A budget gives one of weights, macs, latency_ms, and this one gives none.
+search/budget = {weights: 0.1, batch: 4}
+  search.budget has batch, which only a budget in latency_ms takes: remove it.
+search/budget = {latency_ms: 2, engine: onnxruntime}
+  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+search/budget = {weights: 1.5}
+  search.budget.weights is 1.5, but must be ...
 """
 
 
@@ -520,14 +548,15 @@ def test_classes_whose_folder_names_meet_are_refused(small, tmp_path):
         validated(small)
 
 
-def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small, tmp_path):
+def test_a_class_in_another_script_is_a_target(small, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "pets" / split / "猫").mkdir()
     small["direct_reuse"] = [{"model": "mine", "problem": "multiclass", "targets": {"felines": ["cat", "猫"]}}]
     validated(small)
-    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫"]}]
-    with pytest.raises(UserError, match=r"direct_reuse\[0\].targets names '猫', of which no folder name can be made"):
-        validated(small)
+    small["direct_reuse"] = [{"model": "mine", "problem": "binary", "targets": ["猫", "cat"]}]
+    problems = target_problems(validated(small))
+    assert [problem.classes for problem in problems] == [["猫"], ["cat"]]
+    assert [problem.target for problem in problems] == [folder_name("猫"), "cat"]
 
 
 # ------------------------------------------------------------------ what is filled in
@@ -536,12 +565,14 @@ def test_class_without_a_possible_folder_name_is_refused_as_a_target_alone(small
 def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
-    assert config["engines"] == ["deepsparse", "onnxruntime"]
-    assert config["search"] == {**SEARCH, "penalty": None, "budget": None}
+    assert config["engines"] == "auto"
+    assert config["search"] == {**SEARCH, "penalty": None, "budget": None, **WEIGHT}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
-    assert config["timing"] == {"batch_size": 16, "warmup": 20, "iterations": 100, "runs": 2}
+    assert config["timing"] == {
+        "batch_size": 16, "threads": "all", "warmup": 20, "iterations": 100, "runs": 2, "statistic": "mean",
+    }  # fmt: skip
     assert config["datasets"]["digits"] == {"kind": "digits", "size": 32, "classes": None, "augmentation": None}
     assert config["datasets"]["cifar10"] == {"kind": "cifar10", "root": None, "classes": None, "augmentation": None}
     assert [config["datasets"][name]["size"] for name in ("pets", "imagenet")] == [32, 224]
@@ -566,7 +597,7 @@ def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
     config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
-    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None}
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None, **WEIGHT}
     assert "search" not in config["direct_reuse"][0]
 
 
@@ -575,12 +606,41 @@ def test_a_budget_brings_its_own_settings_and_leaves_the_others_as_they_were(sma
     before, after = target_problems(validated(small)), target_problems(validated(changed(small, "search", {})))
     assert repr(before) == repr(after)
     first = next(problem for problem in before if "budget" in problem.settings)
-    assert first.settings["budget"] == {"weights": 0.1} and first.settings["epochs"] == 30
+    assert first.settings["budget"] == {"distillation": 0.7, "weights": 0.1} and first.settings["epochs"] == 30
     assert first.settings["lr_mask"] != 0.12 and "penalty" not in first.settings
     small["direct_reuse"][0]["search"] = {}
     assert all("budget" not in problem.settings for problem in target_problems(validated(small)))
     small["search"] = {"budget": {"macs": 10, "epochs": 12}}
-    assert target_problems(validated(small))[0].settings["budget"] == {"macs": 10.0}
+    assert target_problems(validated(small))[0].settings["budget"] == {"distillation": 0.7, "macs": 10.0}
+
+
+def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(small):
+    before = target_problems(validated(small))
+    small["search"] = {"channels": {"multiple": 4}}  # without granularity: channel, they are no setting of a search
+    assert repr(before) == repr(target_problems(validated(small)))
+    small["search"] |= {"granularity": "channel", "budget": {"macs": 0.25}}
+    settings = target_problems(validated(small))[0].settings
+    assert settings["granularity"] == "channel" and settings["schedule"] == "budget"
+    assert settings["channels"] == {
+        "distillation": 1.0, "lr": 0.05, "multiple": 4, "temperature": 4.0, "train_weights": True,
+    }  # fmt: skip
+    assert all(not problem.recovery for problem in before)
+    small["direct_reuse"][0]["recovery"] = {"epochs": 5}
+    assert target_problems(validated(small))[0].recovery["epochs"] == 5
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ({"granularity": "channel"}, "granularity: channel and no budget"),
+        ({"granularity": "channel", "budget": {"latency_ms": 2.0, "engine": "seam"}}, "a budget of latency_ms"),
+        ({"granularity": "channel", "budget": {"macs": 0.3}, "channels": {"multiple": 0}}, "channels.multiple is 0"),
+        ({"granularity": "filter"}, "granularity"),
+    ],
+)
+def test_a_search_of_channels_that_cannot_be_done_is_one_sentence(small, search, sentence):
+    with pytest.raises(UserError, match=sentence):
+        validated(changed(small, "search", search))
 
 
 def test_the_input_is_left_as_it_was_and_a_second_pass_changes_nothing(small):
@@ -649,7 +709,9 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
     assert ship.settings == {**expected, "alpha": 4.0, "batch_size": 32}
     assert water.settings == {**SEARCH, "alpha": 2.0, "epochs": 100, "patience": 5}
     assert list(ship.settings) == sorted(ship.settings) and list(cat.timing) == sorted(cat.timing)
-    assert cat.timing == {"batch_size": 16, "iterations": 100, "runs": 2, "warmup": 1}
+    assert cat.timing == {
+        "batch_size": [16], "iterations": 100, "runs": 2, "statistic": "mean", "threads": ["all"], "warmup": 1,
+    }  # fmt: skip
     assert water.timing["warmup"] == 20
 
 
@@ -707,8 +769,10 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
     ("name", "folder"),
     [
         ("cat", "cat"), ("aquarium_fish", "aquarium_fish"), ("large_man-made_outdoor_things",) * 2, ("0", "0"),
-        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"), ("../x", "x"),
-        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("猫", ""), ("..", ""), ("_x", "_x"),
+        ("golden retriever", "golden_retriever"), ("crème brûlée (hot)", "creme_brulee_hot"),
+        ("../x", "x"),
+        (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("_x", "_x"),
+        ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"),
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):
@@ -966,7 +1030,10 @@ def test_config_yaml_is_the_published_evaluation(full):
     for p in problems:
         lr_mask, alpha, warmup, iterations = published[p.model, p.problem]
         assert p.settings == {**SEARCH, "lr_mask": lr_mask, "alpha": alpha}
-        assert p.timing == {"batch_size": 16, "warmup": warmup, "iterations": iterations, "runs": 2}
+        assert p.timing == {
+            "batch_size": [16], "iterations": iterations, "runs": 2, "statistic": "mean", "threads": ["all"],
+            "warmup": warmup,
+        }  # fmt: skip
     imagenet = config["direct_reuse"][-1]
     assert imagenet["model"] == "resnet50-imagenet"
     assert imagenet["search"] == {"lr_mask": 0.05, "alpha": 2.0}

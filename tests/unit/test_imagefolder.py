@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +96,7 @@ def test_folders_below_a_class_count_and_other_files_do_not(root, tmp_path, capl
         (lambda root: [path.unlink() for path in (root / "train/cat").iterdir()], "train/cat has no images in it"),
         (lambda root: (root / "train/ant").mkdir(), "has train/ant but no test/ant"),
         (lambda root: (root / "test/ant").mkdir(), "has test/ant but no train/ant"),
-        (lambda root: (root / "test").rename(root / "val"), "there is no folder .*pets/test: give the folder that"),
+        (lambda root: (root / "test").rename(root / "tset"), "there is no folder .*pets/test: give the folder that"),
         (lambda root: root.rename(root.with_name("moved")), "there is no folder .*pets/train"),
     ],
 )
@@ -548,3 +550,84 @@ def test_validation_images_in_one_folder_are_one_sentence(ilsvrc):
         path.rename(ilsvrc / "val" / path.name)
     with pytest.raises(UserError, match="^root: the images in .*val are not sorted by class: move each into"):
         class_names({"kind": "imagenet", "root": str(ilsvrc)})
+
+
+# ---------------------------------------------------------------------- images that are not split, and lists
+
+
+def test_validation_images_take_the_place_of_test_images(root, tmp_path):
+    expected = prepare(root, tmp_path / "a")
+    (root / "test").rename(root / "val")
+    found = prepare(root, tmp_path / "b")
+    np.testing.assert_array_equal(found.test.images, expected.test.images)
+
+
+def plain(root, counts):
+    save(root, {f"{name}/{n}.png": noise(seed=n) for name, count in counts.items() for n in range(count)})
+
+
+def test_a_folder_of_classes_is_split_class_by_class_and_the_split_is_written_down(tmp_path):
+    root, counts = tmp_path / "photos", {"猫": 10, "dog": 25, "Ёж": 2}
+    plain(root, counts)
+    found = prepare(root, tmp_path / "a")
+    assert found.classes == sorted(counts)
+    shares = [np.bincount(split.labels, minlength=3).tolist() for split in (found.train, found.test)]
+    assert shares == [[20, 1, 8], [5, 1, 2]]
+    with open(tmp_path / "a" / "out" / "split.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["path"] for row in rows) == sorted(map(str, root.rglob("*.png")))
+    assert all(Path(row["path"]).parent.name == row["label"] for row in rows)
+    assert [row["split"] for row in rows] == ["train"] * 29 + ["test"] * 8
+    again, other = prepare(root, tmp_path / "b"), prepare(root, tmp_path / "c", split_seed=1)
+    np.testing.assert_array_equal(again.test.images, found.test.images)
+    assert not np.array_equal(other.test.images, found.test.images)
+    assert len(prepare(root, tmp_path / "d", test_share=0.4).test) == 15
+
+
+def test_a_data_set_that_is_split_has_no_record_of_a_draw(root, tmp_path):
+    prepare(root, tmp_path / "a")
+    assert not (tmp_path / "a" / "out" / "split.csv").exists()
+
+
+def test_a_class_of_one_image_cannot_be_split(tmp_path):
+    plain(tmp_path / "photos", {"cat": 3, "dog": 1})
+    with pytest.raises(UserError, match="class dog has 1 image"):
+        prepare(tmp_path / "photos", tmp_path / "a")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_list_of_images(root, tmp_path, delimiter):
+    expected = prepare(root, tmp_path / "a")
+    rows = [("split", "image", "label")]
+    rows += [(p.parts[-3], str(p.relative_to(tmp_path)), p.parts[-2]) for p in sorted(root.rglob("*.png"))]
+    table = tmp_path / "photos.csv"
+    table.write_text("\ufeff" + "".join(delimiter.join(row) + "\n" for row in rows), encoding="utf-8")
+    found = prepare(table, tmp_path / "b")
+    assert found.classes == expected.classes
+    np.testing.assert_array_equal(found.train.images, expected.train.images)
+    np.testing.assert_array_equal(found.test.labels, expected.test.labels)
+
+
+def test_a_list_without_splits_is_split(tmp_path):
+    plain(tmp_path / "photos", {"cat": 5, "dog": 5})
+    lines = [f"photos/{name}/{n}.png,{name}" for name in ("cat", "dog") for n in range(5)]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,label", *lines]))
+    found = prepare(tmp_path / "photos.csv", tmp_path / "a")
+    assert (len(found.train), len(found.test)) == (8, 2) and (tmp_path / "a" / "out" / "split.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("cat.png,cat\n", "must name a column of paths"),
+        ("path,label\n", "lists no images"),
+        ("path,label\nnone.png,cat\n", "line 2 of .* names the image none.png"),
+        ("path,label\n,cat\n", "line 2 of .* has no path or no label"),
+        ("path,label,split\nphotos/cat/0.png,cat,train\n", "must have train and test"),
+    ],
+)
+def test_a_wrong_list_is_one_sentence(tmp_path, text, sentence):
+    plain(tmp_path / "photos", {"cat": 1})
+    (tmp_path / "photos.csv").write_text(text)
+    with pytest.raises(UserError, match=f"^root: .*{sentence}"):
+        prepare(tmp_path / "photos.csv", tmp_path / "a")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from seam.models.surgery import feature_extractor, find_last_layer, replace_last_layer
-from seam.robustness.attack import attack_loss, compress, count_defects, expand, perturb, perturb_all
+from seam.robustness.attack import attack_loss, compress, count_defects, count_robust, expand, perturb, perturb_all
 from seam.settings import AttackSettings
 
 SETTINGS = AttackSettings(batch_size=8)
@@ -45,6 +45,20 @@ def test_the_loss_pulls_feature_0_up_and_the_others_to_zero(network, images):
 def test_the_loss_is_the_formula():
     found = attack_loss(torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0]]), AttackSettings())
     assert found == pytest.approx(-((997.0**2 + 0.1 * 2.5) + 1000.0**2) / 2)
+
+
+def test_an_adaptive_attack_is_stronger_than_noise_and_than_one_against_another_network(network, images):
+    torch.manual_seed(3)
+    student = nn.Sequential(network, nn.Linear(24, 3)).eval()
+    images = images.clamp(-2.2, 2.2)
+    labels = student(images).argmax(1)  # all are right
+    batches = [(images[:5], labels[:5]), (images[5:], labels[5:])]
+    strong = AttackSettings(eps=1.0, step=0.2)
+    assert count_robust(student, batches, AttackSettings(eps=1e-5, step=1e-6)) == 8
+    attacked_itself = count_robust(student, batches, strong)
+    levels = compress(attacked(network, images, settings=strong), images, strong)
+    inherited = 8 - count_defects(student, batches, levels, strong)["inherited"]
+    assert attacked_itself == 0 <= inherited
 
 
 def test_the_same_seed_gives_the_same_images_and_another_does_not(network, images):

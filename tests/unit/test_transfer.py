@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.files import load_tensors
+from seam.files import load_tensors, read_json
 from seam.masks.bits import unpack_bits
 from seam.masks.layers import maskable
 from seam.models.weights import open_source
@@ -159,6 +159,20 @@ def test_retraining_knows_nothing_of_the_source_model(student, model_folder):
         assert torch.allclose(weights, source["0.weight"], atol=0.2) is near
 
 
+def test_remos_removes_its_share_of_the_convolutions_before_it_finetunes(student, model_folder):
+    settings = SGD | {"lr_last": 0.1, "ratio": 0.2, "coverage": 0.4}
+    found = training(student("remos", settings=settings))
+    source = open_source(model_folder, architecture=ARCHITECTURE).module
+    count = sum(source.get_parameter(f"{name}.weight").numel() for name in ("0", "3"))
+    assert found["weights"] == count and count - found["kept"] == round(0.2 * count)
+    assert found["settings"]["remos"] == settings and found["holdout_accuracy"] > 0.6
+    assert found["search_epochs"] is None and found["threshold"] is None
+    kept = student("remos", settings=settings | {"keep_zeros": True})
+    weights = load_student(kept, ARCHITECTURE)
+    zeros = sum(int((weights.get_parameter(f"{name}.weight") == 0).sum()) for name in ("0", "3"))
+    assert zeros == round(0.2 * count)
+
+
 def test_the_same_seed_gives_the_same_student_and_another_does_not(student):
     first = (student("random", 0.5) / "student.safetensors").read_bytes()
     again = student("random", 0.5, common=dict(COMMON))
@@ -196,6 +210,20 @@ def test_the_same_perturbations_are_made_again(attack, places, tmp_path):
     assert np.array_equal(first, again) and first.shape == (80, 16, 16, 3)
     about = json.loads((attack / "attack.json").read_text())
     assert about["images"] == 80 and about["loss_after"] > about["loss_before"]
+
+
+def test_an_attack_on_the_student_itself_is_one_more_number(attack, student, dataset_folder):
+    folder = student("standard")
+    metrics = []
+    for adaptive in (True, True, False):
+        evaluate_defects(folder, attack, dataset_folder, "cpu", architecture=ARCHITECTURE, adaptive=adaptive)
+        metrics.append(read_json(folder / "metrics.json"))
+    first, again, without = metrics
+    assert first == again
+    assert {**without, "right_adaptive": first["right_adaptive"]} == {
+        name: value for name, value in first.items() if name != "accuracy_adaptive"
+    }
+    assert first["accuracy_adaptive"] == first["right_adaptive"] / 80 <= first["accuracy_perturbed"] + 0.1
 
 
 def test_defects_are_counted_as_by_hand(attack, student, dataset_folder):

@@ -7,7 +7,7 @@ if config["stack"] == 1:
             manifest=manifest_of,
             arrays=ancient(arrays_of),
             weights="results/models/{model}/source.safetensors",
-            exported=ancient("results/models/{model}/model.onnx"),  # the search is worth nothing if export fails
+            layer_costs=ancient(layer_costs_of),  # another measurement of the same machine reruns nothing
             modules=modules("reengineer.py"),
         output:
             masks=update("results/direct/{model}/{problem}/{target}/masks.safetensors"),
@@ -44,7 +44,7 @@ else:
                 manifest=f"results/datasets/{STACK[0].dataset}/dataset.json",
                 arrays=ancient(f"results/datasets/{STACK[0].dataset}/arrays"),
                 weights=f"results/models/{STACK[0].model}/source.safetensors",
-                exported=ancient(f"results/models/{STACK[0].model}/model.onnx"),
+                layer_costs=ancient(layer_costs(STACK[0])),
                 modules=modules("reengineer.py"),
             output:
                 [
@@ -72,3 +72,36 @@ else:
                 f"Re-engineering {STACK[0].model} for {len(STACK)} {STACK[0].problem} problems"
             script:
                 "../scripts/reengineer.py"
+
+
+rule recover:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        modules=modules("recover.py"),
+    output:
+        weights=update("results/direct/{model}/{problem}/{target}/recovered.safetensors"),
+        history=update("results/direct/{model}/{problem}/{target}/recovery.csv"),
+        metrics=update("results/direct/{model}/{problem}/{target}/recovery.json"),
+    log:
+        "results/logs/recover/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/recover/{model}/{problem}/{target}.tsv"
+    priority: 1
+    conda:
+        "../../envs/seam.yaml"
+    threads: decoding(1)
+    resources:
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
+    params:
+        recovery=recovery_arguments,
+        torch=versions("torch"),
+        device=device,
+    message:
+        "Recovering {wildcards.model}, {wildcards.problem} {wildcards.target}"
+    script:
+        "../scripts/recover.py"

@@ -81,6 +81,25 @@ use rule finetune_standard as retrain with:
         "Training {wildcards.model}'s architecture on {wildcards.dataset} from random weights"
 
 
+use rule finetune_standard as finetune_remos with:
+    output:
+        weights=update("results/indirect/{model}/{dataset}/remos/student.safetensors"),
+        history=update("results/indirect/{model}/{dataset}/remos/history.csv"),
+        training=update("results/indirect/{model}/{dataset}/remos/training.json"),
+    log:
+        "results/logs/finetune_remos/{model}/{dataset}.log",
+    benchmark:
+        "results/benchmarks/finetune_remos/{model}/{dataset}.tsv"
+    params:
+        student=unmasked_student("remos"),
+        settings=student_settings("remos"),
+        checkpoint="results/checkpoints/finetune_remos/{model}/{dataset}.pt",
+        torch=versions("torch"),
+        device=device,
+    message:
+        "ReMoS: fine-tuning the weights of {wildcards.model} that {wildcards.dataset} uses"
+
+
 # SeaM takes three steps, each with its own files: a last layer, masks, and fine-tuning.
 
 
@@ -203,6 +222,7 @@ rule evaluate_defects:
     params:
         torch=versions("torch"),
         architecture=architecture,
+        adaptive=adaptive_steps,
         device=device,
     message:
         "Evaluating {wildcards.method} of {wildcards.model} on {wildcards.dataset} and its inherited defects"

@@ -50,6 +50,7 @@ def collect_partial():
             "target": p.target,
             "classes": 2 if p.problem == "binary" else len(p.classes),
             "folder": f"results/direct/{p.model}/{p.problem}/{p.target}",
+            "recovery": bool(p.recovery),
         }
         for p in PROBLEMS
         if "collect_direct" in planned

@@ -15,9 +15,10 @@ if "snakemake" in globals():
 
     with job_log(snakemake.log[0]):
         source, architecture = Path(snakemake.input.weights).parent, snakemake.params.architecture
+        recovered = bool(snakemake.input.recovered)
         write_macs(
             snakemake.output.macs,
             open_source(source, architecture=architecture).module,
-            load_reengineered(Path(snakemake.input.masks).parent, source, architecture),
+            load_reengineered(Path(snakemake.input.masks).parent, source, architecture, recovered),
             (3, *read_json(snakemake.input.manifest)["size"]),
         )

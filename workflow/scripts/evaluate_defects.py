@@ -19,4 +19,5 @@ if "snakemake" in globals():
             dataset_folder=Path(snakemake.input.manifest).parent,
             device=snakemake.params.device,
             architecture=snakemake.params.architecture,
+            adaptive=snakemake.params.adaptive > 0,
         )

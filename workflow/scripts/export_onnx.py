@@ -16,7 +16,8 @@ if "snakemake" in globals():
     with job_log(snakemake.log[0]):
         use_threads(1)
         source, architecture = Path(snakemake.input.weights).parent, snakemake.params.architecture
-        model = load_reengineered(Path(snakemake.input.masks).parent, source, architecture)
+        recovered = bool(snakemake.input.recovered)
+        model = load_reengineered(Path(snakemake.input.masks).parent, source, architecture, recovered)
         export(
             model,
             snakemake.output.model,

@@ -13,6 +13,7 @@ from typing import Any
 UNITS = ("weights", "macs", "latency_ms")  # of budgets
 PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
+BUDGET_OPTIONS = {"distillation": 0.7}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 
@@ -30,13 +31,25 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class ChannelSettings:
+    """How a search of channels differs from one of single weights: `search.channels` of the config."""
+
+    multiple: int = 8
+    train_weights: bool = True
+    lr: float = 0.05
+    distillation: float = 1.0
+    temperature: float = 4.0
+
+
+@dataclass(frozen=True)
 class SearchSettings:
     """How the masks of a target problem are searched in direct reuse: `search` of the config.
 
     `search_settings` makes one from the config. batch_size: 0 for the one that `choose_batch_size` returns. penalty:
     what a kept weight costs, one of PENALTIES; None: what the budget is counted in, weights without a budget. budget:
-    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. Raises ValueError if the schedule, the
-    selection, the penalty or the budget is unknown.
+    {unit: what may be kept} for the schedule `budget`, see `budget_unit`. granularity: what a mask stands for, `weight`
+    or `channel`. channels: {name: value} of `ChannelSettings`. Raises ValueError if the schedule, the selection, the
+    penalty, the budget or the granularity is unknown.
     """
 
     epochs: int = 300
@@ -54,11 +67,14 @@ class SearchSettings:
     evaluate_every: int = 1
     penalty: str | None = None
     budget: Mapping[str, Any] | None = None
+    granularity: str = "weight"
+    channels: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         schedules = ("published", "fast") if self.budget is None else ("budget",)
         for name, choices in (
-            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES))
+            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES)),
+            ("granularity", ("weight", "channel")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 options = ", ".join(choice for choice in choices if choice)
@@ -73,13 +89,18 @@ class SearchSettings:
             return self.penalty or "weights"
         return PENALTIES[UNITS.index(budget_unit(self.budget))]
 
+    @property
+    def of_channels(self) -> ChannelSettings:
+        """The settings of a search of channels, complete."""
+        return ChannelSettings(**(self.channels or {}))
+
     def recorded(self) -> dict[str, Any]:
-        """Return the settings as results and checkpoints record them: without `penalty` and `budget` if not given."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in OPTIONAL or value is not None}
+        """Return the settings as results and checkpoints record them: without those of OPTIONAL that are not given."""
+        return {name: value for name, value in asdict(self).items() if value != OPTIONAL.get(name, ...)}
 
 
-OPTIONAL = ("penalty", "budget")  # settings of a search that results record only where they are given
+# Settings of a search that results record only where they are given, with their defaults.
+OPTIONAL: dict[str, Any] = {"penalty": None, "budget": None, "granularity": "weight", "channels": None}
 
 
 def budget_unit(budget: Mapping[str, Any]) -> str:
@@ -108,16 +129,37 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
     60
     """
-    settings = {name: value for name, value in search.items() if name not in OPTIONAL or value is not None}
+    settings = {name: value for name, value in search.items() if value != OPTIONAL.get(name, ...)}
+    if settings.get("granularity") == "channel":
+        channels = asdict(ChannelSettings(**settings.get("channels", {})))
+        settings["channels"] = dict(sorted(channels.items()))
+    else:
+        settings.pop("channels", None)
     if budget := settings.get("budget"):
         own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
         settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
-        settings["budget"] = {n: v for n, v in sorted(budget.items()) if n not in BUDGET_SEARCH and v is not None}
+        given = {name: value for name, value in budget.items() if name not in BUDGET_SEARCH and value is not None}
+        options = {} if settings.get("granularity") == "channel" else BUDGET_OPTIONS
+        settings["budget"] = dict(sorted((options | given).items()))
     return dict(sorted(settings.items()))
 
 
-SHARED = ("selection", "holdout", "evaluate_every", "penalty", "budget")  # that budgets leave in effect
+SHARED = ("selection", "holdout", "evaluate_every", *OPTIONAL)  # that budgets leave in effect
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """How a re-engineered model is trained after its search: `recovery` of the config. 0 epochs: not at all."""
+
+    epochs: int = 0
+    batch_size: int = 64
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    distillation: float = 1.0
+    temperature: float = 4.0
+    fresh_negatives: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +207,19 @@ class FinetuningSettings:
     momentum: float = 0.0
     weight_decay: float = 0.0001
     keep_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class RemosSettings(FinetuningSettings):
+    """How a student by ReMoS is made: `transfer.remos` of the config.
+
+    ratio: the share of the convolutions' weights that are removed. coverage: the mean of a channel's scaled values from
+    which an image covers it.
+    """
+
+    patience: int = 300
+    ratio: float = 0.1
+    coverage: float = 0.5
 
 
 @dataclass(frozen=True)

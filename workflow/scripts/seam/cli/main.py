@@ -13,10 +13,10 @@ import traceback
 from types import ModuleType
 
 from seam import __version__
-from seam.cli import compile, show
+from seam.cli import check, compile, evaluate, export, show, shrink
 from seam.errors import UserError, one_line
 
-COMMANDS: tuple[ModuleType, ...] = (show, compile)
+COMMANDS: tuple[ModuleType, ...] = (shrink, check, evaluate, show, export, compile)
 
 EXIT_CODES = """\
 exit codes:

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from seam.delivery.card import render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
+from seam.reuse.cards import is_delivered, read_card
 
 NAME = "show"
 HELP = "print what a result folder holds"
@@ -20,15 +22,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the lines of `describe`."""
-    print("\n".join(describe(options.folder)))
+    print(printable("\n".join(describe(options.folder))))
     return 0
 
 
 def describe(folder: Path) -> list[str]:
-    """Return the lines that describe a re-engineered model, a student or a source model in its result folder.
+    """Return the lines that describe a delivered folder, a re-engineered model, a student or a source model.
 
     Raises UserError if the folder holds none of them, or one that is not finished.
     """
+    try:
+        return _describe(folder)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
+        ) from error
+
+
+def _describe(folder: Path) -> list[str]:
+    if is_delivered(folder):
+        return render_card(read_card(folder)).splitlines()
     kinds = {
         "masks": ("re-engineered model", _target),
         "student": ("student", _student),
@@ -40,14 +53,8 @@ def describe(folder: Path) -> list[str]:
             f"{folder} is not the folder of a finished result: give one that holds metrics.json beside "
             "masks.safetensors, student.safetensors or source.safetensors."
         )
-    title, describe_rows = kinds[name]
-    try:
-        rows = describe_rows(folder)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
-        ) from error
-    return [printable(line) for line in (f"{title} in {folder}", *(f"  {key:<18}{rows[key]}" for key in rows))]
+    title, rows = kinds[name]
+    return [f"{title} in {folder}", *(f"  {key:<18}{value}" for key, value in rows(folder).items())]
 
 
 def _target(folder: Path) -> dict[str, str]:
@@ -64,8 +71,19 @@ def _target(folder: Path) -> dict[str, str]:
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
     for path in sorted(folder.glob("latency_*.json")):
         latency = read_json(path)
-        times = f"{latency['reengineered_ms_mean']:.2f} ms (source model: {latency['source_ms_mean']:.2f} ms)"
-        rows[latency["engine"]] = f"{times}, {latency['batch_size']} images"
+        first, statistic = latency["measurements"][0], latency["statistic"]
+        fast, slow = (first[name][f"{statistic}_ms"] for name in ("reengineered", "source"))
+        size, threads = first["batch_size"], first["threads"]
+        rows[latency["engine"]] = (
+            f"{fast:.2f} ms (source model: {slow:.2f} ms, {slow / fast:.2f} times as fast; "
+            f"{size} image{'s' * (size != 1)}, {threads} thread{'s' * (threads != 1)}; "
+            f"version {latency['version']}, gains from zeros: {'yes' if latency['gains_from_zeros'] else 'no'})"
+        )
+    for path in sorted(folder.glob("accuracy_*.json")):
+        record = read_json(path)
+        accuracy = record["accuracy"]
+        text = f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})"
+        rows[f"accuracy {record['engine']}"] = text
     return rows
 
 

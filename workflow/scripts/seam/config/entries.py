@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -30,12 +31,13 @@ def folder_name(name: str) -> str:
     >>> folder_name("aquarium_fish"), folder_name("golden retriever"), folder_name("crème brûlée (hot)")
     ('aquarium_fish', 'golden_retriever', 'creme_brulee_hot')
 
-    The result is empty if the name has neither a letter from a to z nor a digit.
+    A name with neither a letter from a to z nor a digit, such as one in another script, becomes a part of its digest.
     """
     if FOLDER_NAME.fullmatch(name):
         return name
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
+    return folder or f"class-{hashlib.sha256(unicodedata.normalize('NFC', name).encode()).hexdigest()[:8]}"
 
 
 def targets_of(

@@ -14,7 +14,7 @@ all of it runs each time that Snakemake reads the Snakefile.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class ProblemSpec:
     classes: list[str]  # binary: the target class alone; multiclass: the group's classes, in the head's order
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
+    recovery: dict[str, Any] = field(default_factory=dict)  # sorted by name; empty without recovery
     baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
 
 
@@ -53,8 +54,8 @@ class StudentSpec:
 
     model: str  # the source model
     dataset: str  # the data set that it is trained on
-    student: str  # standard, retrain, seam, magnitude or random
-    threshold: float | None  # the share of weights to remove; None for standard and retrain
+    student: str  # standard, retrain, remos, seam, magnitude or random
+    threshold: float | None  # the share of weights to remove; None for the students without a search
     thresholds: tuple[float, ...]  # all of this model and data set, ascending: one search stores its masks at each
     transfer: dict[str, Any]  # the settings of each step, sorted by name
     attack: dict[str, Any]  # sorted by name; the same for all students of a model and data set
@@ -102,7 +103,8 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 target=folder_name(target),
                 classes=list(classes),
                 settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
-                timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                timing=_timing({**config["timing"], **entry.get("timing", {})}),
+                recovery=_recovery({**config["recovery"], **entry.get("recovery", {})}),
                 baselines=tuple(entry.get("baselines", config["baselines"])),
             )
             problems.append(problem)
@@ -228,6 +230,17 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
         key = problem.model, problem.problem, len(problem.classes), repr(problem.settings)
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
+
+
+def _recovery(settings: dict[str, Any]) -> dict[str, Any]:
+    return _sorted(settings) if settings["epochs"] else {}
+
+
+def _timing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the latency measurement, sorted by name, with single values of lists as lists."""
+    lists = {key: settings[key] for key in ("batch_size", "threads")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+    return _sorted({**settings, **lists})
 
 
 def _sorted(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
     from torch.onnx import register_custom_op_symbolic, symbolic_opset14
 
     register_custom_op_symbolic(
-        "aten::scaled_dot_product_attention", symbolic_opset14.scaled_dot_product_attention, OPSET
+        "aten::scaled_dot_product_attention",
+        symbolic_opset14.scaled_dot_product_attention,  # pyright: ignore[reportPrivateImportUsage]
+        OPSET,
     )
     with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -60,4 +62,17 @@ def unpack_bits(packed: dict[str, torch.Tensor], module: nn.Module) -> dict[str,
             raise ValueError(f"mask {name} does not fit the model")
         flat = np.unpackbits(data.numpy(), count=shapes[name].numel())
         bits[name] = torch.from_numpy(flat.astype(bool)).reshape(shapes[name])
+    return bits
+
+
+def unpack_groups(packed: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Return {name: boolean mask [size]} of what `pack_bits` packed, for masks of these sizes.
+
+    Raises ValueError if a mask has another size or is unknown.
+    """
+    bits = {}
+    for name, data in packed.items():
+        if name not in sizes or data.shape != (-(-sizes[name] // 8),) or data.dtype != torch.uint8:
+            raise ValueError(f"mask {name} does not fit the model")
+        bits[name] = torch.from_numpy(np.unpackbits(data.numpy(), count=sizes[name]).astype(bool))
     return bits

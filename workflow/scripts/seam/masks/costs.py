@@ -6,7 +6,7 @@ A budget limits such a share, and a penalty sets what each kept weight costs in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -53,13 +53,39 @@ class LinearCost:
         return {name: price / self.whole for name, price in self.price.items()}
 
 
-def make_cost(unit: str, masks: Masks, network: nn.Module, images: torch.Tensor) -> Cost:
-    """Return what masks on a network cost in `unit`: weights or macs. images: some of those that it runs on."""
+def make_cost(
+    unit: str,
+    masks: Masks,
+    network: nn.Module,
+    images: torch.Tensor,
+    layer_costs: Mapping[str, Any] | None = None,
+) -> Cost:
+    """Return what masks on a network cost in `unit`: weights, macs or latency.
+
+    images: some of those that the network runs on. layer_costs: see `latency_cost`, which alone needs them.
+    """
+    if unit == "latency":
+        if layer_costs is None:
+            raise UserError(
+                "A cost in latency needs a table of what layers cost in the engine: run it by the workflow."
+            )
+        return latency_cost(masks, layer_costs, dict(network.named_parameters()))
     if unit == "macs":
         return macs_cost(masks, count_uses(network, images), dict(network.named_parameters()))
     if unit == "weights":
         return weights_cost(masks)
-    raise UserError(f"The cost {unit} is not known: choose weights or macs.")
+    raise UserError(f"The cost {unit} is not known: choose weights, macs or latency.")
+
+
+def latency_cost(masks: Masks, layer_costs: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> LinearCost:
+    """Return the milliseconds of a batch in an engine as a cost.
+
+    layer_costs: `weight_ms` {name: milliseconds of one kept weight} and `fixed_ms`, as `seam.cost.layer_costs` measures
+    them. parameters: all of the model. Weights without masks count as fixed. Biases cost nothing.
+    """
+    times = layer_costs["weight_ms"]
+    unmasked = sum(time * parameters[name].numel() for name, time in times.items() if name not in masks.values)
+    return LinearCost({name: times.get(name, 0.0) for name in masks.values}, masks, layer_costs["fixed_ms"] + unmasked)
 
 
 def relative_prices(cost: Cost, masks: Masks) -> dict[str, float]:
@@ -100,7 +126,7 @@ def require_reachable(cost: Cost, masks: Masks, share: float, budget: str) -> No
     """Raise UserError if one kept mask of each parameter costs more than `share`. budget: as the config gives it."""
     kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in masks.values.items()}
     for bits in kept.values():
-        bits.view(-1)[0] = True
+        bits[(0,) * bits.dim()] = True
     least = cost.share(kept).item()
     if least >= share:
         raise UserError(

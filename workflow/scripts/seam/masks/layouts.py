@@ -8,6 +8,7 @@ needs in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,7 +245,8 @@ class _Follower(Interpreter):
             for column in inputs.T[1:]:
                 self._join(inputs[:, 0], column)
             ids = np.repeat(inputs[:, 0], each)
-        self._record(name, layer, before.ids, ids, value.numel() // outputs)
+        places = self.shapes[node.all_input_nodes[0]] if isinstance(layer, TRANSPOSED) else value.shape
+        self._record(name, layer, before.ids, ids, math.prod(places) // places[dim])
         followers = [self.modules.get(str(user.target)) if user.op == "call_module" else None for user in node.users]
         normalised = all(isinstance(user, BATCH_NORMS) and user.weight is not None for user in followers)
         self.found.layers[name].gated &= not normalised or known is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -36,11 +37,27 @@ def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
         key = f"{name}.weight" if name else "weight"
         uses[key] = uses.get(key, 0.0) + times / count
 
-    layers = (_ConvNd, nn.Linear, nn.MultiheadAttention)
+    _run_with_hooks(module, images, note)
+    return uses
+
+
+def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:
+    """Return the names of the weights of convolutions and linear layers, in the order in which the model calls them."""
+    names: list[str] = []
+
+    def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        names.append(f"{name}.weight" if name else "weight")
+
+    _run_with_hooks(module, images, note)
+    return names
+
+
+def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[..., None]) -> None:
+    """Run the module, and call `note` with the name, layer, inputs and outputs of each call of a layer."""
     hooks = [
         layer.register_forward_hook(partial(note, name))
         for name, layer in module.named_modules()
-        if isinstance(layer, layers)
+        if isinstance(layer, (_ConvNd, nn.Linear, nn.MultiheadAttention))
     ]
     modes = {layer: layer.training for layer in module.modules()}
     module.eval()  # draws no random numbers
@@ -52,4 +69,3 @@ def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
             hook.remove()
         for layer, training in modes.items():
             layer.training = training
-    return uses

@@ -27,7 +27,7 @@ PUBLISHED = {
 }
 # The block of the settings that has a student's number of epochs, by rule.
 BLOCKS = {"finetune_seam_head": "head", "finetune_seam_masks": "search"} | dict.fromkeys(
-    ("finetune_standard", "retrain", "finetune_seam"), "settings"
+    ("finetune_standard", "retrain", "finetune_remos", "finetune_seam"), "settings"
 )
 
 Job = dict[str, Any]  # as rules/planned.smk writes it
@@ -110,6 +110,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         for search in job["params"]["searches"]:
             steps.update(_search(search, inventory))
         return dict(steps)
+    if rule == "recover":
+        return _recovery(job["params"]["recovery"], inventory)
     if rule in ("train_baseline", "train_scratch"):
         return _baseline(rule, job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
@@ -131,6 +133,8 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         train, outputs = steps_each * images["test"], 2 * images["test"]
     elif rule == "evaluate_defects":  # as they are, and perturbed
         outputs = 2 * images["test"]
+        if attack_steps := job["params"].get("adaptive"):
+            train, outputs = attack_steps * images["test"], 3 * images["test"]
     return inventory.steps(model, dataset, batch_size, train, outputs)
 
 
@@ -152,10 +156,22 @@ def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[S
     settings, dataset = search["settings"], search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
+    batch_size = settings["batch_size"] or choose_batch_size(int(train), settings["epochs"])
     train, outputs = settings["epochs"] * train, (settings["epochs"] + 1) * select + 2 * images["test"]
     if rule == "train_baseline":  # the head alone takes hardly any time
         train, outputs = 0.0, train + outputs
-    return inventory.steps(search["model"], dataset, settings["batch_size"], train, outputs)
+    return inventory.steps(search["model"], dataset, batch_size, train, outputs)
+
+
+def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search."""
+    settings, dataset = recovery["settings"], recovery["dataset"]
+    images = inventory.problem(dataset, recovery["problem"], recovery["members"])
+    train = settings["epochs"] * (1 - recovery["holdout"]) * images["train"]
+    outputs = settings["epochs"] * recovery["holdout"] * images["train"] + 2 * images["test"]
+    if settings["distillation"]:
+        outputs += train
+    return inventory.steps(recovery["model"], dataset, settings["batch_size"], train, outputs)
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:

@@ -25,7 +25,12 @@ from seam.report.tables import (
 )
 
 MASKED_BLOCKS = ["head", "search", "finetune"]  # the blocks of settings behind a student that has masks
-BLOCKS = {**dict.fromkeys(STUDENTS, MASKED_BLOCKS), "standard": ["standard"], "retrain": ["retrain"]}
+BLOCKS = {
+    **dict.fromkeys(STUDENTS, MASKED_BLOCKS),
+    "standard": ["standard"],
+    "retrain": ["retrain"],
+    "remos": ["remos"],
+}
 SETTINGS = [
     *["transfer_batch_size", "transfer_holdout", "transfer_selection"],
     *["head_epochs", "head_lr", "head_momentum", "head_patience", "head_weight_decay"],
@@ -44,11 +49,15 @@ STUDY = [
 ]
 
 
-def columns(settings: list[str]) -> list[str]:
-    """Return the columns of the table of students, which are the same whether it has rows or not."""
+def columns(settings: list[str], adaptive: bool = False) -> list[str]:
+    """Return the columns of the table of students, which are the same whether it has rows or not.
+
+    adaptive: whether a student was attacked itself.
+    """
     return [
         *["model", "dataset", "architecture", "weights_origin", "student", "threshold"],
-        *["accuracy", "published_accuracy", "accuracy_perturbed", "holdout_accuracy"],
+        *["accuracy", "published_accuracy", "accuracy_perturbed", *["accuracy_adaptive"] * adaptive],
+        "holdout_accuracy",
         *["defect_inheritance_rate", "published_defect_inheritance_rate", "inherited_defects_reduction"],
         *["images_test", "images_right", "images_inherited", "images_train", "images_holdout"],
         *["retention", "weights", "weights_kept", "sparsity", "student_weights", "student_zeros"],
@@ -75,6 +84,7 @@ def row(training: Record, metrics: Record, published: Mapping[tuple, float]) -> 
         **training.select("seed", "device", "precision", "threads", "torch"),
         **metrics.select("accuracy", "accuracy_perturbed", "defect_inheritance_rate", "sparsity"),
         **settings_of(training),
+        "accuracy_adaptive": metrics.data.get("accuracy_adaptive"),
         "images_test": metrics["images"],
         "images_right": metrics["right"],
         "images_inherited": metrics["inherited"],
@@ -126,7 +136,8 @@ def students(training: Iterable[str | Path], metrics: Iterable[str | Path], publ
     rows = [row(trainings[folder], results[folder], known) for folder in trainings]
     settings = with_others(SETTINGS, (name for record in trainings.values() for name in settings_of(record)))
     # As objects, so that counts stay whole numbers beside empty cells.
-    table = pd.DataFrame(rows, columns=columns(settings), dtype=object)
+    adaptive = any(each["accuracy_adaptive"] is not None for each in rows)
+    table = pd.DataFrame(rows, columns=columns(settings, adaptive), dtype=object)
     table["inherited_defects_reduction"] = reduction(table)
     for gap in gaps(table):
         log.warning("%s", gap)

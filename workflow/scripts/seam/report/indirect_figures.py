@@ -26,6 +26,7 @@ LOOKS = {  # the colours are those of the bars, too
     # Hollow and larger, so that SeaM's point shows inside if they coincide.
     "magnitude": {"color": COLOURS[1], "marker": "s", "markersize": 7, "markerfacecolor": "none", "zorder": 4},
     "random": {"color": COLOURS[2], "marker": "^", "markersize": 7, "markerfacecolor": "none", "zorder": 4},
+    "remos": {"color": COLOURS[3], "linestyle": (0, (3, 1.5, 1, 1.5))},
     "retrain": {"color": GREY, "linestyle": (0, (1, 1.5))},
 }
 Key = tuple[str, float | None]
@@ -54,7 +55,8 @@ def published_values(published: Table, quantity: str, rows: Table) -> dict[Key, 
     """Return the published values of a quantity for the architecture and data set of these rows."""
     place = quantity, rows["architecture"].iloc[0], rows["dataset"].iloc[0]
     values = published_students(published)
-    return {key[3:]: value for key, value in values.items() if key[:3] == place and key[3] in STUDENTS}
+    students = set(STUDENTS) - ({"remos"} - set(rows["student"]))  # ReMoS is shown only beside its student here
+    return {key[3:]: value for key, value in values.items() if key[:3] == place and key[3] in students}
 
 
 def panel_title(model: str, dataset: str) -> str:

@@ -49,7 +49,7 @@ from seam.precision import forward
 from seam.reuse.direct import Reengineering
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
-from seam.search.training import cosine, head_step
+from seam.search.training import cosine, train_head
 from seam.seeds import derive_seed
 from seam.settings import TrainingSettings
 from seam.training.adam import Adam
@@ -123,7 +123,7 @@ class Baseline:
         torch.manual_seed(self.derive_seed("head"))
         model = with_head(network, len(self.source.classes), len(each.problem.classes)).to(each.device)
         head = model.get_submodule("head")
-        step = head_step(model, Adam([(head.parameters(), each.settings.lr_head)]))
+        step = train_head(model, Adam([(head.parameters(), each.settings.lr_head)]))
         model.eval()
         for images, labels in self.plain_batches(shuffle=True):
             step(images, labels)
@@ -215,7 +215,7 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     factor = cosine(baseline.epochs * len(each.train)) if settings.schedule != "published" else None
     optimizer = Adam([(head.parameters(), settings.lr_head)], factor)
     parts = {"head": head, "optimizer": optimizer}
-    step = with_cuda_graph(head_step(model, optimizer), parts.values(), each.device)
+    step = with_cuda_graph(train_head(model, optimizer), parts.values(), each.device)
     history, epoch = train_and_select(
         model, head, step, parts, each.train, each.selection, baseline.epochs, set_training_mode, baseline.checkpoint,
         "lower lr_head",

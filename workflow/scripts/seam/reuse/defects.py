@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from seam.data.batches import batches
 from seam.data.storage import open_dataset
@@ -19,7 +20,8 @@ from seam.masks.layers import maskable
 from seam.models.surgery import feature_extractor, to_channels_last
 from seam.reuse.load import load_student
 from seam.reuse.transfer import Transfer
-from seam.robustness.attack import count_defects, perturb_all
+from seam.robustness.attack import count_defects, count_robust, perturb_all
+from seam.seeds import derive_seed
 from seam.settings import AttackSettings
 
 
@@ -67,10 +69,11 @@ def evaluate_defects(
     device: str,
     batch_size: int = 64,
     architecture: str | None = None,
+    adaptive: bool = False,
 ) -> None:
     """Evaluate the student in `folder` on the test images as they are and perturbed; write metrics.json.
 
-    architecture: the source model's, needed if it is a file.
+    architecture: the source model's, needed if it is a file. adaptive: whether to attack the student itself as well.
     """
     folder, torch_device = Path(folder), select_device(device)
     student, images = load_student(folder, architecture), open_dataset(dataset_folder)
@@ -83,8 +86,13 @@ def evaluate_defects(
     test_batches = batches(
         test, np.arange(len(test)), test.labels, batch_size, normalization=normalization, device=torch_device
     )
-    figures = count_defects(student, test_batches, levels, AttackSettings(**attack["settings"]))
+    settings = AttackSettings(**{**attack["settings"], "clip": tuple(attack["settings"]["clip"])})
+    figures = count_defects(student, test_batches, levels, settings)
     names = {name: training[name] for name in ("model", "dataset", "student", "threshold")}
+    if adaptive:
+        torch.manual_seed(derive_seed(attack["seed"], *names.values(), "adaptive"))
+        right = count_robust(student, test_batches, settings)
+        figures |= {"right_adaptive": right, "accuracy_adaptive": right / figures["images"]}
     write_json(
         folder / "metrics.json", {**names, **figures, "weights": count, "zeros": zeros, "sparsity": zeros / count}
     )

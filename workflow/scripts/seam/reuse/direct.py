@@ -12,21 +12,26 @@ import torch
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, binary_problem, multiclass_problem
+from seam.data.drawing import draw_problem
+from seam.data.problems import Subset
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing, source_accuracy
-from seam.files import save_tensors, write_csv, write_json
+from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
+from seam.masks.channels import ChannelGroups, find_groups
 from seam.masks.layers import maskable
+from seam.masks.shrink import require_exact_removal, shrink
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import to_channels_last, with_head
+from seam.models.surgery import copy_state, to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
+from seam.search.by_channel import search_channels
+from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
@@ -125,13 +130,15 @@ class Reengineering:
         device: str,
         checkpoint: str | Path,
         architecture: str | None = None,
+        layer_costs: str | Path | None = None,
     ) -> None:
         """Draw the problem's images, measure the source model on them, and prepare the search.
 
         model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
-        file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the source
-        model is no better than guessing.
+        file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
+        table that a latency budget needs (see `seam.cost.layer_costs`). Raises UserError if the source model is no
+        better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
@@ -140,12 +147,7 @@ class Reengineering:
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
         self.uses_holdout = self.settings.selection == "holdout"
         share = self.settings.holdout if self.uses_holdout else 0.0
-        # Drawn from the problem alone, so that all models are compared on the same images.
-        draw = derive_seed(seed, "problem", dataset, problem, target)
-        if problem == "binary":
-            self.problem = binary_problem(images, members[0], draw, share)
-        else:
-            self.problem = multiclass_problem(images, members, draw, share)
+        self.problem = draw_problem(images, dataset, problem, target, members, seed, share)
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
         if not self.settings.batch_size:
@@ -177,30 +179,64 @@ class Reengineering:
         self.train = batches_of(
             images.train, train, augmentation=images.augmentation, generator=generator, shuffle=True
         )
-        self.model = with_head(fold(network), len(source.classes), len(self.problem.classes)).to(self.device)
+        self.size, self.groups = images.size, None
+        if self.settings.granularity == "channel":  # batch norm is not folded, because it trains along
+            self.groups = find_groups(network, torch.zeros(1, 3, *images.size, device=self.device))
+            for sentence in self.groups.sentences():
+                log.info(sentence)
+        else:
+            network = fold(network)
+        self.model = with_head(network, len(source.classes), len(self.problem.classes)).to(self.device)
+        self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
-        self.provenance = provenance(names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder)
+        self.layer_costs = None if layer_costs is None else read_json(layer_costs)
+        tables = {} if layer_costs is None else {"layer costs": sha256(layer_costs)}
+        self.provenance = provenance(
+            names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder, **tables
+        )
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
         self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
 
     def search(self) -> SearchResult:
         """Search alone, not in a stack; return the result."""
-        return search(self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint)
+        if self.groups is not None:
+            return search_channels(
+                self.model, self.groups, self.train, self.selection, self.source_accuracy, self.settings,
+                self.checkpoint,
+            )  # fmt: skip
+        return search(
+            self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
+            self.layer_costs, self._distillation(),
+        )  # fmt: skip
+
+    def _distillation(self) -> Distillation | None:
+        share = (self.settings.budget or {}).get("distillation")
+        if not share:
+            return None
+        outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
+        frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
+        return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
     def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
         """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
 
         bits: {name: boolean mask}. head: the state of the head.
         """
+        masks = {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+        unmasked = sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys())
+        self._save_masks(masks, head, {"unmasked": unmasked})
+
+    def _save_masks(
+        self, tensors: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    ) -> None:
         save_tensors(
             self.folder / "masks.safetensors",
-            {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
-            | {f"head/{name}": value for name, value in head.items()},
+            {**tensors, **{f"head/{name}": value for name, value in head.items()}},
             {
                 "source": os.path.relpath(self.model_folder, self.folder),
                 "source_sha256": self.provenance["source model"],
                 "classes": self.problem.classes,
-                "unmasked": sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys()),
+                **metadata,
             },
         )
 
@@ -209,14 +245,17 @@ class Reengineering:
         import pandas as pd  # a quarter of a second, for which the first step need not wait
 
         folder, problem = self.folder, self.problem
-        self.save_model(result.bits, result.head)
+        if self.groups is None:
+            self.save_model(result.bits, result.head)
+            count = sum(bits.numel() for bits in result.bits.values())
+            kept = sum(int(bits.sum()) for bits in result.bits.values())
+        else:
+            count, kept = self._save_without_channels(result, self.groups)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
-        model = load_reengineered(folder, architecture=self.architecture)
+        model = load_reengineered(folder, architecture=self.architecture, recovered=False)
         accuracy = evaluation.accuracy(*predict(model.to(self.device), self.test))
         row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
-        count = sum(bits.numel() for bits in result.bits.values())
-        kept = sum(int(bits.sum()) for bits in result.bits.values())
         holdout = {"source": self.source_accuracy, "reengineered": row["accuracy"]} if self.uses_holdout else None
         metrics = {
             **self.names,
@@ -240,3 +279,24 @@ class Reengineering:
         if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
+
+    def _save_without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[int, int]:
+        """Write masks.safetensors of a search of channels; return the numbers of weights before and after it.
+
+        Raises UserError if the outputs change when the channels that are not kept are removed.
+        """
+        network = open_source(self.model_folder, architecture=self.architecture).module
+        if result.weights is not None:
+            network.load_state_dict(result.weights)
+        bits, images = groups.joined(result.bits), next(iter(self.selection))[0][:64].cpu()
+        require_exact_removal(network, groups, bits, images)
+        count = sum(parameter.numel() for parameter in maskable(network).values())
+        shrink(network, groups, bits)
+        kept = sum(parameter.numel() for parameter in maskable(network).values())
+        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in result.bits.items()}
+        log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
+        tensors = {f"channels/{name}": packed for name, packed in pack_bits(result.bits).items()}
+        if result.weights is not None:
+            tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}
+        self._save_masks(tensors, result.head, {"size": list(self.size)})
+        return count, kept

@@ -9,22 +9,36 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.files import is_sha256, load_tensors
-from seam.masks.bits import bake, unpack_bits
+from seam.files import is_sha256, load_tensors, sha256
+from seam.log import log
+from seam.masks.bits import bake, unpack_bits, unpack_groups
+from seam.masks.channels import find_groups, require_channels
 from seam.masks.layers import maskable
+from seam.masks.shrink import shrink
 from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.weights import load_state, open_source, read_classes, read_normalization
+from seam.reuse.cards import is_delivered
+from seam.reuse.delivered import load_delivered
+
+RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
 
 
-def load_reengineered(folder: str | Path, source: str | Path | None = None, architecture: str | None = None) -> Any:
+def load_reengineered(
+    folder: str | Path,
+    source: str | Path | None = None,
+    architecture: str | None = None,
+    recovered: bool | None = None,
+) -> Any:
     """Return the re-engineered model in `folder`: a plain module for inference, without gradients.
 
-    Its removed weights are zero. It maps images [B, 3, H, W] to logits [B, n] over its attribute `classes`. The images
-    are normalised by its attribute `normalization` (mean and standard deviation per channel). source: the folder of the
-    source model, if that has moved. architecture: `path.py:factory` if the source model's architecture is a file, whose
-    code then runs. Nothing in the folder makes code run. Raises UserError if a file is missing, damaged or of another
-    kind, or if the architecture is not the one that the source model was made with.
+    Its removed weights are zero; removed channels are gone. It maps images [B, 3, H, W] to logits [B, n] over its
+    attribute `classes`. The images are normalised by its attribute `normalization` (mean and standard deviation per
+    channel). source: the folder of the source model, if that has moved. architecture: `path.py:factory` if the source
+    model's architecture is a file, whose code then runs. recovered: whether to load the weights after recovery (True)
+    or those before it (False); by default those after it, if there are any of these masks. Nothing in the folder makes
+    code run. Raises UserError if a file is missing, damaged or of another kind, or if the architecture is not the one
+    that the source model was made with.
 
     >>> model = load_reengineered("results/direct/resnet20-cifar10/binary/cat")      # doctest: +SKIP
     >>> model(images).argmax(1)
@@ -32,40 +46,90 @@ def load_reengineered(folder: str | Path, source: str | Path | None = None, arch
     folder = Path(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file: give the folder that it lies in.")
+    if is_delivered(folder):
+        return load_delivered(folder)
     for name, function in (
         ("student.safetensors", "seam.load_student"),
         ("source.safetensors", "seam.models.weights.open_source"),
     ):
         if (folder / name).is_file():
             raise UserError(f"{folder} holds {name} and no re-engineered model: open it by {function}.")
-    tensors, metadata = load_tensors(folder / "masks.safetensors")
     path = folder / "masks.safetensors"
+    tensors, metadata = load_tensors(path)
     place, checksum = metadata.get("source"), metadata.get("source_sha256")
     if not isinstance(place, str) or "\0" in place or not is_sha256(checksum):
         raise UserError(f"{path} does not say which source model it belongs to: run the workflow again to make it.")
     classes = read_classes(metadata, path)
     origin = open_source(source or folder / place, checksum, architecture)
-    groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        groups.setdefault(kind, {})[name] = tensor
+    groups = _by_kind(tensors)
     model = with_head(origin.module, len(origin.classes), len(classes))
     try:
-        if unknown := groups.keys() - {"mask", "head"}:
+        if unknown := groups.keys() - {"mask", "head", "channels", "weight"}:
             raise ValueError(f"it has {min(unknown)} beside masks and a head")
-        unmasked = metadata.get("unmasked")  # on which no output depends
-        if not isinstance(unmasked, list) or not all(isinstance(name, str) for name in unmasked):
-            raise ValueError("it does not say which parameters have no mask")
-        if missing := maskable(origin.module).keys() - groups["mask"].keys() - set(unmasked):
-            raise ValueError(f"the mask of {min(missing)} is missing")
-        bake(origin.module, unpack_bits(groups["mask"], origin.module))
+        if "channels" in groups:
+            _remove_channels(origin.module, groups, metadata)
+        else:
+            unmasked = metadata.get("unmasked")  # on which no output depends
+            if not isinstance(unmasked, list) or not all(isinstance(name, str) for name in unmasked):
+                raise ValueError("it does not say which parameters have no mask")
+            if missing := maskable(origin.module).keys() - groups["mask"].keys() - set(unmasked):
+                raise ValueError(f"the mask of {min(missing)} is missing")
+            bake(origin.module, unpack_bits(groups["mask"], origin.module))
     except ValueError as error:
         raise UserError(
             f"{path} does not fit its source model ({error}): run the workflow again to make it."
         ) from error
     if problem := load_state(model.get_submodule("head"), groups["head"], f"The head in {path}"):
         raise UserError(problem)
+    if groups["weight"] and (problem := load_state(origin.module, groups["weight"], f"The weights in {path}")):
+        raise UserError(problem)
+    _load_recovered(model, folder, recovered)
     return _for_inference(model, classes, origin.normalization)
+
+
+def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return {kind: {name: tensor}} of tensors that are called kind/name."""
+    groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}, "weight": {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        groups.setdefault(kind, {})[name] = tensor
+    return groups
+
+
+def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
+    """Remove the channels of a model that its masks do not keep. Raises ValueError if they do not fit it."""
+    size = metadata.get("size")
+    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)
+    if not isinstance(size, list) or not fits or groups["mask"]:
+        raise ValueError("it does not say for which size of images its channels were found")
+    found = find_groups(module, torch.zeros(1, 3, *size))
+    kept = unpack_groups(groups["channels"], found.sizes)
+    require_channels(found, kept)
+    shrink(module, found, found.joined(kept))
+
+
+def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> None:
+    """Load the weights after recovery into `model`, if they are wanted and, by default, if there are any."""
+    path = folder / RECOVERED
+    if wanted is False or (wanted is None and not path.is_file()):
+        return
+    tensors, metadata = load_tensors(path)
+    if metadata.get("masks_sha256") != sha256(folder / "masks.safetensors"):
+        if wanted is None:
+            log.warning("%s belongs to other masks: the model is that before recovery", path)
+            return
+        raise UserError(f"{path} does not belong to the masks beside it: run the workflow again to make it.")
+    if problem := load_state(model, tensors, path):
+        raise UserError(problem)
+
+
+def kept_weights(folder: str | Path, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return {parameter: boolean mask} of a search of single weights; empty if channels were searched.
+
+    module: the source model. Raises ValueError if the masks do not fit it.
+    """
+    tensors, _ = load_tensors(Path(folder) / "masks.safetensors")
+    return unpack_bits(_by_kind(tensors)["mask"], module)
 
 
 def load_student(folder: str | Path, architecture: str | None = None) -> Any:

@@ -14,12 +14,13 @@ from seam.errors import UserError
 from seam.files import load_tensors, read_csv, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import bake, magnitude_bits, random_bits, unpack_bits
+from seam.masks.coverage import coverage_frequencies, relevant_bits
 from seam.masks.layers import maskable
 from seam.models.architectures import describe_architecture
-from seam.models.surgery import copy_state
+from seam.models.surgery import copy_state, to_channels_last
 from seam.reuse.transfer import Transfer
 from seam.seeds import derive_seed
-from seam.settings import FinetuningSettings, LastLayerSettings
+from seam.settings import FinetuningSettings, LastLayerSettings, RemosSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.supervised import finetune, train_last_layer
 
@@ -98,6 +99,14 @@ def bits_of(
     return bits, metadata["reached"][name], metadata["settings"]
 
 
+def remos_bits(transfer: Transfer, settings: RemosSettings) -> dict[str, torch.Tensor]:
+    """Return the masks of ReMoS: without the weights that the training images of the target hardly use."""
+    network = to_channels_last(transfer.source.module, transfer.device)
+    frequencies = coverage_frequencies(network, transfer.plain_batches(), settings.coverage)
+    frequencies.pop(transfer.last_layer, None)  # the student has another one
+    return relevant_bits(network, frequencies, settings.ratio)
+
+
 def train_student(
     folder: str | Path,
     model_folder: str | Path,
@@ -117,11 +126,11 @@ def train_student(
 ) -> dict[str, Any]:
     """Train a student; write student.safetensors, history.csv and training.json into `folder`; return the latter.
 
-    student: standard, retrain, seam, magnitude or random. The last three need `threshold` and `masks`, the path of the
-    file by `search_masks`. common: a dictionary of `TransferSettings`. settings: a dictionary of `FinetuningSettings`.
-    origin: the "architecture" and "weights_origin" of the source model, for the tables. checkpoint: the path of the
-    file to resume from. architecture: the source model's, needed if it is a file. Raises UserError if the search did
-    not reach the threshold.
+    student: standard, retrain, remos, seam, magnitude or random. The last three need `threshold` and `masks`, the path
+    of the file by `search_masks`. common: a dictionary of `TransferSettings`. settings: a dictionary of
+    `FinetuningSettings`, or of `RemosSettings` for remos. origin: the "architecture" and "weights_origin" of the source
+    model, for the tables. checkpoint: the path of the file to resume from. architecture: the source model's, needed if
+    it is a file. Raises UserError if the search did not reach the threshold.
     """
     folder = Path(folder)
     names = model, dataset, student, threshold
@@ -143,9 +152,13 @@ def train_student(
         search = {"search_epochs": epoch, "search_seconds": float(seconds)}
         bake(source.module, bits)
         block = "finetune"
+    elif student == "remos":
+        bits = remos_bits(transfer, RemosSettings(**settings))
+        bake(source.module, bits)
     weights = maskable(source.module, exclude={transfer.last_layer})
     state = Checkpoint(checkpoint, transfer.provenance | specific, __file__)
-    module, finetuning = transfer.student(pretrained=student != "retrain"), FinetuningSettings(**settings)
+    module = transfer.student(pretrained=student != "retrain")
+    finetuning = RemosSettings(**settings) if student == "remos" else FinetuningSettings(**settings)
     rows, epoch = finetune(
         module, transfer.last_layer, transfer.train_batches(), transfer.selection_batches(), finetuning,
         bits if finetuning.keep_zeros else None, state,

@@ -80,6 +80,10 @@ class Transfer:
             self.images.train, self.train, augmentation=augmentation, generator=generator, shuffle=True
         )
 
+    def plain_batches(self) -> Any:
+        """Return the batches of the training images that are not held out, as they are."""
+        return self._batches(self.images.train, self.train)
+
     def test_batches(self) -> Any:
         """Return the batches of all test images."""
         return self._batches(self.images.test, self.test)

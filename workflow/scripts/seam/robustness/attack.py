@@ -104,6 +104,37 @@ def perturb_all(
 
 
 @exact()
+def count_robust(
+    student: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], settings: AttackSettings
+) -> int:
+    """Return how many images a student gets right after an attack on itself.
+
+    The attack is PGD (Madry et al., 2018) on the student's own cross entropy, with the bounds and steps of `settings`:
+    an adaptive attack, which knows the student. Random numbers come from torch's own generator.
+    """
+    from seam.robustness.pgd import LinfPGDAttack
+
+    student.eval().requires_grad_(False)
+    pgd = LinfPGDAttack(
+        student,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        eps=settings.eps,
+        nb_iter=settings.steps,
+        eps_iter=settings.step,
+        rand_init=True,
+        clip_min=settings.clip[0],
+        clip_max=settings.clip[1],
+        targeted=False,
+    )
+    right = 0
+    for images, labels in batches:
+        perturbed = pgd.perturb(images, labels)
+        with torch.inference_mode():
+            right += int((student(perturbed).argmax(1) == labels).sum())
+    return right
+
+
+@exact()
 @torch.inference_mode()
 def count_defects(
     student: nn.Module,

@@ -22,6 +22,7 @@ from seam.masks.bits import pack_bits
 from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
 from seam.masks.masks import Masks
 from seam.precision import forward
+from seam.search.distillation import Distillation
 from seam.search.mask_search import MaskSearch, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
 from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
@@ -212,21 +213,27 @@ def rank_within_budget(accuracy: float, cost: float, budget: float) -> tuple[flo
 
 
 def prepare_budget(
-    masks: Masks, network: nn.Module, images: torch.Tensor, settings: SearchSettings, batches: int
+    masks: Masks,
+    network: nn.Module,
+    images: torch.Tensor,
+    settings: SearchSettings,
+    batches: int,
+    layer_costs: Mapping[str, Any] | None = None,
 ) -> Budget:
     """Return the budget of `settings` for masks on a network.
 
-    images: some of those that it runs on. batches: the number in an epoch. Raises UserError if it cannot be met.
+    images: some of those that it runs on. batches: the number in an epoch. layer_costs: see `latency_cost`. Raises
+    UserError if it cannot be met.
     """
     assert settings.budget is not None
     unit = budget_unit(settings.budget)
-    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images)
+    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images, layer_costs)
     value = float(settings.budget[unit])
     share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
     require_reachable(cost, masks, share, f"{unit}: {value:g}")
     if share >= 1:
         log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)
-    prices = relative_prices(make_cost(settings.price, masks, network, images), masks)
+    prices = relative_prices(make_cost(settings.price, masks, network, images, layer_costs), masks)
     budget = Budget(masks, cost, min(share, 1.0), (settings.epochs - 1) * batches, prices)
     budget.name = f"{unit}: {value:g}"
     return budget
@@ -238,14 +245,16 @@ def prepare_budget_training(
     masks: Masks,
     budget: Budget,
     settings: SearchSettings,
-    loss: Loss = cross_entropy,
+    distillation: Distillation | None = None,
 ) -> MaskTraining:
     """Return the training of a search that meets a budget. Rates fall to zero along a cosine."""
+    loss = cross_entropy if distillation is None else distillation.loss
     steps = max(budget.steps, 1)
     return BudgetTraining(
         model, head, masks, lr_mask=settings.lr_mask * math.sqrt(RATE_STEPS / steps), lr_head=settings.lr_head,
         alpha=0.0, rate_factor=cosine(steps), loss=loss, constraint=budget,
         head_step=lambda optimizer: observing_step(model, optimizer, budget, loss),
+        wrap=None if distillation is None else distillation.observed,
     )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ Tensors = dict[str, torch.Tensor]
 class SearchResult:
     """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
 
-    budget: whether a budget was met, as metrics.json has it; None without a budget.
+    budget: whether a budget was met, as metrics.json has it; None without a budget. weights: the state of the network,
+    if a search of channels has trained it.
     """
 
     bits: Tensors
@@ -41,6 +42,7 @@ class SearchResult:
     history: list[dict[str, Any]]
     selected_epoch: int
     budget: dict[str, Any] | None = None
+    weights: Tensors | None = None
 
 
 class MaskSearch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
+from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
 from seam.search.training import prepare_training
 from seam.settings import SearchSettings
@@ -25,6 +27,8 @@ def search(
     source_accuracy: float,
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
+    layer_costs: Mapping[str, Any] | None = None,
+    distillation: Distillation | None = None,
 ) -> SearchResult:
     """Search the masks and the head of `model`, which `with_head` made; return the result.
 
@@ -32,6 +36,8 @@ def search(
         those of the selected epoch: `bake` its bits into the source model, and load its head.
     batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
+    layer_costs: what weights cost in an engine, if the settings count latency (see `seam.masks.costs.latency_cost`).
+    distillation: from the source model, in a search that meets a budget.
 
     Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
     not finite or no weight is left.
@@ -43,13 +49,13 @@ def search(
     with own_mappings():
         masks = Masks(network, exclude)
     if settings.budget is not None:
-        budget = prepare_budget(masks, network, images, settings, len(batches))
-        training = prepare_budget_training(model, head, masks, budget, settings)
+        budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
+        training = prepare_budget_training(model, head, masks, budget, settings, distillation)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget)
             mask_search.search(training, selection)
         return mask_search.result(network)
-    cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images)
+    cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
     training = prepare_training(model, head, masks, settings, len(batches))
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:

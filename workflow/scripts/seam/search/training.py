@@ -51,12 +51,14 @@ class MaskTraining:
         loss: Loss = cross_entropy,
         constraint: Constraint | None = None,
         head_step: Callable[[Adam], Step] | None = None,
+        wrap: Callable[[Step], Step] | None = None,
     ) -> None:
         """head: the layer of `model` that is trained and has no masks. head_phase: whether there is such a phase.
 
         alpha: the weight of the retention in the loss. To change it from step to step, give a tensor [] on the masks'
         device and change it in place. rate_factor: multiplies the rates of the phase `masks`. constraint: what the
         masks meet after each step. head_step: makes the step of the phase `head` from its optimizer, if it is another.
+        wrap: is applied to each step.
         """
         self.model, self.head, self.masks = model, head, masks
         self.parts: dict[str, Stateful] = {"masks": masks, "head": head}
@@ -72,6 +74,8 @@ class MaskTraining:
             if constraint is not None:
                 self.parts["constraint"] = constraint
         device = next(head.parameters()).device
+        if wrap is not None:
+            steps = {phase: wrap(step) for phase, step in steps.items()}
         self.steps = {phase: with_cuda_graph(step, self.parts.values(), device) for phase, step in steps.items()}
 
     def begin_epoch(self, phase: str) -> Step:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seam.config.wording import require_known_names, shown
+from seam.data.kinds.listing import is_table
 from seam.data.kinds.registry import class_groups, class_names, why_unavailable
 from seam.errors import UserError
 
@@ -17,7 +18,10 @@ def check_dataset(key: str, entry: dict[str, Any]) -> Sequence[str] | None:
     The names that `classes` lists are checked even then, if the kind of data set has names of its own.
     Raises UserError if a file or folder is missing, or if a class is not one of the data set's.
     """
-    if entry.get("root") is not None and not os.path.isdir(entry["root"]):
+    is_list = entry["kind"] == "imagefolder" and is_table(entry.get("root") or "")
+    if is_list and not os.path.isfile(entry["root"]):
+        raise UserError(f"{key}.root is {shown(entry['root'])}, but there is no such file.")
+    if entry.get("root") is not None and not is_list and not os.path.isdir(entry["root"]):
         raise UserError(f"{key}.root is {shown(entry['root'])}, but there is no such folder.")
     if entry.get("download") and entry["root"] is not None:
         raise UserError(f"{key}.download is true, but root is given, too: drop one of the two.")

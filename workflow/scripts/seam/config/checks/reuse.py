@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seam.config.checks.datasets import check_image_size
 from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
+from seam.settings import budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
@@ -32,19 +33,69 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
         targets = targets_of(key, entry, config["datasets"][name], classes[name])
         for target in targets:
             folder = folder_name(target)
-            if not folder:
-                raise UserError(
-                    f"{key}.targets names {shown(target)}, of which no folder name can be made: "
-                    "give the class a name with letters from a to z or digits."
-                )
             first_key, first_target = first_use.setdefault((entry["model"], entry["problem"], folder), (key, target))
             if (first_key, first_target) != (key, target):
                 raise UserError(
                     f"{key}.targets names {shown(target)}, but {first_key}.targets has {shown(first_target)} for the "
                     f"same model and problem, with results in the same folder ({folder}): leave one out or rename it."
                 )
+        for place, search in _searches(config, key, entry):
+            check_budget(place, search.get("budget"))
+        _check_channels(key, entry, config)
         if classes[name] is not None:
             require_known_names(f"{key}.overrides", entry.get("overrides", {}), targets, "a target of this entry")
+
+
+def _searches(config: dict[str, Any], key: str, entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the settings of searches that apply to an entry of `direct_reuse`, each with its key."""
+    yield "search", config["search"]
+    yield f"{key}.search", entry.get("search", {})
+    for target, search in entry.get("overrides", {}).items():
+        yield f"{key}.overrides.{target}", search
+
+
+def check_budget(key: str, budget: dict[str, Any] | None) -> None:
+    """Raise UserError unless a budget gives one unit, and `engine` and `batch` only with latency."""
+    if budget is None:
+        return
+    try:
+        unit = budget_unit(budget)
+    except ValueError as error:
+        raise UserError(f"{key}.budget: {error}") from error
+    for name in ("engine", "batch"):
+        if name in budget and unit != "latency_ms":
+            raise UserError(f"{key}.budget has {name}, which only a budget in latency_ms takes: remove it.")
+    if budget.get("engine") == "onnxruntime":
+        raise UserError(
+            f"{key}.budget is for onnxruntime, which gains nothing from weights that are zero: set engine: seam, or a "
+            "budget in weights or macs."
+        )
+
+
+def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError if an entry searches channels without a budget that such a search can meet."""
+    own = {**config["search"], **entry.get("search", {})}
+    baselines = entry.get("baselines", config["baselines"])
+    for place, settings in {
+        f"{key}.search": own,
+        **{f"{key}.overrides.{target}": {**own, **override} for target, override in entry.get("overrides", {}).items()},
+    }.items():
+        budget = settings.get("budget")
+        if settings["granularity"] == "channel" and not budget:
+            raise UserError(
+                f"{place} has granularity: channel and no budget, without which a search of channels has no end: add "
+                "one, such as budget: {macs: 0.25}."
+            )
+        if settings["granularity"] == "channel" and "latency_ms" in (budget or {}):
+            raise UserError(
+                f"{place} has granularity: channel and a budget of latency_ms, which a search of channels cannot meet "
+                "yet: give a budget of macs or weights."
+            )
+        if settings["granularity"] == "channel" and baselines:
+            raise UserError(
+                f"{place} has granularity: channel, but baselines are for masks on single weights: give the entry "
+                "baselines: []."
+            )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:

@@ -1,13 +1,17 @@
-"""A folder of the user's own images: train/<class>/ and test/<class>/, sub-folders included."""
+"""The user's own images: train/<class>/ and test/<class>/, a folder of classes, or a CSV file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from seam.data.kinds.kind import Entry, Kind
+from seam.data.kinds.listing import TEST_SHARE, Files, draw_test_images, is_table, read_table, table_splits, test_folder
 from seam.errors import UserError
 from seam.log import log
 
@@ -18,17 +22,64 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 class ImageFolder(Kind):
-    """The user's own images."""
+    """The user's own images: root/train and root/test (or val), a folder of classes that is split, or a CSV file."""
 
     size = 32
 
     def class_names(self, entry: Entry) -> list[str]:
-        if not entry.get("root"):
+        root = entry.get("root")
+        if not root:
             raise UserError("root: it is missing: give the folder that holds train/ and test/.")
-        return class_folders(entry["root"])
+        if is_table(root):
+            train, test = table_splits(read_table(root), root)
+            if single := sorted(set(train) ^ set(train if test is None else test)):
+                raise UserError(f"root: {root} has images of {single[0]} in one split alone: add some to the other.")
+            return sorted(train)
+        folder = test_folder(root) if Path(root).is_dir() else "test"
+        return _folder_names(Path(root)) if folder is None else class_folders(root, "train", folder)
 
     def load(self, entry: Entry, wanted: list[str], cache: str) -> dict[str, Split]:
-        return load_folders(entry["root"], wanted, entry.get("size") or self.size)
+        root, size = entry["root"], entry.get("size") or self.size
+        train, test = self._files(root, wanted)
+        if test is not None:
+            return {"train": _split(train, wanted, size), "test": _split(test, wanted, size)}
+        whole = _split(train, wanted, size)
+        share, seed = entry.get("test_share", TEST_SHARE), entry.get("split_seed", 0)
+        chosen = draw_test_images(whole.labels.tolist(), wanted, share, seed)
+        log.info("%d of %d images are drawn for testing, %g of each class", chosen.sum(), len(chosen), share)
+        files = whole.files or []
+        return {
+            name: replace(whole, labels=whole.labels[part], files=[files[place] for place in part.nonzero()[0]])
+            for name, part in (("train", ~chosen), ("test", chosen))
+        }
+
+    def record(self, entry: Entry, wanted: list[str], splits: dict[str, Split]) -> str | None:
+        """Return the split that was drawn, as CSV; None if the data set came with its own."""
+        if self._is_split(entry["root"]):
+            return None
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", "split"])
+        for name, split in splits.items():
+            for file, label in zip(split.files or (), split.labels, strict=True):
+                writer.writerow([file, wanted[label], name])
+        return text.getvalue()
+
+    @staticmethod
+    def _is_split(root: str) -> bool:
+        return table_splits(read_table(root), root)[1] is not None if is_table(root) else test_folder(root) is not None
+
+    @staticmethod
+    def _files(root: str, wanted: list[str]) -> tuple[Files, Files | None]:
+        """Return {class: paths} of the training images and of the test images, None if these are to be drawn."""
+        if is_table(root):
+            return table_splits(read_table(root), root)
+        folder = test_folder(root)
+        if folder is None:
+            return {name: image_files(Path(root) / name) for name in wanted}, None
+        places = (Path(root) / "train", Path(root) / folder)
+        train, test = ({name: image_files(place / name) for name in wanted} for place in places)
+        return train, test
 
 
 KIND = ImageFolder()
@@ -41,16 +92,13 @@ def class_folders(root: str | Path, train: str = "train", test: str = "test") ->
         folder = Path(root) / split
         try:
             if not folder.is_dir():
-                raise UserError(f"root: there is no folder {folder}: give the folder that holds {train}/ and {test}/.")
-            with os.scandir(folder) as items:
-                names[split] = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+                raise UserError(
+                    f"root: there is no folder {folder}: give the folder that holds {train}/ and {test}/, or one of "
+                    "classes alone."
+                )
         except OSError as error:
             _cannot_read(error)
-        # The category of bytes that are not UTF-8 is Cs.
-        if unprintable := [name for name in names[split] if {"Cc", "Cs"} & set(map(unicodedata.category, name))]:
-            raise UserError(f"root: {folder} has a folder {unprintable[0]!a}, whose name cannot be printed: rename it.")
-        if not names[split]:
-            raise UserError(f"root: {folder} has no folders in it: put the images of each class into one of their own.")
+        names[split] = _folder_names(folder)
     if single := sorted(set(names[train]) ^ set(names[test])):
         here, there = (train, test) if single[0] in names[train] else (test, train)
         raise UserError(
@@ -59,20 +107,39 @@ def class_folders(root: str | Path, train: str = "train", test: str = "test") ->
     return names[train]
 
 
+def _folder_names(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in a folder. Raises UserError if there are none."""
+    try:
+        with os.scandir(folder) as items:
+            names = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
+    except OSError as error:
+        _cannot_read(error)
+    # The category of bytes that are not UTF-8 is Cs.
+    if unprintable := [name for name in names if {"Cc", "Cs"} & set(map(unicodedata.category, name))]:
+        raise UserError(f"root: {folder} has a folder {unprintable[0]!a}, whose name cannot be printed: rename it.")
+    if not names:
+        raise UserError(f"root: {folder} has no folders in it: put the images of each class into one of their own.")
+    return names
+
+
 def load_folders(
     root: str | Path, wanted: list[str], size: int, train: str = "train", test: str = "test"
 ) -> dict[str, Split]:
     """Return the splits "train" and "test" of the images in root/train and root/test, sorted by class, then by name."""
+    return {
+        split: _split({name: image_files(Path(root) / folder / name) for name in wanted}, wanted, size)
+        for split, folder in (("train", train), ("test", test))
+    }
+
+
+def _split(files: Files, wanted: list[str], size: int) -> Split:
     import numpy as np
 
     from seam.data.storage import Split
 
-    splits = {}
-    for split, folder in (("train", train), ("test", test)):
-        classes = [image_files(Path(root) / folder / name) for name in wanted]
-        labels = np.repeat(np.arange(len(wanted)), [len(files) for files in classes])
-        splits[split] = Split(labels, (size, size), files=[file for files in classes for file in files])
-    return splits
+    classes = [files[name] for name in wanted]
+    labels = np.repeat(np.arange(len(wanted)), [len(paths) for paths in classes])
+    return Split(labels, (size, size), files=[file for paths in classes for file in paths])
 
 
 def image_files(folder: Path) -> list[str]:

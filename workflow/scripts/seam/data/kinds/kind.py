@@ -38,6 +38,10 @@ class Kind:
         """Return the default augmentation of training images at this working size."""
         return ["crop" if size < LARGE_SIZE else "resized-crop", "flip"]
 
+    def record(self, entry: Entry, wanted: list[str], splits: dict[str, Split]) -> str | None:
+        """Return the content of a file `split.csv` if `load` has drawn the splits; None if they are given."""
+        return None
+
     def load(self, entry: Entry, wanted: list[str], cache: str) -> dict[str, Split]:
         """Return the splits "train" and "test" of the classes `wanted`; label i stands for wanted[i].
 

@@ -1,0 +1,336 @@
+"""The search of channels, the result in its folder, and its recovery."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from colours import ARCHITECTURE
+from test_search import batches
+from torch import nn
+
+import seam
+from seam import evaluation
+from seam.cost.export import export
+from seam.cost.macs import count_macs
+from seam.data.problems import binary_problem
+from seam.data.storage import open_dataset
+from seam.errors import UserError
+from seam.files import load_tensors, save_tensors
+from seam.masks.channel_costs import keep_best, macs_cost, weights_cost
+from seam.masks.channels import find_groups
+from seam.masks.shrink import shrink
+from seam.models.surgery import with_head
+from seam.models.uses import count_uses
+from seam.models.weights import open_source
+from seam.reuse.direct import reengineer
+from seam.reuse.load import load_reengineered
+from seam.reuse.recovery import TrainingImages, recover
+from seam.search.by_channel import Ramp, search_channels
+from seam.settings import RecoverySettings, SearchSettings, search_settings
+from seam.training.checkpoint import Checkpoint
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+def run(checkpoint=None, steps=None, **settings):
+    model = with_head(network(), 5, 2)
+    groups = find_groups(model.source, torch.zeros(1, 3, 8, 8))
+    channels = {"multiple": 4, **settings.pop("channels", {})}
+    given = {"budget": {"macs": 0.3, "epochs": 8}, "granularity": "channel", "channels": channels}
+    chosen = SearchSettings(**search_settings(given | settings))
+    torch.manual_seed(1)
+    result = search_channels(model, groups, batches(), batches(48, seed=1), 0.9, chosen, checkpoint)
+    return model, groups, result
+
+
+def test_the_search_meets_its_budget_with_widths_that_are_multiples():
+    _, groups, result = run()
+    selected = result.history[result.selected_epoch - 1]
+    assert result.budget["met"] and selected["cost"] <= 0.3 and selected["accuracy"] >= 0.9
+    assert all(int(bits.sum()) % 4 == 0 and bits.any() for bits in result.bits.values())
+    before, after = network().eval(), network().eval()
+    after.load_state_dict(result.weights)
+    shrink(after, groups, groups.joined(result.bits))
+    counts = [count_macs(module, (3, 8, 8))["dense"] for module in (before, after)]
+    dense = [count["convolution"] + count["linear"] for count in counts]
+    assert dense[1] / dense[0] == pytest.approx(selected["cost"])
+    sizes = [sum(p.numel() for n, p in m.named_parameters() if n[0] in "038") for m in (before, after)]
+    assert sizes[1] / sizes[0] == pytest.approx(selected["retention"])
+
+
+def test_channels_leave_along_the_ramp_and_do_not_return():
+    _, _, result = run()
+    costs = [row["cost"] for row in result.history]
+    assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.3
+    assert [row["phase"] for row in result.history] == ["head"] + ["masks"] * 7
+    ramp = Ramp(0.25, 1000)
+    assert [ramp.share(step) for step in (1, 50, 600, 1000)] == [1, 1, 0.25, 0.25]
+    assert ramp.is_due(600) and not ramp.is_due(601) and not ramp.is_due(50)
+
+
+@pytest.mark.parametrize("budget", [{"weights": 0.4}, {"macs": 40000.0}])
+def test_budgets_in_other_units_are_met(budget):
+    _, _, result = run(budget={**budget, "epochs": 6})
+    row, budget = result.history[result.selected_epoch - 1], result.budget
+    assert row["cost"] <= budget["limit"] < 1 and budget["met"]
+    if budget["name"].startswith("weights"):
+        assert row["cost"] == pytest.approx(row["retention"])
+
+
+def test_frozen_weights_stay_as_they_are():
+    model, _, result = run(channels={"train_weights": False})
+    before, after = network().state_dict(), model.source.state_dict()
+    assert result.weights is None and result.budget["met"]
+    assert all(torch.equal(after[name], value) for name, value in before.items() if "running" in name)
+    for name, value in before.items():
+        assert torch.equal(after[name][after[name] != 0], value[after[name] != 0]), name
+
+
+def test_a_search_that_is_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    _, _, whole = run()
+    checkpoint = Checkpoint(tmp_path / "state.pt", {}, __file__)
+    from seam.search import channel_training
+
+    step, count = channel_training.ChannelTraining.step, []
+
+    def stopping(self, images, labels):
+        count.append(1)
+        if len(count) == 20:
+            raise KeyboardInterrupt
+        return step(self, images, labels)
+
+    monkeypatch.setattr(channel_training.ChannelTraining, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint)
+    monkeypatch.undo()
+    _, _, resumed = run(checkpoint)
+    assert all(torch.equal(resumed.bits[name], bits) for name, bits in whole.bits.items())
+    assert all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items())
+    assert [row["loss"] for row in resumed.history] == [row["loss"] for row in whole.history]
+
+
+def test_a_budget_that_widths_cannot_meet_is_one_sentence():
+    with pytest.raises(
+        UserError, match="budget macs: 0.02 cannot be met with widths .* multiples of 4.*lower channels"
+    ):
+        run(budget={"macs": 0.02})
+
+
+def test_what_is_worth_most_stays_within_the_budget():
+    module = network()
+    groups = find_groups(module, torch.zeros(1, 3, 8, 8))
+    worth = torch.rand(groups.count, generator=torch.Generator().manual_seed(0))
+    for multiple in (1, 4, 8):
+        for most in (0.9, 0.5, 0.25):
+            kept = keep_best(worth, groups, weights_cost(module, groups).share, most, multiple)
+            assert weights_cost(module, groups).share(kept) <= most
+            for bits, values in zip(groups.split(kept).values(), groups.split(worth).values(), strict=True):
+                assert int(bits.sum()) % multiple == 0
+                assert values[bits].min() > values[~bits].max() if not bits.all() else True
+
+
+def test_prices_are_what_the_removal_of_a_channel_saves():
+    module = network()
+    groups = find_groups(module, torch.zeros(1, 3, 8, 8))
+    cost = macs_cost(module, groups, count_uses(module, torch.zeros(1, 3, 8, 8)))
+    kept = torch.ones(groups.count, dtype=torch.bool)
+    for unit in (0, 20):
+        less = kept.clone()
+        less[unit] = False
+        assert cost.prices(kept)[unit].item() == pytest.approx(cost.share(kept) - cost.share(less), rel=1e-5)
+
+
+# Results in folders.
+
+NAMES = {"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "members": ["red"], "seed": 0}
+RECOVERY = {"epochs": 3, "batch_size": 16, "lr": 0.02}
+
+
+def reengineered(folder, results, dataset_folder, **settings):
+    settings = search_settings({"batch_size": 16} | settings)
+    reengineer(
+        folder=folder, model_folder=results / "models/small", dataset_folder=dataset_folder, settings=settings,
+        device="cpu", checkpoint=folder / "checkpoint.pt", architecture=ARCHITECTURE, **NAMES,
+    )  # fmt: skip
+    return folder
+
+
+def recovered(folder, results, dataset_folder, **settings):
+    return recover(
+        folder=folder, masks_folder=folder, model_folder=results / "models/small", dataset_folder=dataset_folder,
+        settings=RECOVERY | settings, holdout=0.2, device="cpu", checkpoint=folder / "recovery.pt",
+        architecture=ARCHITECTURE, **NAMES,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, model_folder):
+    root = tmp_path_factory.mktemp("results")
+    shutil.copytree(model_folder, root / "models" / "small")
+    return root
+
+
+@pytest.fixture(scope="module")
+def red(results, dataset_folder):
+    return reengineered(
+        results / "direct/small/binary/red", results, dataset_folder, granularity="channel",
+        budget={"macs": 0.5, "epochs": 10}, channels={"multiple": 2},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recovered_red(red, results, dataset_folder):
+    folder = results / "direct/small/binary/recovered"
+    shutil.copytree(red, folder)
+    recovered(folder, results, dataset_folder, fresh_negatives=True)
+    return folder
+
+
+def load(folder, **options):
+    return load_reengineered(folder, architecture=ARCHITECTURE, **options)
+
+
+def accuracy(model, dataset_folder, results):
+    data, source = open_dataset(dataset_folder), open_source(results / "models/small", architecture=ARCHITECTURE)
+    from seam.data.batches import batches as batches_of
+    from seam.seeds import derive_seed
+
+    test = binary_problem(data, "red", derive_seed(0, "problem", "colours", "binary", "red"), 0.2).test
+    images = batches_of(data.test, test.indices, test.labels, 16, normalization=source.normalization)
+    return evaluation.accuracy(*evaluation.predict(model, images))
+
+
+def test_the_result_is_a_smaller_plain_model(red, results, dataset_folder, tmp_path):
+    metrics, model = json.loads((red / "metrics.json").read_text()), load(red)
+    source = open_source(results / "models/small", architecture=ARCHITECTURE).module
+    numbers = [
+        sum(p.numel() for n, p in m.named_parameters() if n.split(".")[0] in "038") for m in (source, model.source)
+    ]
+    assert numbers == [metrics["weights"], metrics["kept"]] and metrics["retention"] < 0.9
+    assert metrics["settings"]["granularity"] == "channel" and metrics["budget"]["met"]
+    assert accuracy(model, dataset_folder, results) == metrics["accuracy"]["reengineered"] > 0.8
+    assert not any((p == 0).all() for p in model.parameters() if p.dim() > 1)
+    sizes = []
+    for name, module in (("source", source), ("small", model)):
+        export(module, tmp_path / f"{name}.onnx", (3, 16, 16))
+        sizes.append((tmp_path / f"{name}.onnx").stat().st_size)
+    assert sizes[1] < sizes[0]
+
+
+def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
+    def drop(tensors, metadata):
+        del tensors[next(name for name in tensors if name.startswith("channels/"))]
+
+    def stranger(tensors, metadata):
+        tensors["channels/other"] = torch.zeros(1, dtype=torch.uint8)
+
+    def empty(tensors, metadata):
+        name = next(name for name in tensors if name.startswith("channels/"))
+        tensors[name] = torch.zeros_like(tensors[name])
+
+    def no_size(tensors, metadata):
+        del metadata["size"]
+
+    def large(tensors, metadata):
+        metadata["size"] = [10**9, 10**9]
+
+    def fewer_weights(tensors, metadata):
+        name = next(name for name in tensors if name.startswith("weight/"))
+        tensors[name] = tensors[name][:1]
+
+    tensors, metadata = load_tensors(red / "masks.safetensors")
+    for change in (drop, stranger, empty, no_size, large, fewer_weights):
+        changed = dict(tensors), dict(metadata)
+        change(*changed)
+        save_tensors(tmp_path / "masks.safetensors", *changed)
+        with pytest.raises(UserError, match="masks.safetensors"):
+            load(tmp_path, source=results / "models/small")
+
+
+def test_recovery_trains_all_that_is_left(red, recovered_red, results, dataset_folder):
+    before, after = load(red), load(recovered_red)
+    assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
+    changed = [
+        not torch.equal(one, other)
+        for one, other in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
+    ]
+    assert all(changed)
+    metrics, history = (
+        json.loads((recovered_red / "recovery.json").read_text()),
+        pd.read_csv(recovered_red / "recovery.csv"),
+    )
+    assert metrics["accuracy"]["before"] == accuracy(before, dataset_folder, results)
+    assert metrics["accuracy"]["after"] == accuracy(after, dataset_folder, results) > 0.8
+    assert len(history) == metrics["epochs"] == 3
+    assert torch.equal(load(recovered_red, recovered=False).head.weight, before.head.weight)
+
+
+def test_recovery_is_repeatable_and_depends_on_its_settings(recovered_red, red, results, dataset_folder, tmp_path):
+    for name, settings in (("again", {"fresh_negatives": True}), ("fixed", {}), ("alone", {"distillation": 0.0})):
+        shutil.copytree(red, results / name)
+        recovered(results / name, results, dataset_folder, **settings)
+        same = (results / name / "recovered.safetensors").read_bytes() == (
+            recovered_red / "recovered.safetensors"
+        ).read_bytes()
+        assert same == (name == "again")
+
+
+def test_zeros_stay_zero_in_the_recovery_of_single_weights(results, dataset_folder):
+    folder = results / "weights"
+    reengineered(folder, results, dataset_folder, epochs=8, lr_mask=0.1, lr_head=0.05)
+    before = {name: value == 0 for name, value in load(folder).state_dict().items()}
+    recovered(folder, results, dataset_folder)
+    after = load(folder)
+    removed = [name for name, zero in before.items() if zero.any() and "weight" in name]
+    assert removed and all((after.state_dict()[name][before[name]] == 0).all() for name in removed)
+    assert not torch.equal(after.source[1].running_mean, load(folder, recovered=False).source[1].running_mean)
+
+
+def test_weights_of_another_recovery_are_not_loaded(recovered_red, red, results, tmp_path, caplog):
+    for name in ("masks.safetensors", "recovered.safetensors"):
+        shutil.copy(recovered_red / name, tmp_path)
+    tensors, metadata = load_tensors(tmp_path / "masks.safetensors")
+    save_tensors(tmp_path / "masks.safetensors", {**tensors, "head/bias": tensors["head/bias"] + 1}, metadata)
+    model = load(tmp_path, source=results / "models/small")
+    assert "belongs to other masks" in caplog.text and torch.equal(model.head.weight, load(red).head.weight)
+    with pytest.raises(UserError, match="does not belong to the masks beside it"):
+        load(tmp_path, source=results / "models/small", recovered=True)
+    with pytest.raises(UserError, match="recovered.safetensors"):
+        load(red, recovered=True)
+
+
+def test_fresh_negatives_are_drawn_anew_from_the_rest_and_never_from_held_out_images(results, dataset_folder):
+    data, source = open_dataset(dataset_folder), open_source(results / "models/small", architecture=ARCHITECTURE)
+    problem = binary_problem(data, "red", 0, 0.2)
+    seen = []
+
+    class Recorded(TrainingImages):
+        def _batches(self, indices, labels):
+            seen.append((np.asarray(indices), np.asarray(labels)))
+            return super()._batches(indices, labels)
+
+    images = Recorded(
+        data, problem, source, RecoverySettings(batch_size=16, fresh_negatives=True), 0, torch.device("cpu")
+    )
+    first = [len(labels) for _, labels in images]
+    assert len(first) == len(images) and sum(first) == len(problem.train)
+    list(images)
+    (_, (one, labels), (other, _)) = seen
+    assert not np.array_equal(one, other) and np.array_equal(one[labels == 0], other[labels == 0])
+    assert not np.intersect1d(np.concatenate([one, other]), problem.holdout.indices).size
+    assert (data.train.labels[one[labels == 1]] != data.classes.index("red")).all()
+
+
+def test_the_loaded_model_is_that_after_recovery(recovered_red, monkeypatch):
+    model = seam.load(recovered_red, architecture=ARCHITECTURE)
+    assert torch.equal(model.head.weight, load(recovered_red, recovered=True).head.weight)

@@ -1,0 +1,404 @@
+"""`seam shrink` and its kin: from a model and images to a folder that works anywhere."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from colours import ARCHITECTURE, paint, trained_model
+
+import seam
+from seam.cli.main import main
+from seam.config import plan
+from seam.data.kinds.registry import prepare_dataset
+from seam.data.storage import open_dataset
+from seam.delivery import choices as command
+from seam.delivery import fetching
+from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
+from seam.errors import UserError
+from seam.files import load_tensors, sha256
+from seam.models.published import fetch_weights
+from seam.models.weights import open_source
+from seam.reuse.delivered import OnnxModule
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "workflow" / "scripts"
+COMMON = ["--size", "16", "--epochs", "4", "--time", "none", "--augmentation", "none", "--search", "lr_mask=0.05"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Images of four colours, and the weights of a small network that knows them, in a file as people have it."""
+    root = tmp_path_factory.mktemp("world")
+    paint(root / "colours")
+    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / "data")
+    trained_model(root / "small", ARCHITECTURE, root / "data")
+    source = open_source(root / "small", architecture=ARCHITECTURE)
+    torch.save({"state_dict": source.module.state_dict(), "epoch": 4}, root / "mine.ckpt")
+    mean, std = (",".join(map(str, values)) for values in source.normalization)
+    return root, f"{mean}/{std}"
+
+
+@pytest.fixture(scope="module")
+def shrunk(world):
+    """The folder of one run of the command, its working folder, and its exit code."""
+    root, normalization = world
+    code = main(
+        ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"), "--keep", "Red",
+         "--normalization", normalization, "--out", str(root / "red"), "--licence", "MIT", "--quiet", *COMMON]
+    )  # fmt: skip
+    return root / "red", root / "red.work", code
+
+
+def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, monkeypatch):
+    root, normalization = world
+    _, work, _ = shrunk
+    mean, std = ([float(value) for value in part.split(",")] for part in normalization.split("/"))
+    raw = {
+        "datasets": {"colours": {"kind": "imagefolder", "root": str(root / "colours"), "size": 16, "augmentation": []}},
+        "models": {
+            "small": {
+                "architecture": ARCHITECTURE, "dataset": "colours", "weights": str(root / "mine.ckpt"),
+                "normalization": {"mean": mean, "std": std},
+            }
+        },
+        "direct_reuse": [
+            {"model": "small", "problem": "binary", "targets": ["red"],
+             "search": {"budget": {"weights": 0.25, "epochs": 4, "lr_mask": 0.05}}},
+        ],
+    }  # fmt: skip
+    config = plan.validate(yaml.safe_load(yaml.safe_dump(raw)), ROOT / "workflow/schemas/config.schema.yaml")
+    (problem,) = plan.target_problems(config)
+    results = tmp_path / "results"
+    prepare_dataset(plan.dataset_entry(config, "colours"), results / "datasets/colours")
+    source = results / "models/small/source.safetensors"
+    source.parent.mkdir(parents=True)
+    fetch_weights(path=source, **plan.source_weights(config, "small"))
+    from seam.reuse.direct import reengineer
+
+    folder = results / "direct/small/binary/red"
+    reengineer(
+        folder=folder, model_folder=source.parent, dataset_folder=results / "datasets/colours", model="small",
+        dataset="colours", problem="binary", target="red", members=problem.classes, settings=problem.settings, seed=0,
+        device="cpu", checkpoint=tmp_path / "checkpoint.pt", architecture=ARCHITECTURE,
+    )  # fmt: skip
+    assert sha256(folder / "masks.safetensors") == sha256(work / "direct/small/binary/red/masks.safetensors")
+
+
+def test_the_folder_works_anywhere_without_the_source_model_and_its_code(shrunk, world, tmp_path, monkeypatch):
+    folder, work, code = shrunk
+    assert code in (0, 3)
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    model = seam.load(work / "direct/small/binary/red", work / "models/small", architecture=ARCHITECTURE)
+    monkeypatch.setattr("seam.models.architectures.exec", lambda *_: pytest.fail("code ran"), raising=False)
+    delivered = seam.load(moved)
+    assert isinstance(delivered, OnnxModule)  # the architecture is a file, whose code must not run
+    assert delivered.classes == model.classes == ["red", "rest"] and delivered.size == 16
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(delivered(images), model(images), rtol=1e-4, atol=1e-4)
+    program = torch.export.load(str(moved / "model.pt2")).module()
+    torch.testing.assert_close(program(images[:1]), model(images[:1]), rtol=1e-4, atol=1e-4)
+    tensors, metadata = load_tensors(moved / "model.safetensors")
+    assert tensors.keys() == model.state_dict().keys() and metadata["classes"] == ["red", "rest"]
+    assert (moved / "labels.txt").read_text() == "red\nrest\n"
+    assert str(world[0]) not in (moved / "card.json").read_text()  # no path of the machine that made it
+
+
+@pytest.mark.parametrize("program", ["use_onnxruntime.py", "use_torch.py", "use_seam.py"])
+def test_the_programs_in_the_folder_run_alone_and_agree(shrunk, world, tmp_path, program):
+    folder = shutil.copytree(shrunk[0], tmp_path / "elsewhere")
+    photo = next((world[0] / "colours/test/red").iterdir())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if program == "use_seam.py":
+        environment["PYTHONPATH"] = str(SCRIPTS)
+    output = subprocess.run(
+        [sys.executable, folder / program, photo], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert output.returncode == 0, output.stderr
+    scores = dict(line.split(": ") for line in output.stdout.splitlines())
+    model = seam.load(folder)
+    expected = model(seam.image(photo, 16, model.normalization)).softmax(1)[0].tolist()
+    assert list(scores) == ["red", "rest"]
+    np.testing.assert_allclose([float(score) for score in scores.values()], expected, atol=2e-3)
+
+
+def test_the_card_says_what_the_model_is(shrunk):
+    card = json.loads((shrunk[0] / "card.json").read_text())
+    assert card["source"]["licence"] == "MIT" and card["data"]["licence"].startswith("not given")
+    assert card["preprocessing"]["resize"] == card["preprocessing"]["crop"] == 16
+    assert card["budget"]["name"] == "weights: 0.25" and card["settings"]["schedule"] == "budget"
+    assert set(card["accuracy"]["per_class"]) == {"red", "rest"}
+    mean = np.mean([value["accuracy"] for value in card["accuracy"]["per_class"].values()])
+    assert card["accuracy"]["reengineered"] == pytest.approx(mean)  # as many test images of each
+    for name, digest in card["sha256"].items():
+        assert sha256(shrunk[0] / name) == digest
+    text = (shrunk[0] / "card.md").read_text()
+    for part in (
+        "Licence of the source model: MIT",
+        "## Limits",
+        "95 % interval",
+        "`model.onnx`",
+        "only one that you trust",
+    ):
+        assert part in text
+
+
+def test_a_damaged_folder_is_one_sentence(shrunk, tmp_path):
+    for name in ("model.onnx", "model.safetensors"):
+        moved = shutil.copytree(shrunk[0], tmp_path / name)
+        content = bytearray((moved / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (moved / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} (is damaged|is not a whole)"):
+            seam.load(moved)
+
+
+def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, capsys):
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(root / "red"), *COMMON]  # fmt: skip
+    masks = root / "red.work/direct/small/binary/red/masks.safetensors"
+    before = masks.stat().st_mtime_ns
+    main([*arguments, "--json"])
+    card = json.loads(capsys.readouterr().out)
+    assert card["classes"] == ["red", "rest"] and card["folder"] == str(root / "red")
+    assert masks.stat().st_mtime_ns == before
+    main([*arguments, "--search", "batch_size=16", "--quiet"])
+    assert masks.stat().st_mtime_ns != before
+
+
+def test_a_search_that_is_interrupted_resumes(world, tmp_path):
+    root, normalization = world
+    command = [
+        sys.executable, "-m", "seam.cli", "shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data",
+        str(root / "colours"), "--keep", "green,blue", "--normalization", normalization, "--out", str(tmp_path / "two"),
+        *COMMON[:2], "--time", "none", "--epochs", "60",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 75 and "run the same command again" in rest
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode in (0, 3), again.stderr
+    assert "resumes from the checkpoint" in again.stderr and "epoch 1/" not in again.stderr
+    assert (tmp_path / "two/card.json").is_file()
+
+
+def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found(world, tmp_path, capsys):
+    root, _ = world
+    for split in ("train", "test"):
+        for name in ("red", "blue"):
+            shutil.copytree(root / "colours" / split / name, tmp_path / "photos" / split / name.upper())
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
+                 "--keep", "blue,red", "--out", str(tmp_path / "out"), *COMMON]  # fmt: skip
+    assert main(arguments) == 1  # four outputs, two folders
+    assert "is (4, 64), not (2, 64)" in capsys.readouterr().err
+    assert main([*arguments, "--classes", "blue,green,red,yellow"]) in (0, 3)
+    shown = capsys.readouterr()
+    assert "found by fit on 80 training images" in shown.err and "of the weights kept" in shown.err
+    assert "source model  result" in shown.out and "copy it anywhere" in shown.out
+    assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["BLUE", "RED"]
+
+
+def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
+    root, _ = world
+    folder, work, _ = shrunk
+    assert main(["evaluate", str(folder), "--data", str(root / "colours"), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["images"] == 80 and np.sum(results["confusion"], 1).tolist() == [20, 60]
+    right = np.trace(results["confusion"])
+    assert results["accuracy"] == pytest.approx(right / 80) and results["interval"][0] < right / 80
+    assert main(["evaluate", str(folder), "--data", str(root / "colours/test")]) == 0
+    assert "balanced accuracy" in capsys.readouterr().out
+    assert main(["show", str(folder)]) == 0
+    assert "## Limits" in capsys.readouterr().out
+    result = work / "direct/small/binary/red"
+    assert main(["export", str(result), "--out", str(tmp_path / "again"), "--architecture", ARCHITECTURE]) == 0
+    assert sha256(tmp_path / "again/model.safetensors") == sha256(folder / "model.safetensors")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    assert main(["export", str(result), "--out", str(tmp_path / "other"), "--architecture", ARCHITECTURE]) == 1
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_an_architecture_of_the_package_is_a_torch_module_again(world, tmp_path, capsys):
+    root, normalization = world
+    from seam.reuse.source_training import train_source
+
+    settings = {"architecture": "resnet20", "normalization": None, "seed": 0,
+                "training": {"epochs": 1, "batch_size": 16, "lr": 0.05}}  # fmt: skip
+    source = tmp_path / "source.safetensors"
+    train_source(source, tmp_path / "a.csv", "r", root / "data", settings, "cpu", tmp_path / "c.pt")
+    state = {name: value.half() for name, value in open_source(tmp_path).module.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "mine.pth")
+    code = main(["shrink", "resnet20", "--weights", str(tmp_path / "mine.pth"), "--data", str(root / "colours"),
+                 "--keep", "red,blue,green", "--normalization", normalization, "--out", str(tmp_path / "out"),
+                 "--size", "16", "--epochs", "2", "--time", "none", "--quiet"])  # fmt: skip
+    assert code in (0, 3), capsys.readouterr().err
+    model = seam.load(tmp_path / "out")
+    assert type(model).__name__ == "Sequential" and model.source.conv1.weight.dtype == torch.float32
+
+
+# ---------------------------------------------------------------------- seam check
+
+
+def test_check_says_what_a_model_can_do(capsys):
+    assert main(["check", ARCHITECTURE, "--outputs", "4", "--size", "16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"] == [] and 0.9 < found["maskable"] <= 1 and found["macs"] > 0
+    assert found["engines"]["onnxruntime"] < 1e-4 and found["channels"] > 0
+    assert main(["check", ARCHITECTURE, "--outputs", "4", "--size", "16"]) == 0
+    assert "can be masked" in capsys.readouterr().out
+
+
+MODELS = """
+from torch import nn
+import torch
+class Recurrent(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.lstm, self.scale = nn.LSTM(48, 32, batch_first=True), nn.Parameter(torch.ones(32))
+        self.fc = nn.Linear(32, classes)
+    def forward(self, x):
+        return self.fc(self.lstm(x.transpose(1, 2).flatten(2))[0][:, -1] * self.scale)
+class Broken(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc = nn.Linear(7, classes)
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+class Fast(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, classes)
+    def forward(self, x):
+        return self.fc(torch.fft.fft2(self.conv(x)).abs().mean((2, 3)))
+"""
+
+
+def test_check_names_what_is_the_matter(tmp_path, capsys):
+    (tmp_path / "models.py").write_text(MODELS)
+
+    def check(name):
+        code = main(["check", f"{tmp_path}/models.py:{name}", "--outputs", "4", "--size", "16"])
+        return code, capsys.readouterr().out
+
+    code, shown = check("Recurrent")
+    assert code == 3 and "stays whole: recurrent layers get no masks" in shown and "can be masked: the rest" in shown
+    assert "scale of Recurrent (32 numbers" in shown
+    code, shown = check("Broken")
+    assert code == 3 and "! runs" in shown and "does not run on images of 16 x 16 px" in shown
+    code, shown = check("Fast")
+    assert code == 3 and "! export" in shown
+
+
+# ---------------------------------------------------------------------- the words of the command line
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("25%", {"weights": 0.25}), ("0.1", {"weights": 0.1}), ("25% macs", {"macs": 0.25}), ("10Mmacs", {"macs": 1e7}),
+     ("5 ms", {"latency_ms": 5.0}), ("30%:macs", {"macs": 0.3})],
+)  # fmt: skip
+def test_budgets(text, budget):
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "much", "200%", "0%", "-5%", "5% ms", "25% bytes"])
+def test_wrong_budgets_are_one_sentence(text):
+    with pytest.raises(UserError, match="--budget is"):
+        parse_budget(text)
+
+
+def test_few_images_get_small_batches():
+    sizes = [search_choice(images, None, None, [])["batch_size"] for images in (10_000, 800, 400, 40)]
+    assert sizes == [64, 32, 16, 8]
+    assert search_choice(100, {"macs": 0.5}, None, ["selection=test"])["selection"] == "test"
+    budget = search_choice(100, {"macs": 0.5}, 7, ["lr_mask=0.02"])
+    assert (budget["lr_mask"], budget["epochs"], budget["budget"]) == (0.02, 7, {"macs": 0.5})
+    with pytest.raises(UserError, match="alpha=2 has no effect with a budget"):
+        search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
+    with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search \(did you mean alpha\?\)"):
+        search_choice(100, None, None, ["alhpa=2"])
+
+
+def test_models_by_name():
+    assert resolve_architecture("ResNet18") == "torchvision:resnet18"
+    assert resolve_architecture("a.py:build") == "a.py:build"
+    with pytest.raises(UserError, match=r"MODEL is resnet_50, but .* \(did you mean resnet50\?\)"):
+        resolve_architecture("resnet_50")
+    with pytest.raises(UserError, match="must name a function in the file"):
+        resolve_architecture("a.py")
+
+
+def test_classes_to_keep():
+    assert find_kept(["golden retriever", "CAT"], ["cat", "Golden_Retriever"]) == ["Golden_Retriever", "cat"]
+    with pytest.raises(UserError, match="--keep names rabit, which is no class of the data: did you mean rabbit?"):
+        find_kept(["rabit"], ["cat", "rabbit"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--weights", "no.pt"], "--weights is 'no.pt', but there is no such file"),
+        (["--data", "nowhere"], "--data is 'nowhere', but there is no such folder"),
+        (["--keep", "purple"], "--keep names purple"),
+        (["--problem", "binary", "--keep", "red,blue"], "--problem binary takes one class"),
+        (["--normalization", "best"], "--normalization is best, but must be imagenet"),
+        (["--classes", "red,blue"], "--classes"),
+        (["--epochs", "1"], "--epochs is 1"),
+    ],
+)
+def test_mistakes_are_in_the_words_of_the_command_line(world, tmp_path, capsys, change, sentence):
+    root, _ = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--out", str(tmp_path / "out"), *change]  # fmt: skip
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and sentence in error and error.count("\n") == 1
+    assert "datasets.data" not in error and "models.data" not in error
+
+
+def test_help_answers_without_torch(tmp_path):
+    code = "import sys; from seam.cli.main import parser; parser(); print(*sys.modules.keys() & {'torch', 'pandas'})"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).strip() == ""
+
+
+def test_a_data_set_by_name_becomes_a_folder_once(tmp_path, monkeypatch):
+    import torchvision
+
+    calls = []
+
+    class Tiny(torchvision.datasets.FakeData):
+        classes = ["cat", "a/b"]
+
+        def __init__(self, root, train=True, download=False):
+            calls.append((train, download))
+            super().__init__(6 if train else 4, (3, 8, 8), 2)
+
+    monkeypatch.setattr(torchvision.datasets, "Tiny", Tiny, raising=False)
+    folder = Path(fetching.image_folder("torchvision:Tiny", tmp_path))
+    assert len(list(folder.glob("train/*/*.png"))) == 6 and len(list(folder.glob("test/*/*.png"))) == 4
+    assert {path.name for path in (folder / "train").iterdir()} <= {"cat", "a-b"}
+    assert fetching.image_folder("torchvision:Tiny", tmp_path) == str(folder) and len(calls) == 2
+    for name, sentence in (("torchvision:Nothing", "is no data set of torchvision"), ("hf:none", "--data hf:none")):
+        with pytest.raises(UserError, match=sentence):
+            fetching.image_folder(name, tmp_path)
+    assert fetching.image_folder("photos", tmp_path) == "photos"
+
+
+def test_names_of_settings_are_those_of_the_search():
+    assert set(command.KNOWN_NORMALIZATIONS) >= {"imagenet", "cifar10", "cifar100"}

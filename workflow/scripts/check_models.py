@@ -1,0 +1,139 @@
+"""Check every classifier of torchvision with random weights at a small size, and write a table of what works.
+
+    python workflow/scripts/check_models.py docs/models.md --lines models.jsonl
+
+Each model is checked in a process of its own. A line of the file `--lines` holds its findings, so that a second run
+checks only the models that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from seam.files import write_text
+
+SIZES = (64, 128, 224)  # pixels: the first that a model takes
+OUTPUTS = 10
+MOST_MINUTES = 10
+
+INTRODUCTION = """\
+# Which models work
+
+<!-- Made by workflow/scripts/check_models.py: run it again after a change -->
+
+Every classifier of torchvision {version} with at most {most} million parameters, with random weights, {outputs} outputs
+and the smallest size among 64, 128 and 224 px that it takes, as `seam check` sees it. *Masked* is the share of the
+parameters that masks can remove, and of the multiply-accumulates (MACs) that they can save. *Channels* is the number of
+sets of channels that can be removed physically. The engines' numbers are the largest difference from torch, as a share
+of the largest output; {threads} thread, PyTorch {torch}, ONNX Runtime {onnxruntime}.
+
+"""
+
+
+def main() -> None:
+    """Check the models that are missing in the file of lines, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", help="the page to write")
+    parser.add_argument("--lines", type=Path, default=Path("models.jsonl"), help="the findings (default: %(default)s)")
+    parser.add_argument("--most", type=float, default=70, help="million parameters of a model (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="write the table of what is there, and check nothing")
+    options = parser.parse_args()
+    lines = options.lines.read_text().splitlines() if options.lines.is_file() else []
+    found = {entry["name"]: entry for entry in map(json.loads, lines)}
+    for name in [] if options.table else names(options.most):
+        if name not in found:
+            found[name] = check(name)
+            with options.lines.open("a") as file:
+                file.write(json.dumps(found[name]) + "\n")
+            print(name, found[name].get("failed"), flush=True)
+    write_text(options.output, page(found, options.most))
+
+
+def names(most: float) -> list[str]:
+    """Return torchvision's classifiers with at most `most` million parameters, the smallest first."""
+    import torchvision
+
+    sizes = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        members = torchvision.models.get_model_weights(name).__members__
+        sizes[name] = min((member.meta["num_params"] for member in members.values()), default=0)
+    return sorted((name for name, size in sizes.items() if size <= most * 1e6), key=lambda name: sizes[name])
+
+
+def check(name: str) -> dict[str, Any]:
+    """Return the findings of `seam check` for a model at the first size that it takes."""
+    findings: dict[str, Any] = {"failed": ["runs"], "findings": {}}
+    for size in SIZES:
+        command = [
+            sys.executable,
+            "-m",
+            "seam.cli",
+            "check",
+            name,
+            "--outputs",
+            str(OUTPUTS),
+            "--size",
+            str(size),
+            "--json",
+        ]
+        try:
+            output = subprocess.run(command, capture_output=True, text=True, timeout=60 * MOST_MINUTES)
+            findings = json.loads(output.stdout)
+        except (subprocess.TimeoutExpired, ValueError):
+            findings = {"failed": ["runs"], "findings": {"runs": "no answer"}}
+        if "runs" not in findings["failed"]:
+            break
+    findings.pop("layers", None)
+    return {"name": name, "size": size, **findings}
+
+
+def page(found: dict[str, dict[str, Any]], most: float) -> str:
+    """Return the page with a row for each model."""
+    import onnxruntime
+    import torch
+    import torchvision
+
+    text = INTRODUCTION.format(
+        version=torchvision.__version__, most=f"{most:g}", outputs=OUTPUTS, threads=1, torch=torch.__version__,
+        onnxruntime=onnxruntime.__version__,
+    )  # fmt: skip
+    rows = ["| model | px | parameters | masked | MACs | masked | channels | export | ONNX Runtime | seam.engine |"]
+    rows.append("| --- " * 10 + "|")
+    for name, entry in sorted(found.items()):
+        engines = entry.get("engines", {})
+        cells = [
+            name, str(entry["size"]), number(entry.get("parameters")), share(entry.get("maskable")),
+            number(entry.get("macs")), share(entry.get("maskable_macs")), f"{entry.get('channels', 0):,}",
+            "no" if {"export", "runs"} & set(entry["failed"]) else "yes",
+            *(engine(engines.get(key)) for key in ("onnxruntime", "seam")),
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    failed = {name: entry["findings"].get(step, "") for name, entry in found.items() for step in entry["failed"]}
+    sentences = [f"- `{name}`: {words}" for name, words in sorted(failed.items())]
+    works = sum(not entry["failed"] for entry in found.values())
+    rows += ["", f"{works} of {len(found)} have nothing that fails.", *([""] if sentences else []), *sentences]
+    return text + "\n".join(rows) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Return a number in millions."""
+    return "" if value is None else f"{value / 1e6:,.1f} M"
+
+
+def share(value: float | None) -> str:
+    """Return a share in percent."""
+    return "" if value is None else f"{value:.1%}"
+
+
+def engine(value: float | str | None) -> str:
+    """Return an engine's difference, or that it does not run the model."""
+    return "" if value is None else "no" if isinstance(value, str) else f"{value:.0e}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Write the folder to ship of a model that the workflow has re-engineered.
+
+  seam export results/direct/resnet20-cifar10/binary/cat --out cat/
+
+It is like the folder of `seam shrink`: the model in every form, its card, and a program for each runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NAME = "export"
+HELP = "write the folder to ship of a result of the workflow"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="such as results/direct/MODEL/binary/TARGET")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: shrunk/MODEL-TARGET)")
+    parser.add_argument(
+        "--architecture", metavar="A", help="file.py:function, if the source model needs one; its code runs"
+    )
+    parser.add_argument("--weights", metavar="W", help="where the source model's weights are from, for the card")
+    parser.add_argument("--licence", metavar="L", help="the licence of the source model, for the card")
+    parser.add_argument("--data-licence", metavar="L", help="the licence of the images, for the card")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the folder and print what it holds."""
+    from seam.cli.shrink import require_own
+    from seam.delivery.package import write_package
+    from seam.errors import UserError
+    from seam.files import read_json
+    from seam.memory import use_threads
+
+    use_threads(1)
+    if not (options.folder / "masks.safetensors").is_file():
+        raise UserError(f"{options.folder} has no masks.safetensors: give the folder of a re-engineered model.")
+    metrics = read_json(options.folder / "metrics.json")
+    data = next(
+        (place / "datasets" / metrics["dataset"] for place in options.folder.resolve().parents
+         if (place / "datasets" / metrics["dataset"] / "dataset.json").is_file()), None,
+    )  # fmt: skip
+    if data is None:
+        raise UserError(
+            f"{options.folder} does not lie in the results of a run: there is no datasets/{metrics['dataset']}."
+        )
+    out = options.out or Path("shrunk") / f"{metrics['model']}-{metrics['target']}"
+    require_own(out)
+    about = {"weights": options.weights, "licence": options.licence, "data_licence": options.data_licence}
+    card = write_package(options.folder, data, out, architecture=options.architecture, about=about)
+    print(f"{out} holds {card['name']}:")
+    for name, meaning in card["files"].items():
+        print(f"  {name:<20}{meaning}")
+    return 0

@@ -1,0 +1,243 @@
+"""Shrink a trained model to the classes that you need, and write a folder that you can ship.
+
+  seam shrink resnet20 --weights cifar10.pth --data photos/ --keep cat,dog
+  seam shrink resnet50 --data photos/ --keep tabby --budget "25% macs"
+  seam shrink my_models.py:build --weights best.ckpt --classes names.txt --data photos/ --keep cat
+
+MODEL is resnet20, vgg16_bn, a classifier of torchvision, or a function in a file of yours, whose code runs. The images
+are a folder with train/CLASS and test/CLASS (or val/CLASS), a folder with CLASS alone (it is split), a CSV file with
+the columns path and label, or torchvision:NAME or hf:NAME. With one class in --keep, the model answers "this class, or
+something else"; with several, which of them an image shows.
+
+Interrupt it with Ctrl-C; the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seam.delivery.card import Card
+
+NAME = "shrink"
+HELP = "shrink a model to the classes that you need, and write a folder to ship"
+BUDGET = "25%"
+EXIT_WORSE = 3
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model it is."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="resnet20, vgg16_bn, a classifier of torchvision, or file.py:function"
+    )
+    parser.add_argument("--weights", metavar="W", help="a file of weights, or the name of torchvision's (its default)")
+    parser.add_argument(
+        "--weights-key", metavar="KEY", help="where the weights are in a file that has several: state_dict_ema"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="C",
+        help="names of the model's outputs: a list, a file, cifar10, cifar100, imagenet, weights",
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="PX", help="height and width of the images (default: the model's own)"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data", required=True, metavar="D", help="the images: a folder, a CSV file, torchvision:NAME or hf:NAME"
+    )
+    parser.add_argument("--keep", required=True, metavar="CLASSES", help="the classes to keep, separated by commas")
+    parser.add_argument(
+        "--problem", help="binary (one class against the rest) or multiclass (default: by the number of classes)"
+    )
+    parser.add_argument(
+        "--budget",
+        default=BUDGET,
+        metavar="B",
+        help="25%% of the weights (default), '25%% macs', '10M macs', '5 ms', or none",
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="epochs of the search (default: 30 with a budget, else 20)"
+    )
+    parser.add_argument(
+        "--search", action="append", default=[], metavar="NAME=VALUE", help="any setting of the search: alpha=2.0"
+    )
+    parser.add_argument(
+        "--normalization",
+        metavar="N",
+        help="imagenet, cifar10, cifar100, half, none or mean/std (default: found by fit)",
+    )
+    parser.add_argument("--augmentation", metavar="A", help="crop,flip,resized-crop or none (default: by the size)")
+    parser.add_argument(
+        "--test-share", type=float, metavar="S", help="share of unsplit images that is for testing (default 0.2)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: shrunk/MODEL-CLASSES)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="the working folder (default: DIR.work)")
+    parser.add_argument("--seed", type=int, default=0, help="the source of every random choice (default 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch, on which results depend (default 1)")
+    parser.add_argument(
+        "--time",
+        default="onnxruntime,seam",
+        metavar="E",
+        help="engines that time both models, or none (default onnxruntime,seam)",
+    )
+    parser.add_argument("--licence", metavar="L", help="the licence of the source model, for the card")
+    parser.add_argument("--data-licence", metavar="L", help="the licence of the images, for the card")
+    parser.add_argument(
+        "--lose",
+        type=float,
+        default=2.0,
+        metavar="P",
+        help="points of accuracy that may be lost (default 2): else exit code 3",
+    )
+    parser.add_argument("--json", action="store_true", help="print the card as JSON alone")
+    parser.add_argument("--quiet", action="store_true", help="show warnings and the summary alone")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Shrink the model; print the summary; return the exit code."""
+    from seam.cli.progress import hide_log, show_log
+    from seam.delivery.choices import make_choices, parse_budget, search_choice
+    from seam.delivery.fetching import image_folder
+    from seam.delivery.shrinking import Shrinking, use_one_thread
+    from seam.errors import UserError
+
+    keep = [name.strip() for name in options.keep.split(",") if name.strip()]
+    budget = None if options.budget == "none" else parse_budget(options.budget)
+    if options.epochs is not None and options.epochs < 2:
+        raise UserError(f"--epochs is {options.epochs}, but must be at least 2.")
+    augmentation = None
+    if options.augmentation is not None:
+        augmentation = [] if options.augmentation == "none" else options.augmentation.split(",")
+    data = image_folder(options.data)
+    choices = make_choices(
+        options.model, data, keep, weights=options.weights, weights_key=options.weights_key, classes=options.classes,
+        problem=options.problem, size=options.size, normalization=options.normalization, augmentation=augmentation,
+        test_share=options.test_share, seed=options.seed,
+    )  # fmt: skip
+    out = options.out or Path("shrunk") / f"{choices.model}-{choices.target}"
+    work = options.work or out.with_name(f"{out.name}.work")
+    require_own(out)
+    work.mkdir(parents=True, exist_ok=True)
+    progress = show_log(str(work / "log.txt"), options.quiet or options.json)
+
+    def say(text: str) -> None:
+        progress.close_line()
+        if not (options.quiet or options.json):
+            print(text, file=sys.stderr, flush=True)
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of packages, which a user cannot do anything about
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    try:
+        use_one_thread(options.threads)
+        for note in choices.notes:
+            say(note)
+        shrinking = Shrinking(choices, work, options.device, say)
+        images = shrinking.prepare_data()
+        say(f"normalization: {shrinking.fetch_source(images)}")
+        shrinking.check_export(images)
+        count = training_images(images.train.labels, images.classes, choices)
+        choices.settings = search_choice(count, budget, options.epochs, options.search)
+        epochs = choices.settings["epochs"]
+        say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
+        shrinking.search()
+        progress.close_line()
+        shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")))
+        say("writing the folder")
+        about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
+        card = shrinking.deliver(out, about)
+    except SystemExit:
+        print(f"To resume, run the same command again; {work} keeps what is done.", file=sys.stderr)
+        raise
+    finally:
+        progress.close_line()
+        hide_log()
+    verdict = judge(card, options.lose)
+    if options.json:
+        print(json.dumps({**card, "folder": str(out), "exit_code": EXIT_WORSE if verdict else 0}, indent=2))
+    else:
+        print("\n".join(summary(card, verdict, out, work)))
+    return EXIT_WORSE if verdict else 0
+
+
+def require_own(out: Path) -> None:
+    """Raise UserError if the folder to write holds something else than a delivered model."""
+    from seam.errors import UserError
+    from seam.reuse.cards import WEIGHTS
+
+    if out.is_dir() and any(out.iterdir()) and not (out / WEIGHTS).is_file():
+        raise UserError(f"{out} holds other files: name a new folder by --out.")
+
+
+def training_images(labels: Any, classes: list[str], choices: Any) -> int:
+    """Return about how many images an epoch of the search has."""
+    members = [classes.index(name) for name in choices.keep]
+    counts = [int((labels == member).sum()) for member in members]
+    total = 2 * min(counts[0], len(labels) - counts[0]) if choices.problem == "binary" else sum(counts)
+    return round(0.8 * total)  # the rest is held out
+
+
+def judge(card: Card, lose: float) -> list[str]:
+    """Return what is worse than asked for, a sentence each: the accuracy, the budget."""
+    from seam.delivery.card import interval, lost_points
+
+    sentences = []
+    lost, images = lost_points(card), card["images"]["test"]
+    if lost > lose:
+        low, high = interval(card["accuracy"]["reengineered"], images)
+        sentences.append(
+            f"The result is {lost:.1f} points less accurate than the source model on {images} test images "
+            f"(95 % interval of the result: {low:.1%} to {high:.1%}). A larger --budget or more --epochs can help."
+        )
+    budget = card.get("budget")
+    if budget and not budget["met"]:
+        sentences.append(
+            f"The budget is not met: {budget['name']} allows {budget['limit']:.4g}, and the result costs "
+            f"{budget['cost']:.4g} of the source model's cost. More --epochs can help."
+        )
+    return sentences
+
+
+def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
+    """Return the lines of the summary: what is worse first, then source and result side by side."""
+    accuracy, size, images = card["accuracy"], card["size"], card["images"]["test"]
+    rows = [("", "source model", "result")]
+    rows.append((f"accuracy ({images} test images)", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"))
+    for name, value in (accuracy["per_class"] or {}).items():
+        rows.append((f"  {name} ({value['images']})", "", f"{value['accuracy']:.2%}"))
+    rows.append(("weights", f"{size['weights']:,}", f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"))
+    if card["macs"]:
+        source, result = card["macs"]["source"], card["macs"]["reengineered"]
+        rows.append(("MACs", f"{source / 1e6:,.1f} M", f"{result / 1e6:,.1f} M ({result / source:.1%})"))
+    for entry in card["latency"]:
+        rows.append(
+            (
+                f"{entry['engine']}, {entry['batch_size']} image",
+                f"{entry['source_ms']:.2f} ms",
+                f"{entry['reengineered_ms']:.2f} ms",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"! {sentence}" for sentence in verdict]
+    lost = 100 * (accuracy["source"] - accuracy["reengineered"])
+    if not verdict and lost > 0:
+        lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    slower = [entry["engine"] for entry in card["latency"] if entry["reengineered_ms"] > 0.97 * entry["source_ms"]]
+    if slower:
+        lines.append(
+            f"{' and '.join(slower)} gains nothing from weights that are zero; an engine that skips zeros does."
+        )
+    lines.append(f"{out} holds the model, its card and a program for each runtime: copy it anywhere.")
+    lines.append(f"{work} is needed only to resume or repeat: delete it when you like.")
+    return lines

@@ -1,0 +1,111 @@
+"""The card of a delivered model: what it is, how good it is, and what it is not made for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Card = dict[str, Any]
+
+
+def interval(share: float, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `images` by Wilson's formula."""
+    z, n = 1.959964, max(images, 1)
+    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+
+
+def limits(card: Card) -> list[str]:
+    """Return sentences that say what the model is not made for, and what was not measured."""
+    classes = card["classes"]
+    lines = []
+    if card["problem"]["kind"] == "binary":
+        lines.append(
+            f"It answers '{classes[0]}' or '{classes[1]}'. Test images had as many of each; where one is rare, "
+            "more of the answers that name it are wrong."
+        )
+    else:
+        lines.append(
+            f"It knows {', '.join(classes)} alone, and gives one of these names to any image, also to one of something "
+            "else."
+        )
+    low, high = interval(card["accuracy"]["reengineered"], card["images"]["test"])
+    lines.append(
+        f"Its accuracy was measured on {card['images']['test']} test images of one data set: the 95 % interval is "
+        f"{low:.1%} to {high:.1%}, and other cameras or places can differ by more."
+    )
+    lines.append("Robustness, fairness and the certainty of its scores were not measured.")
+    if card["selection"] == "test":
+        lines.append("The epoch was selected on the test images, which flatters the accuracy.")
+    if not card["latency"]:
+        lines.append("Its latency was not measured.")
+    return lines
+
+
+def render_card(card: Card) -> str:
+    """Return card.md, from the content of card.json."""
+    accuracy, size = card["accuracy"], card["size"]
+    rows = [
+        ("accuracy on the problem", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"),
+        (
+            "weights that are not zero",
+            f"{size['weights']:,}",
+            f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})",
+        ),
+    ]
+    if macs := card.get("macs"):
+        rows.append(("MACs for one image", f"{macs['source']:,}", f"{macs['reengineered']:,}"))
+    for entry in card["latency"]:
+        label = f"{entry['engine']}, {entry['batch_size']} image(s), {entry['threads']} thread(s)"
+        rows.append((label, f"{entry['source_ms']:.2f} ms", f"{entry['reengineered_ms']:.2f} ms"))
+    table = ["| | source model | this model |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
+    verdict = ""
+    if lost := lost_points(card):
+        verdict = f"**This model is {lost:.1f} points less accurate on the problem than its source model.**\n\n"
+    per_class = ""
+    if values := accuracy.get("per_class"):
+        lines = [f"| {name} | {value['accuracy']:.2%} | {value['images']} |" for name, value in values.items()]
+        per_class = "\n".join(["", "| class | accuracy | test images |", "| --- | --- | --- |", *lines, ""])
+    steps, source, data = card["preprocessing"], card["source"], card["data"]
+    settings = ", ".join(f"{name} {value}" for name, value in card["settings"].items() if value is not None)
+    crop, counts = steps["crop"], card["images"]
+    preprocessing = (
+        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, "
+        f"values from 0 to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` "
+        f"[batch, 3, {crop}, {crop}], output `logits` [batch, {len(card['classes'])}] in the order of `labels.txt`."
+    )
+    images = f"{counts['train']} training, {counts['holdout']} held-out and {counts['test']} test images"
+    files = "\n".join(f"- `{name}`: {meaning}" for name, meaning in card["files"].items())
+    return f"""# {card["name"]}
+
+{card["problem"]["sentence"]}
+
+{verdict}{chr(10).join(table)}
+{per_class}
+## Use
+
+{files}
+
+Preprocessing: {preprocessing}
+
+## Limits
+
+{chr(10).join(f"- {line}" for line in card["limits"])}
+
+## Origin
+
+- Source model: {source["architecture"]}, weights {source["weights"]} (SHA-256 of the source model's file: \
+{source["sha256"]}).
+- Licence of the source model: {source["licence"]}.
+- Data: {data["name"]}, {images}. Licence of the data: {data["licence"]}.
+- Method: SeaM, a mask search (Qi et al., ICSE 2023). Epoch {card["selected_epoch"]} of {card["epochs"]}, selected on \
+the {card["selection"]} images; seed {card["seed"]}.
+- Hyper-parameters: {settings}.
+- Versions: {", ".join(f"{name} {version}" for name, version in card["versions"].items())}.
+"""
+
+
+def lost_points(card: Card) -> float:
+    """Return by how many points of accuracy the model is worse than its source model; 0 if it is not."""
+    accuracy = card["accuracy"]
+    return max(0.0, 100 * (accuracy["source"] - accuracy["reengineered"]))

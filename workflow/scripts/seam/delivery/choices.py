@@ -1,0 +1,357 @@
+"""What a person writes on the command line, turned into the entries that the workflow's procedures take."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seam.config.checks.datasets import check_dataset
+from seam.config.checks.models import check_model, model_classes
+from seam.config.entries import folder_name
+from seam.config.wording import closest, did_you_mean
+from seam.data.kinds.registry import IMAGENET, class_names
+from seam.errors import UserError
+from seam.models.architectures import ARCHITECTURES
+from seam.models.classes import match_classes, normalised_name
+from seam.models.weights import is_weights_file
+from seam.settings import BUDGET_SEARCH, SHARED, SearchSettings, search_settings
+
+SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
+KNOWN_NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
+FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
+UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
+
+
+@dataclass
+class Choices:
+    """A problem as the command line gives it, checked.
+
+    model, dataset: the names of their folders. entry: of the data set. source: of the model, as `fetch_weights` takes
+    it, but for the normalization if that is to be found. keep: the classes, by the data set's names.
+    """
+
+    model: str
+    dataset: str
+    entry: dict[str, Any]
+    source: dict[str, Any]
+    architecture: str
+    problem: str
+    target: str
+    keep: list[str]
+    settings: dict[str, Any]
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def resolve_architecture(model: str) -> str:
+    """Return the architecture that MODEL names: one of the package's, `torchvision:NAME`, or `path.py:factory`."""
+    if model in ARCHITECTURES or model.startswith("torchvision:"):
+        return model
+    path, _, factory = model.rpartition(":")
+    if path.endswith(".py") or model.endswith(".py"):
+        path, factory = (path, factory) if path.endswith(".py") else (model, "")
+        if not factory:
+            raise UserError(f"MODEL is {model}, but must name a function in the file, too: {model}:build, say.")
+        return f"{os.path.expanduser(path)}:{factory}"
+    names = torchvision_names()
+    if model.lower() in names:
+        return f"torchvision:{model.lower()}"
+    raise UserError(
+        f"MODEL is {model}, but must be {', '.join(ARCHITECTURES)}, the name of a classifier of torchvision, or "
+        f"path.py:function{did_you_mean(model, [*ARCHITECTURES, *names])}."
+    )
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classifiers."""
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def default_weights(architecture: str) -> str:
+    """Return the weights to take if none are given. Raises UserError if there are none."""
+    if architecture.startswith("torchvision:"):
+        import torchvision
+
+        enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
+        return enum["DEFAULT"].name
+    raise UserError("--weights is missing: give the file of the trained weights.")
+
+
+def default_size(architecture: str, weights: str) -> int:
+    """Return the size in pixels of the images that a model is made for, as far as that is known."""
+    if architecture in ARCHITECTURES:
+        return SMALL
+    if architecture.startswith("torchvision:"):
+        import torchvision
+
+        enum = torchvision.models.get_model_weights(architecture.removeprefix("torchvision:"))
+        members = enum.__members__
+        chosen = members.get(weights) or enum["DEFAULT"]
+        size = getattr(chosen.transforms(), "crop_size", [224])
+        return int(size[0])
+    return 224
+
+
+def parse_budget(text: str) -> dict[str, Any]:
+    """Return the budget of a search: `25%` of the weights, `25% macs`, `10M macs` or `5 ms`.
+
+    >>> parse_budget("25%"), parse_budget("10Mmacs")
+    ({'weights': 0.25}, {'macs': 10000000.0})
+    """
+    match = BUDGET.fullmatch(text)
+    if not match:
+        raise UserError(f"--budget is {text}, but must be a share such as 25%, or 25% macs, 10M macs or 5 ms.")
+    number, factor, unit = match.groups()
+    unit = (unit or "weights").lower()
+    value = float(number) * FACTORS.get((factor or "").lower(), 1)
+    if value <= 0 or (unit == "weights" and value > 1) or (unit == "ms" and factor):
+        raise UserError(f"--budget is {text}, but {unit} take a share from 0 to 100 %: 25%, say.")
+    return {UNIT_KEYS[unit]: round(value, 12)}
+
+
+def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return (mean, std) of a name of KNOWN_NORMALIZATIONS or of `0.5,0.5,0.5/0.2,0.2,0.2`."""
+    if text in KNOWN_NORMALIZATIONS:
+        return KNOWN_NORMALIZATIONS[text]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if len(mean) != 3 or len(std) != 3 or not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+        known = ", ".join(KNOWN_NORMALIZATIONS)
+        raise UserError(
+            f"--normalization is {text}, but must be {known}, or mean and std of values from 0 to 1, such as "
+            "0.49,0.48,0.45/0.25,0.24,0.26."
+        )
+    return mean, std
+
+
+def search_choice(
+    images: int, budget: dict[str, Any] | None, epochs: int | None, given: Sequence[str]
+) -> dict[str, Any]:
+    """Return the settings of a search: towards a budget, or with the schedule `fast`.
+
+    images: of the training. given: `name=value` of any setting of `search`. With few images, batches are small: masks
+    need steps more than images.
+    """
+    batch_size = next((size for size in (64, 32, 16) if images >= 20 * size), 8)
+    search: dict[str, Any] = {}
+    if budget is not None:  # which chooses its batch size itself
+        search["budget"] = {**budget, **({"epochs": epochs} if epochs else {})}
+    else:
+        search |= {"batch_size": batch_size, "schedule": "fast", "epochs": epochs or 20, "lr_mask": 0.1, "alpha": 3.0}
+    from dataclasses import fields
+
+    known = {each.name: each.type for each in fields(SearchSettings) if each.name != "budget"}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in known:
+            raise UserError(f"--search {text} is no setting of a search{did_you_mean(name, known)}.")
+        if budget is not None and name not in SHARED:
+            if name not in BUDGET_SEARCH:
+                raise UserError(f"--search {text} has no effect with a budget: leave it out, or choose --budget none.")
+            search["budget"][name] = _number(value)
+        else:
+            search[name] = _number(value)
+    settings = search_settings({**_defaults(), **search})
+    try:
+        SearchSettings(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--search: {error}") from error
+    return settings
+
+
+def _defaults() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(SearchSettings())
+
+
+def _number(text: str) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def choose_problem(keep: Sequence[str], problem: str | None) -> str:
+    """Return the kind of problem: `binary` for a single class, `multiclass` for several, or the one that is given."""
+    if problem is None:
+        return "binary" if len(keep) == 1 else "multiclass"
+    if problem == "binary" and len(keep) != 1:
+        raise UserError(f"--problem binary takes one class, but --keep names {len(keep)}: choose multiclass.")
+    if problem == "multiclass" and len(keep) < 2:
+        raise UserError("--problem multiclass takes two classes or more: add some to --keep, or choose binary.")
+    return problem
+
+
+def make_choices(
+    model: str,
+    data: str,
+    keep: Sequence[str],
+    *,
+    weights: str | None = None,
+    weights_key: str | None = None,
+    classes: str | None = None,
+    problem: str | None = None,
+    size: int | None = None,
+    normalization: str | None = None,
+    augmentation: Sequence[str] | None = None,
+    test_share: float | None = None,
+    seed: int = 0,
+    name: str | None = None,
+) -> Choices:
+    """Return the checked choices. Raises UserError, in the words of the command line."""
+    architecture = resolve_architecture(model)
+    weights = os.path.expanduser(weights) if weights else default_weights(architecture)
+    size = size or default_size(architecture, weights)
+    entry: dict[str, Any] = {"kind": "imagefolder", "root": os.path.expanduser(data), "size": size, "classes": None}
+    entry["augmentation"] = list(augmentation) if augmentation is not None else None
+    if test_share is not None:
+        entry["test_share"] = test_share
+    if seed:
+        entry["split_seed"] = seed
+    outputs: Any = classes
+    if classes and "," in classes and not os.path.exists(classes):
+        outputs = [part.strip() for part in classes.split(",")]
+    mean_std = parse_normalization(normalization) if normalization else None
+    source: dict[str, Any] = {
+        "architecture": architecture,
+        "dataset": "data",
+        "weights": weights,
+        "weights_key": weights_key,
+        "classes": outputs,
+        "normalization": None if mean_std is None else dict(zip(("mean", "std"), map(list, mean_std), strict=True)),
+    }
+    try:
+        check_dataset("datasets.data", entry)
+        # A missing normalization is found by fit, later.
+        check_model("models.data", {**source, "normalization": source["normalization"] or {}}, {"data": entry})
+        every, notes = class_names({**entry, "classes": None}), []
+        names = model_classes(source, entry)
+        entry["classes"] = known_classes(every, names, keep, problem, notes)
+    except UserError as error:
+        text = str(error)
+        for key, option in (
+            ("datasets.data.root: root:", "--data:"), ("datasets.data.root", "--data"), ("datasets.data: ", "--data: "),
+            ("models.data.architecture", "MODEL"), ("models.data.weights_key", "--weights-key"),
+            ("models.data.weights", "--weights"), ("models.data.classes", "--classes"), ("datasets.data", "--data"),
+            ("root: ", ""), ("The classes of models.data", "The model's classes"),
+        ):  # fmt: skip
+            text = text.replace(key, option)
+        raise UserError(text) from error
+    kept = find_kept(keep, entry["classes"])
+    kind = choose_problem(kept, problem)
+    base = folder_name(name or _base_name(architecture))
+    fetch: dict[str, Any] = {
+        "architecture": architecture,
+        "weights": weights,
+        "kind": source["classes"] if weights == "hub" and isinstance(outputs, str) else "imagefolder",
+        "class_lists": [entry["classes"]] if names is None or names != "weights" else [entry["classes"], _wnids()],
+        "normalization": source["normalization"] and list(source["normalization"].values()),
+    }
+    if names is not None:
+        fetch["outputs"] = names
+    if weights_key:
+        fetch["key"] = weights_key
+    target = (
+        folder_name("-".join(kept)) if len("-".join(kept)) <= 60 else f"{folder_name(kept[0])}-and-{len(kept) - 1}-more"
+    )
+    return Choices(
+        model=base,
+        dataset=folder_name(Path(entry["root"]).resolve().stem) or "data",
+        entry={key: value for key, value in sorted(entry.items()) if value is not None or key in ("classes",)},
+        source=fetch,
+        architecture=architecture,
+        problem=kind,
+        target=target,
+        keep=kept,
+        settings={},
+        seed=seed,
+        notes=notes,
+    )
+
+
+def known_classes(
+    every: Sequence[str],
+    names: list[list[str]] | str | None,
+    keep: Sequence[str],
+    problem: str | None,
+    notes: list[str],
+) -> list[str]:
+    """Return the classes of the data that the model knows; the others are left out, which `notes` then says.
+
+    names: those of the model's outputs, or None if they are the data's, or `weights` if they are not known yet.
+    """
+    if not isinstance(names, list):
+        return list(every)
+    known = []
+    for name in every:
+        try:
+            match_classes(names, [name], "The model's classes")
+            known.append(name)
+        except UserError:
+            if normalised_name(name) in map(normalised_name, keep):
+                raise
+    if left := [name for name in every if name not in known]:
+        notes.append(
+            f"{len(left)} class(es) of the data that the model does not know are left out: {', '.join(left[:5])}"
+        )
+    if len(known) < 2:
+        raise UserError(
+            f"--data has {len(known)} class(es) that the model knows: give images of two or more, so that there is "
+            "something to tell apart."
+        )
+    return known
+
+
+def find_kept(keep: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the classes of the data that `keep` names, without regard to case, `_` and `-`, in its order."""
+    kept = []
+    for name in keep:
+        found = [own for own in classes if own == name] or [
+            own for own in classes if normalised_name(own) == normalised_name(name)
+        ]
+        if len(found) != 1:
+            close = closest(name, classes)
+            known = (
+                f"did you mean {close}?"
+                if close
+                else f"it has {', '.join(classes[:12])}" + ", ..." * (len(classes) > 12)
+            )
+            raise UserError(f"--keep names {name}, which is no class of the data: {known}")
+        if found[0] in kept:
+            raise UserError(f"--keep names {name} twice: once is enough.")
+        kept.append(found[0])
+    return kept
+
+
+def _wnids() -> list[str]:
+    return class_names(IMAGENET)
+
+
+def _base_name(architecture: str) -> str:
+    path, _, name = architecture.rpartition(":")
+    return Path(path).stem if path.endswith(".py") else name
+
+
+def is_local(weights: str) -> bool:
+    """Return whether weights are a file of the user."""
+    return is_weights_file(weights)

@@ -1,0 +1,113 @@
+"""The accuracy of a model in a folder on labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seam.data.batches import batches
+from seam.data.kinds.imagefolder import image_files
+from seam.data.kinds.listing import TEST_FOLDERS, is_table, read_table
+from seam.data.storage import Split
+from seam.delivery.card import interval
+from seam.device import select_device
+from seam.errors import UserError
+from seam.evaluation import predict
+from seam.files import read_json
+from seam.models.classes import normalised_name
+from seam.reuse.load import load_reengineered
+
+BATCH = 64
+REST = "rest"
+
+
+def evaluate_folder(
+    folder: Path, data: str, size: int | None = None, device: str = "auto", architecture: str | None = None
+) -> dict[str, Any]:
+    """Return the accuracy of the model in `folder` on the images of `data`, in all and of each class.
+
+    size: of the images in pixels, if the folder does not say it. The confusion matrix has a row for each true class.
+    Raises UserError if no class of the images is one of the model's.
+    """
+    model = load_reengineered(folder, architecture=architecture)
+    side = size or getattr(model, "size", None) or _recorded_size(folder)
+    files, labels, left = _labelled(data, model.classes)
+    torch_device = select_device(device)
+    split = Split(labels, (side, side), files=files)
+    images = batches(
+        split, np.arange(len(files)), labels, BATCH, normalization=model.normalization, device=torch_device
+    )
+    logits, truth = predict(model.to(torch_device), images)
+    answers, count = logits.argmax(1), len(model.classes)
+    confusion = torch.zeros(count, count, dtype=torch.int64)
+    confusion.index_put_((truth, answers), torch.ones(len(truth), dtype=torch.int64), accumulate=True)
+    totals, right = confusion.sum(1), confusion.diagonal()
+    present = totals > 0
+    accuracy = float(right.sum()) / len(files)
+    return {
+        "folder": str(folder),
+        "data": str(data),
+        "images": len(files),
+        "classes": model.classes,
+        "accuracy": accuracy,
+        "interval": list(interval(accuracy, len(files))),
+        "balanced_accuracy": float((right[present] / totals[present]).double().mean()),
+        "per_class": {
+            name: {"accuracy": float(right[place] / totals[place]), "images": int(totals[place])}
+            for place, name in enumerate(model.classes)
+            if totals[place]
+        },
+        "confusion": confusion.tolist(),
+        "left_out": left,
+    }
+
+
+def _labelled(data: str, classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return (paths of images, labels [N], classes of the images that the model does not know)."""
+    known = {normalised_name(name): place for place, name in enumerate(classes)}
+    rest = 1 if len(classes) == 2 and classes[1] == REST else None
+    files: list[str] = []
+    labels: list[int] = []
+    left = []
+    for name, paths in _files(data).items():
+        place = known.get(normalised_name(name), rest)
+        if place is None:
+            left.append(name)
+            continue
+        files += paths
+        labels += [place] * len(paths)
+    if not files:
+        raise UserError(
+            f"--data {data} has no class of the model's ({', '.join(classes[:10])}), but {', '.join(left[:10])}: name "
+            "the folders like these."
+        )
+    return files, np.array(labels, np.int64), left
+
+
+def _files(data: str) -> dict[str, list[str]]:
+    """Return {class: paths} of the test images in a folder or a CSV file, or of all if they are not split."""
+    root = Path(data)
+    if is_table(root):
+        splits = read_table(root)
+        chosen = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
+        return chosen or next(iter(splits.values()))
+    if not root.is_dir():
+        raise UserError(f"--data is {data}, but there is no such folder.")
+    root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root)
+    names = sorted(item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
+    if not names:
+        raise UserError(f"--data {root} has no folders in it: put the images of each class into one of their own.")
+    return {name: image_files(root / name) for name in names}
+
+
+def _recorded_size(folder: Path) -> int:
+    """Return the size of the data set that the workflow's result folder belongs to. Raises UserError if unknown."""
+    metrics = read_json(folder / "metrics.json")
+    for place in folder.resolve().parents:
+        manifest = place / "datasets" / str(metrics.get("dataset")) / "dataset.json"
+        if manifest.is_file():
+            return int(read_json(manifest)["size"][0])
+    raise UserError(f"{folder} does not say for which size of images its model is made: give it by --size.")

@@ -1,0 +1,235 @@
+"""Write a delivered folder from a result folder: every form of the model, its card, and a program for each runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seam import __version__
+from seam.cost.export import export, onnx_metadata
+from seam.cost.macs import count_macs
+from seam.data.decoding import stored_size
+from seam.delivery.card import Card, limits, render_card
+from seam.delivery.snippets import SNIPPETS
+from seam.errors import UserError, one_line
+from seam.evaluation import predict
+from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
+from seam.log import log
+from seam.models.weights import open_source
+from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
+from seam.reuse.load import load_reengineered
+
+INT8 = "model-int8.onnx"
+MEANINGS = {
+    NETWORK: "the network for ONNX Runtime and other engines (`use_onnxruntime.py`)",
+    INT8: "the same with weights and activations of 8 bits",
+    "model.c": "the same as C code without dependencies",
+    "model.pt2": "the same as a program of torch.export, without anybody's Python code (`use_torch.py`). "
+    "`torch.export.load` can run code that a stranger put into such a file, so load only one that you trust",
+    WEIGHTS: "the weights; `seam.load(folder)` runs no code from the folder (`use_seam.py`)",
+    "labels.txt": "the names of the outputs, in order",
+    CARD: "this card for programs",
+}
+GIVEN_NOWHERE = "not given; ask its owner before you ship"
+
+
+def write_package(
+    result_folder: str | Path,
+    dataset_folder: str | Path,
+    out: str | Path,
+    *,
+    source_folder: str | Path | None = None,
+    architecture: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Card:
+    """Write the delivered folder `out` of the re-engineered model in `result_folder`; return its card.
+
+    dataset_folder: that of the prepared data set. source_folder, architecture: as in `load_reengineered`. about: what
+    the results do not say, such as `weights`, `licence`, `data` and `data_licence`. Files that are in the result folder
+    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there. The card comes last.
+    """
+    folder, out, about = Path(result_folder), Path(out), dict(about or {})
+    metrics, manifest = read_json(folder / "metrics.json"), read_json(Path(dataset_folder) / "dataset.json")
+    size = int(manifest["size"][0])
+    model = load_reengineered(folder, source_folder, architecture)
+    source = open_source(source_folder or _source_of(folder), architecture=architecture)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / CARD).unlink(missing_ok=True)  # an unfinished folder has no card
+
+    shape = (3, size, size)
+    if (folder / NETWORK).is_file():
+        check_onnx_seal(folder / NETWORK)
+        shutil.copyfile(folder / NETWORK, out / NETWORK)
+    else:
+        export(model, out / NETWORK, shape, metadata=onnx_metadata(model.classes, model.normalization))
+    for name in (INT8, "model.c", "model.h"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    save_tensors(
+        out / WEIGHTS,
+        model.state_dict(),
+        {
+            "architecture": source.architecture,
+            "source_classes": len(source.classes),
+            "classes": model.classes,
+            "normalization": model.normalization,
+            "size": size,
+        },
+    )
+    write_program(model, out / "model.pt2", shape)
+    write_text(out / "labels.txt", "".join(f"{name}\n" for name in model.classes))
+    for name, text in SNIPPETS.items():
+        if name != "use_torch.py" or (out / "model.pt2").is_file():
+            write_text(out / name, text)
+
+    accuracy = metrics["accuracy"]
+    card: Card = {
+        "format": FORMAT,
+        "format_version": 1,
+        "name": about.get("name") or f"{metrics['model']}-{metrics['target']}",
+        "classes": model.classes,
+        "problem": {
+            "kind": metrics["problem"],
+            "target": metrics["target"],
+            "sentence": _sentence(metrics),
+        },
+        # Of a group, the source model has to choose among the same classes: the fair comparison.
+        "accuracy": {
+            "source": accuracy.get("source_restricted", accuracy["source"]),
+            "reengineered": accuracy["reengineered"],
+            "per_class": about.get("per_class"),
+        },
+        "images": metrics["images"],
+        "selection": metrics["settings"]["selection"],
+        "size": {
+            "weights": metrics["weights"],
+            "kept": metrics["kept"],
+            "bytes": {path.name: path.stat().st_size for path in sorted(out.glob("model*"))},
+        },
+        "budget": metrics.get("budget"),
+        "macs": _macs(folder, source.module, model, shape),
+        "latency": _latency(folder),
+        "preprocessing": {
+            "resize": stored_size(size),
+            "crop": size,
+            "mean": list(model.normalization[0]),
+            "std": list(model.normalization[1]),
+        },
+        "source": {
+            "architecture": source.architecture.rpartition("/")[2],
+            "classes": len(source.classes),
+            "weights": str(about.get("weights") or "not recorded"),
+            "sha256": sha256(Path(source_folder or _source_of(folder)) / "source.safetensors"),
+            "licence": about.get("licence") or GIVEN_NOWHERE,
+        },
+        "data": {
+            "name": str(about.get("data") or metrics["dataset"]),
+            "classes": manifest["classes"],
+            "digest": manifest["digest"],
+            "licence": about.get("data_licence") or GIVEN_NOWHERE,
+        },
+        "settings": metrics["settings"],
+        "seed": metrics["seed"],
+        "epochs": metrics["epochs"],
+        "selected_epoch": metrics["selected_epoch"],
+        "versions": _versions(metrics),
+    }
+    card["limits"] = limits(card)
+    card["files"] = {name: meaning for name, meaning in MEANINGS.items() if name == CARD or (out / name).is_file()}
+    card["sha256"] = {path.name: sha256(path) for path in sorted(out.iterdir()) if path.name != "card.md"}
+    write_text(out / "card.md", render_card(card))
+    write_json(out / CARD, card)
+    return card
+
+
+def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
+    """Write the model as a program of torch.export, checked by running it; nothing, and a warning, if it cannot be.
+
+    The batch size is free.
+    """
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                torch.export.save(program, file)
+            outputs = torch.export.load(str(path)).module()(images[:1])
+            expected = model(images[:1])
+    except UserError:
+        raise
+    except Exception as error:  # torch.export raises many kinds
+        path.unlink(missing_ok=True)
+        log.warning("no model.pt2: torch.export cannot express the model (%s)", one_line(error)[:200])
+        return
+    if not torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        path.unlink()
+        log.warning("no model.pt2: its outputs differ from the model's")
+
+
+def accuracy_per_class(model: Any, batches: Any) -> dict[str, dict[str, float]]:
+    """Return {class: {"accuracy": share, "images": number}} of a model on batches of images with its labels."""
+    logits, labels = predict(model, batches)
+    right = logits.argmax(1) == labels
+    return {
+        name: {"accuracy": float(right[labels == place].double().mean()), "images": int((labels == place).sum())}
+        for place, name in enumerate(model.classes)
+        if (labels == place).any()
+    }
+
+
+def _source_of(folder: Path) -> Path:
+    from seam.files import load_tensors
+
+    return folder / str(load_tensors(folder / "masks.safetensors")[1]["source"])
+
+
+def _sentence(metrics: dict[str, Any]) -> str:
+    classes = metrics["classes"]
+    if metrics["problem"] == "binary":
+        return f"It tells images of class {classes[0]} from all others. It is a part of the network {metrics['model']}."
+    return f"It tells {', '.join(classes)} apart. It is a part of the network {metrics['model']}."
+
+
+def _macs(folder: Path, source: Any, model: Any, shape: tuple[int, ...]) -> dict[str, int] | None:
+    if (folder / "macs.json").is_file():
+        macs = read_json(folder / "macs.json")
+        return {name: macs[name]["total"] for name in ("source", "reengineered")}
+    try:
+        return {
+            "source": count_macs(source, shape)["dense"]["total"],
+            "reengineered": count_macs(model, shape)["sparse"]["total"],
+        }
+    except ImportError:
+        return None
+
+
+def _latency(folder: Path) -> list[dict[str, Any]]:
+    entries = []
+    for path in sorted(folder.glob("latency_*.json")):
+        times = read_json(path)
+        entries.append(
+            {
+                **{name: times.get(name) for name in ("engine", "version", "cpu", "threads", "batch_size")},
+                "source_ms": times["source_ms_mean"],
+                "reengineered_ms": times["reengineered_ms_mean"],
+            }
+        )
+    return entries
+
+
+def _versions(metrics: dict[str, Any]) -> dict[str, str]:
+    versions = {"seam": __version__, "python": platform.python_version(), "torch": str(metrics.get("torch"))}
+    for package in ("torchvision", "onnx", "onnxruntime", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

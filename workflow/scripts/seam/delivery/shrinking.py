@@ -1,0 +1,244 @@
+"""`seam shrink`: the steps from a model and images to a delivered folder, by the procedures of the workflow.
+
+The working folder has the layout of the workflow's results, so that equal settings give equal bytes. Each step is left
+out if its result is there and belongs to the same inputs; an interrupted search resumes from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seam.cost.export import export, onnx_metadata
+from seam.data.batches import batches
+from seam.data.kinds.registry import prepare_dataset
+from seam.data.storage import Dataset, open_dataset
+from seam.delivery.card import Card
+from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices
+from seam.delivery.package import accuracy_per_class, write_package
+from seam.device import select_device
+from seam.errors import UserError
+from seam.evaluation import accuracy, predict
+from seam.files import json_digest, read_json, sha256, write_json
+from seam.log import log
+from seam.memory import use_threads
+from seam.models.architectures import require_classifier
+from seam.models.published import fetch_weights
+from seam.models.surgery import to_channels_last
+from seam.models.weights import open_source
+from seam.outputs import staged
+
+FIT_IMAGES = 512  # on which normalizations are compared
+FIT_BATCH = 64  # images that a model takes at once in measurements
+TIMED = {"batch_size": 1, "warmup": 5, "iterations": 30, "runs": 2}
+
+Say = Callable[[str], None]
+
+
+class Shrinking:
+    """The steps of one problem in a working folder."""
+
+    def __init__(self, choices: Choices, work: str | Path, device: str = "auto", say: Say = log.info) -> None:
+        """work: the working folder, which keeps what an interrupted run has done. say: tells what happens."""
+        self.choices, self.work, self.device, self.say = choices, Path(work), device, say
+        self.data_folder = self.work / "datasets" / choices.dataset
+        self.model_folder = self.work / "models" / choices.model
+        self.folder = self.work / "direct" / choices.model / choices.problem / choices.target
+        self.checkpoint = self.work / "checkpoints" / f"{choices.model}-{choices.problem}-{choices.target}.pt"
+
+    # ------------------------------------------------------------------ the steps
+
+    def prepare_data(self) -> Dataset:
+        """Decode the images into the working folder, unless they are there; return the data set."""
+        entry = self.choices.entry
+        key = {"entry": entry, "files": _listing_digest(entry["root"])}
+        if not self._is_done("data", key, self.data_folder / "dataset.json"):
+            self.say(f"preparing the images of {entry['root']} at {entry['size']} px")
+            prepare_dataset(entry, self.data_folder, self.work / "cache")
+            self._note("data", key)
+        return open_dataset(self.data_folder)
+
+    def fetch_source(self, data: Dataset) -> str:
+        """Bring the source model into the working folder; return how its normalization was found, in words."""
+        path = self.model_folder / "source.safetensors"
+        source, given = dict(self.choices.source), self.choices.source["normalization"]
+        files = [
+            part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
+        ]
+        key = {"source": source, "files": {file: sha256(file) for file in files}, "data": data.classes}
+        if self._is_done("source", key, path):
+            return str(read_json(self.work / "steps.json")["source"]["words"])
+        self.say(f"reading the weights {source['weights']}")
+        is_published = not given and not os.path.isfile(source["weights"])
+        if given or is_published:  # published weights bring their own
+            words = "as given" if given else "that of the published weights"
+            self._fetch(source, path)
+        else:
+            source["normalization"] = [list(values) for values in KNOWN_NORMALIZATIONS["imagenet"]]
+            self._fetch(source, path)
+            source["normalization"], words = self._fit_normalization(data)
+            self._fetch(source, path)
+        self._note("source", key, words=words)
+        return words
+
+    def check_export(self, data: Dataset) -> None:
+        """Export the source model to ONNX, so that an architecture that cannot be exported fails before the search."""
+        path = self.model_folder / "model.onnx"
+        key = {"source": sha256(self.model_folder / "source.safetensors"), "size": list(data.size)}
+        if self._is_done("export", key, path):
+            return
+        source = open_source(self.model_folder, architecture=self.choices.architecture)
+        require_classifier(source.module, len(source.classes), data.size, "The source model")
+        export(source.module, path, (3, *data.size), metadata=onnx_metadata(source.classes, source.normalization))
+        self._note("export", key)
+
+    def search(self) -> dict[str, Any]:
+        """Search the masks, unless they are there; return the metrics."""
+        from seam.reuse.direct import reengineer_all
+
+        choices = self.choices
+        arguments = {
+            "model_folder": str(self.model_folder),
+            "dataset_folder": str(self.data_folder),
+            "model": choices.model,
+            "dataset": choices.dataset,
+            "problem": choices.problem,
+            "target": choices.target,
+            "members": choices.keep,
+            "settings": choices.settings,
+            "seed": choices.seed,
+            "architecture": choices.architecture,
+        }
+        key = {
+            **arguments,
+            "source": sha256(self.model_folder / "source.safetensors"),
+            "manifest": sha256(self.data_folder / "dataset.json"),
+        }
+        if not self._is_done("search", key, self.folder / "metrics.json"):
+            for stale in self.folder.glob("*") if self.folder.is_dir() else ():  # of other settings
+                stale.unlink() if stale.is_file() else shutil.rmtree(stale)
+            outputs = [self.folder / name for name in ("masks.safetensors", "history.csv", "metrics.json")]
+            with staged(outputs) as staging:
+                own = {"folder": staging(outputs[0]).parent, "checkpoint": str(self.checkpoint)}
+                reengineer_all([{**arguments, **own}], self.device)
+            self._note("search", key)
+        return read_json(self.folder / "metrics.json")
+
+    def measure(self, data: Dataset, engines: tuple[str, ...]) -> None:
+        """Count the MACs, export to ONNX, and time both models in the engines, into the result folder."""
+        from seam.cost.latency import ENGINES, time_models
+        from seam.cost.macs import write_macs
+        from seam.reuse.load import load_reengineered
+
+        source = open_source(self.model_folder, architecture=self.choices.architecture)
+        model = load_reengineered(self.folder, self.model_folder, self.choices.architecture)
+        shape = (3, *data.size)
+        write_macs(self.folder / "macs.json", source.module, model, shape)
+        if not (self.folder / "model.onnx").is_file():
+            metadata = onnx_metadata(model.classes, model.normalization)
+            export(model, self.folder / "model.onnx", shape, metadata=metadata)
+        paths = {"source": self.model_folder / "model.onnx", "reengineered": self.folder / "model.onnx"}
+        for engine in engines:
+            if engine not in ENGINES:
+                continue
+            self.say(f"timing in {engine}")
+            try:
+                write_json(self.folder / f"latency_{engine}.json", time_models(engine, paths, 1, **TIMED))
+            except UserError as error:
+                self.say(f"not timed in {engine}: {error}")
+
+    def deliver(self, out: str | Path, about: Mapping[str, Any]) -> Card:
+        """Write the delivered folder; return its card."""
+        from seam.data.problems import binary_problem, multiclass_problem
+        from seam.reuse.load import load_reengineered
+        from seam.seeds import derive_seed
+
+        choices, data = self.choices, open_dataset(self.data_folder)
+        device = select_device(self.device)
+        model = load_reengineered(self.folder, self.model_folder, choices.architecture)
+        draw = derive_seed(choices.seed, "problem", choices.dataset, choices.problem, choices.target)
+        share = choices.settings["holdout"] if choices.settings["selection"] == "holdout" else 0.0
+        if choices.problem == "binary":
+            problem = binary_problem(data, choices.keep[0], draw, share)
+        else:
+            problem = multiclass_problem(data, choices.keep, draw, share)
+        test = batches(
+            data.test, problem.test.indices, problem.test.labels, FIT_BATCH,
+            normalization=model.normalization, device=device,
+        )  # fmt: skip
+        per_class = accuracy_per_class(model.to(device), test)
+        return write_package(
+            self.folder, self.data_folder, out, source_folder=self.model_folder, architecture=choices.architecture,
+            about={"per_class": per_class, "weights": Path(choices.source["weights"]).name, **about},
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------ helpers
+
+    def _fetch(self, source: dict[str, Any], path: Path) -> None:
+        with staged([path]) as staging:
+            fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
+
+    def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
+        """Return (normalization, how it was found): the one with which the source model gets most images right.
+
+        Only training images are used. Normalizations that are published for such models are compared, and the
+        statistics of the images.
+        """
+        source, device = (
+            open_source(self.model_folder, architecture=self.choices.architecture),
+            select_device(self.device),
+        )
+        require_classifier(source.module, len(source.classes), data.size, "The source model")
+        chosen = np.unique(np.linspace(0, len(data.train) - 1, min(FIT_IMAGES, len(data.train))).astype(np.int64))
+        position = np.array([source.classes.index(name) for name in data.classes])
+        labels = position[data.train.labels[chosen]]
+        network = to_channels_last(source.module, device)
+        scores: dict[str, float] = {}
+        candidates = {**KNOWN_NORMALIZATIONS, "the data's": (data.mean, data.std)}
+        for name, normalization in candidates.items():
+            images = batches(data.train, chosen, labels, FIT_BATCH, normalization=normalization, device=device)
+            scores[name] = accuracy(*predict(network, images))
+        best = max(scores, key=lambda name: scores[name])
+        if scores[best] <= 1.5 / len(source.classes):
+            raise UserError(
+                f"The source model gets {scores[best]:.1%} of {len(chosen)} training images right, hardly more than by "
+                "guessing: give the names of its outputs in their order by --classes, and its --normalization."
+            )
+        mean, std = candidates[best]
+        compared = ", ".join(
+            f"{name} {score:.1%}" for name, score in sorted(scores.items(), key=lambda item: -item[1])[:3]
+        )
+        words = f"{best}, found by fit on {len(chosen)} training images ({compared}); --normalization sets it"
+        return [list(mean), list(std)], words
+
+    def _is_done(self, step: str, key: Mapping[str, Any], output: Path) -> bool:
+        steps = read_json(self.work / "steps.json") if (self.work / "steps.json").is_file() else {}
+        return output.is_file() and steps.get(step, {}).get("key") == json_digest(dict(key))
+
+    def _note(self, step: str, key: Mapping[str, Any], **more: Any) -> None:
+        path = self.work / "steps.json"
+        steps = read_json(path) if path.is_file() else {}
+        write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+
+
+def use_one_thread(threads: int | None) -> None:
+    """Let torch use this number of threads; by default as many as the workflow's searches use, one."""
+    use_threads(threads or 1)
+
+
+def _listing_digest(root: str) -> str:
+    """Return a digest of the names, sizes and dates of the files in a folder, or of a list of images."""
+    if os.path.isfile(root):
+        return sha256(root)
+    entries = []
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            status = os.stat(os.path.join(place, name))
+            entries.append([os.path.relpath(os.path.join(place, name), root), status.st_size, status.st_mtime_ns])
+    return json_digest({"files": entries})

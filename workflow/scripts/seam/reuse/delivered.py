@@ -1,0 +1,69 @@
+"""Load a delivered folder: a re-engineered model that needs neither its source model nor anybody's code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seam.errors import UserError
+from seam.files import check_onnx_seal, load_tensors
+from seam.models.architectures import ARCHITECTURES, build_model
+from seam.models.surgery import with_head
+from seam.models.weights import load_state, read_classes, read_normalization
+from seam.reuse.cards import NETWORK, WEIGHTS, read_card
+
+
+def load_delivered(folder: str | Path) -> Any:
+    """Return the model of a delivered folder: a module for inference that maps images [B, 3, H, W] to logits [B, n].
+
+    Its attributes are `classes`, `normalization` and `size` (pixels). If the architecture is one of the package's or of
+    torchvision, it is a plain torch module. Otherwise it runs model.onnx in ONNX Runtime, on the CPU and without
+    gradients. Nothing in the folder makes code run. Raises UserError if a file is missing or damaged.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    tensors, metadata = load_tensors(folder / WEIGHTS)
+    classes, normalization = read_classes(metadata, folder / WEIGHTS), read_normalization(metadata, folder / WEIGHTS)
+    module: Any = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
+    module.classes, module.normalization = classes, normalization
+    module.size = card["preprocessing"]["crop"]
+    return module.eval().requires_grad_(False)
+
+
+def _torch_module(
+    metadata: dict[str, Any], tensors: dict[str, torch.Tensor], outputs: int, folder: Path
+) -> nn.Module | None:
+    """Return the module if its architecture is known to the package and the weights fit it; else None."""
+    architecture, width = metadata.get("architecture"), metadata.get("source_classes")
+    if not isinstance(architecture, str) or type(width) is not int or not 0 < width < 1_000_000:
+        return None
+    if architecture not in ARCHITECTURES and not architecture.startswith("torchvision:"):
+        return None
+    module = with_head(build_model(architecture, width), width, outputs)
+    return module if load_state(module, tensors, folder / WEIGHTS) is None else None
+
+
+class OnnxModule(nn.Module):
+    """An ONNX file as a module for inference on the CPU, by ONNX Runtime."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises UserError if the file is missing or damaged, or if ONNX Runtime is not installed."""
+        super().__init__()
+        check_onnx_seal(path)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"{path} needs ONNX Runtime: install it with pip install onnxruntime.") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits [B, n] for normalised images [B, 3, H, W]."""
+        values = images.detach().cpu().float().contiguous().numpy()
+        return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: values})[0]).to(
+            images.device
+        )

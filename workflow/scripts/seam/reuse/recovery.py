@@ -1,0 +1,234 @@
+"""Recovery: what the search left of a source model is trained on, all its weights and batch norm.
+
+The source model itself is the teacher: it answers each image as it always did, and what is left of it learns these
+answers beside the labels. That is what reuse has and training from nothing has not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam import evaluation
+from seam.data.batches import batches
+from seam.data.problems import TargetProblem, binary_problem, multiclass_problem
+from seam.data.storage import Dataset, open_dataset
+from seam.device import select_device
+from seam.evaluation import predict
+from seam.files import save_tensors, sha256, write_csv, write_json
+from seam.log import log
+from seam.models.surgery import copy_state, to_channels_last
+from seam.models.weights import Source, open_source
+from seam.precision import forward
+from seam.reuse.load import RECOVERED, kept_weights, load_reengineered
+from seam.reuse.provenance import environment, provenance
+from seam.seeds import derive_seed
+from seam.settings import RecoverySettings
+from seam.training.checkpoint import Checkpoint
+from seam.training.distillation import Teacher
+from seam.training.run import Batch, Batches, TrainingRun
+from seam.training.schedules import StepCounter, warm_cosine
+
+ADVICE = "lower recovery.lr"  # if the loss is not finite
+
+
+def recover(
+    folder: str | Path,
+    masks_folder: str | Path,
+    model_folder: str | Path,
+    dataset_folder: str | Path,
+    model: str,
+    dataset: str,
+    problem: str,
+    target: str,
+    members: Sequence[str],
+    settings: dict[str, Any],
+    holdout: float,
+    seed: int,
+    device: str,
+    checkpoint: str | Path,
+    architecture: str | None = None,
+) -> dict[str, Any]:
+    """Train the re-engineered model in `masks_folder`; write its weights, history and metrics into `folder`.
+
+    settings: a dictionary of `RecoverySettings`. holdout: the share of the problem's images that the search held out;
+    recovery does not train on them either, so that accuracies on them can be compared. All other arguments are those of
+    `seam.reuse.direct.Reengineering`. The last epoch is the result. Returns the metrics.
+    """
+    folder, place = Path(folder), select_device(device)
+    chosen = RecoverySettings(**settings)
+    images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
+    draw = derive_seed(seed, "problem", dataset, problem, target)
+    task = (
+        binary_problem(images, members[0], draw, holdout)
+        if problem == "binary"
+        else multiclass_problem(images, members, draw, holdout)
+    )
+    network = load_reengineered(masks_folder, model_folder, architecture, recovered=False)
+    network = to_channels_last(network, place).requires_grad_(True)
+    common = {"normalization": source.normalization, "device": place}
+
+    def batches_of(split: Any, subset: Any) -> Any:
+        return batches(split, subset.indices, subset.labels, chosen.batch_size, **common)
+
+    test, held = batches_of(images.test, task.test), batches_of(images.train, task.holdout)
+    before = _accuracies(network, {"holdout": held, "test": test})
+
+    names = [model, dataset, problem, target]
+    recovery_seed = derive_seed(seed, "recovery", *names)
+    torch.manual_seed(recovery_seed)
+    training = TrainingImages(images, task, source, chosen, recovery_seed, place)
+    states = provenance(
+        [*names, list(members)], asdict(chosen), seed, place, dataset_folder, model_folder,
+        masks=sha256(Path(masks_folder) / "masks.safetensors"), holdout=holdout,
+    )  # fmt: skip
+    kept = {f"source.{name}": bits for name, bits in kept_weights(masks_folder, source.module).items()}
+    teacher = None
+    if chosen.distillation:
+        teacher = Teacher(to_channels_last(source.module, place), chosen.distillation, chosen.temperature)
+    file = Checkpoint(checkpoint, states, __file__)
+    history = train(network, training, chosen, teacher, held, kept, file)
+    metadata = {"masks_sha256": states["masks"]}
+    save_tensors(folder / RECOVERED, copy_state(network), metadata)
+    import pandas as pd
+
+    write_csv(folder / "recovery.csv", pd.DataFrame(history))
+    after = _accuracies(network, {"holdout": held, "test": test})
+    metrics = {
+        **dict(zip(("model", "dataset", "problem", "target"), names, strict=True)),
+        "settings": asdict(chosen),
+        "seed": seed,
+        "accuracy": {"before": before["test"], "after": after["test"]},
+        "holdout_accuracy": {"before": before["holdout"], "after": after["holdout"]} if len(task.holdout) else None,
+        "epochs": len(history),
+        "seconds": sum(row["seconds"] for row in history),
+        **environment(place),
+    }
+    write_json(folder / "recovery.json", metrics)
+    log.info("test accuracy %.4f before recovery, %.4f after it", before["test"], after["test"])
+    file.remove()
+    return metrics
+
+
+def _accuracies(network: nn.Module, subsets: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        name: evaluation.accuracy(*predict(network, subset)) if len(subset.labels) else None
+        for name, subset in subsets.items()
+    }
+
+
+def train(
+    network: nn.Module,
+    images: Batches,
+    settings: RecoverySettings,
+    teacher: Teacher | None,
+    held: Any,
+    kept: Mapping[str, torch.Tensor],
+    checkpoint: Checkpoint | None = None,
+) -> list[dict[str, Any]]:
+    """Train `network`, which `with_head` made, in place; return its history, a dictionary for each epoch.
+
+    SGD with Nesterov momentum; its rate rises over 200 steps and falls to zero along a cosine. teacher: whose answers
+    the outputs of the network's `source` learn. held: batches of images for the history. kept: {parameter: bool};
+    the others stay zero.
+    """
+    optimizer = torch.optim.SGD(
+        network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+    )
+    parameters = dict(network.named_parameters())
+    masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
+    source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
+    steps = settings.epochs * len(images)
+    done = StepCounter()
+
+    def step(batch: torch.Tensor, labels: torch.Tensor) -> Batch:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * warm_cosine(done.steps, steps)
+        features = forward(source, batch)
+        logits = head(relu(features))
+        loss = cross_entropy(logits, labels)
+        total = loss if teacher is None else loss + teacher.loss(features, batch)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, bits in masked:
+                parameter.mul_(bits)
+        done.steps += 1
+        return logits, loss
+
+    parts = {"network": network, "optimizer": optimizer, "steps": done}
+    with TrainingRun(images, parts, checkpoint, ADVICE) as run:
+        while run.epoch <= settings.epochs:
+            network.train()
+            count, right, loss = run.train_epoch(step)
+            accuracy = None
+            if len(held.labels):
+                accuracy = evaluation.accuracy(*predict(network, run.interruptible(held)))
+            row = {
+                "epoch": run.epoch,
+                "cross_entropy": loss / count,
+                "train_accuracy": right / count,
+                "accuracy": accuracy,
+                "seconds": run.epoch_seconds(),
+            }
+            log.info("epoch %d/%d %s", run.epoch, settings.epochs, {k: v and round(v, 4) for k, v in row.items()})
+            run.end_epoch(row)
+    return run.history
+
+
+class TrainingImages:
+    """The training batches of a problem; with `fresh_negatives`, a binary problem's rest is drawn anew in each epoch.
+
+    The rest is then drawn from all training images of other classes that are not held out.
+    """
+
+    def __init__(
+        self,
+        images: Dataset,
+        problem: TargetProblem,
+        source: Source,
+        settings: RecoverySettings,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.images, self.problem, self.source, self.device = images, problem, source, device
+        self.batch_size, self.first = settings.batch_size, 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.positives = problem.train.indices[problem.train.labels == 0]
+        self.fresh = settings.fresh_negatives and problem.kind == "binary"
+        target = images.classes.index(problem.members[0])
+        others = np.flatnonzero(images.train.labels != target)
+        self.others = np.setdiff1d(others, problem.holdout.indices)
+        self.fixed = self._batches(problem.train.indices, problem.train.labels)
+
+    def _batches(self, indices: np.ndarray, labels: np.ndarray) -> Any:
+        return batches(
+            self.images.train, indices, labels, self.batch_size, normalization=self.source.normalization,
+            device=self.device, augmentation=self.images.augmentation, generator=self.generator, shuffle=True,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.fixed)
+
+    def starting_at(self, batch: int) -> TrainingImages:
+        """Let the next epoch begin with its batch number `batch`; return self."""
+        self.first = batch
+        return self
+
+    def __iter__(self) -> Iterator[Batch]:
+        first, self.first = self.first, 0
+        epoch = self.fixed
+        if self.fresh:
+            count = len(self.problem.train) - len(self.positives)
+            order = torch.randperm(len(self.others), generator=self.generator)[:count].numpy()
+            indices = np.concatenate([self.positives, self.others[order]])
+            epoch = self._batches(indices, np.repeat([0, 1], [len(self.positives), count]))
+        return iter(epoch.starting_at(first))

@@ -1,0 +1,184 @@
+"""The search of channels: from all of them down to a budget, along a ramp.
+
+The first epoch trains the head alone. Then channels leave at a hundred moments over the first part of the search, down
+to the budget; the rest of the search trains what is left. Widths are multiples of `channels.multiple` throughout, so
+that nothing is rounded afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from seam import evaluation
+from seam.errors import UserError
+from seam.evaluation import predict
+from seam.log import log
+from seam.masks.bits import pack_bits, unpack_groups
+from seam.masks.channel_costs import ChannelCost, fewest, keep_best, macs_cost, weights_cost
+from seam.masks.channels import ChannelGroups
+from seam.models.surgery import copy_state
+from seam.models.uses import count_uses
+from seam.search.channel_training import ChannelMasks, ChannelTraining
+from seam.search.mask_search import SearchResult
+from seam.search.training import train_head
+from seam.settings import SearchSettings, budget_unit
+from seam.training.adam import Adam
+from seam.training.checkpoint import Checkpoint
+from seam.training.distillation import Teacher
+from seam.training.run import Batch, Batches, TrainingRun
+
+ADVICE = "lower channels.lr, or lr_head of the budget"  # if the loss is not finite
+RAMP = 0.6  # the share of the steps after the first epoch in which channels leave
+SETTLING = 0.05  # the share of the steps before the first channel leaves, so that masks know what they are worth
+MOMENTS = 100  # at which channels leave
+
+
+class Ramp:
+    """The share of the cost that is allowed after each step: from 1 to the budget along a cubic curve.
+
+    It falls fast at first, where channels abound, and slowly at the end (Zhu and Gupta, "To prune, or not to prune",
+    2017).
+    """
+
+    def __init__(self, budget: float, steps: int) -> None:
+        """budget: the share of the cost to reach. steps: of the whole search, without those of the head alone."""
+        self.budget = budget
+        self.first, self.last = int(SETTLING * steps), max(int(RAMP * steps), 1)
+        self.every = max((self.last - self.first) // MOMENTS, 1)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether channels leave after this step, counted from 1."""
+        return self.first < step <= self.last and ((step - self.first) % self.every == 0 or step == self.last)
+
+    def share(self, step: int) -> float:
+        """Return the share of the cost that is allowed after this step."""
+        way = min(max((step - self.first) / max(self.last - self.first, 1), 0.0), 1.0)
+        return self.budget + (1 - self.budget) * (1 - way) ** 3
+
+
+def search_channels(
+    model: nn.Module,
+    groups: ChannelGroups,
+    batches: Batches,
+    selection: Iterable[Batch],
+    source_accuracy: float,
+    settings: SearchSettings,
+    checkpoint: Checkpoint | None = None,
+) -> SearchResult:
+    """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
+
+    model: is changed in place. groups: of its source network. The other arguments are those of
+    `seam.search.plain.search`. The result has the selected epoch's bits {group: bool
+    [units]}, head and, if `train_weights` is set, all weights of the network. Only epochs within the budget are
+    selected: the one with the best accuracy on `selection`.
+
+    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the budget
+    cannot be met, or if the loss is not finite.
+    """
+    network, head = model.get_submodule("source"), model.get_submodule("head")
+    channels = settings.of_channels
+    name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings)
+    teacher = None
+    if channels.distillation and channels.train_weights:
+        teacher = Teacher(copy.deepcopy(network), channels.distillation, channels.temperature)
+    masks = ChannelMasks(network.requires_grad_(True), groups)
+    steps = max(settings.epochs - 1, 1) * len(batches)
+    ramp = Ramp(budget, steps)
+
+    def remove(step: int) -> None:
+        if ramp.is_due(step):
+            price = cost.prices(masks.kept)
+            # Removed channels do not return: their weights no longer train.
+            worth = (masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
+            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), channels.multiple)
+
+    training = ChannelTraining(
+        model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
+        train_weights=channels.train_weights, after_step=remove,
+    )  # fmt: skip
+    retention = weights_cost(network, groups)
+    head_only = Adam([(list(head.parameters()), settings.lr_head)])
+    with TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE) as run:
+        while run.epoch <= settings.epochs:
+            phase = "head" if run.epoch == 1 else "masks"
+            if phase == "head":
+                model.eval()
+            step = train_head(model, head_only) if phase == "head" else training.begin_epoch()
+            images, right, loss = run.train_epoch(step)
+            accuracy = None
+            if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
+                accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
+            share = cost.share(masks.kept)
+            row = {
+                "epoch": run.epoch,
+                "phase": phase,
+                "loss": loss / images,
+                "cross_entropy": loss / images,
+                "penalty": 0.0,
+                "train_accuracy": right / images,
+                "accuracy": accuracy,
+                "retention": retention.share(masks.kept),
+                "seconds": run.epoch_seconds(),
+                "cost": share,
+            }
+            selected = None
+            is_within = share <= budget or run.epoch == settings.epochs
+            if accuracy is not None and is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
+                selected = {"accuracy": accuracy, "bits": pack_bits(masks.bits()), "head": copy_state(head)}
+                selected["weights"] = _weights(network, masks) if channels.train_weights else None
+            shown = "not evaluated" if accuracy is None else f"accuracy {accuracy:.4f}"
+            log.info(
+                "epoch %d/%d %-5s loss %.4f %s (source %.4f) cost left %.4f %.1f s%s",
+                run.epoch, settings.epochs, phase, row["loss"], shown, source_accuracy, share, row["seconds"],
+                " selected" if selected else "",
+            )  # fmt: skip
+            run.end_epoch({**row, "selected": int(selected is not None)}, selected)
+    result = _result(run, groups)
+    share = run.history[run.selected_epoch - 1]["cost"]
+    result.budget = {"name": name, "limit": budget, "cost": share, "whole": cost.whole, "met": share <= budget}
+    return result
+
+
+def prepare_channel_budget(
+    network: nn.Module, groups: ChannelGroups, images: torch.Tensor, settings: SearchSettings
+) -> tuple[str, ChannelCost, float]:
+    """Return (name, cost, share of the cost that may be left) of the budget of `settings`.
+
+    images: some of those that the network runs on. Raises UserError if the budget cannot be met.
+    """
+    assert settings.budget is not None
+    channels = settings.of_channels
+    unit = budget_unit(settings.budget)
+    value = float(settings.budget[unit])
+    if unit == "weights":
+        cost = weights_cost(network, groups)
+    else:
+        cost = macs_cost(network, groups, count_uses(network, images))
+    share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
+    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, channels.multiple))
+    if least > share:
+        raise UserError(
+            f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "
+            f"least {least:.1%} of the source model's cost. Raise the budget above {least * cost.whole:.4g}, or lower "
+            "channels.multiple."
+        )
+    if share >= 1:
+        log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)
+    return name, cost, min(share, 1.0)
+
+
+def _weights(network: nn.Module, masks: ChannelMasks) -> dict[str, torch.Tensor]:
+    """Return the state of the network with the weights that the gates multiply as they are without them."""
+    state: dict[str, Any] = copy_state(network)
+    return state | {name: weight.detach().cpu().clone() for name, weight in masks.weights.items()}
+
+
+def _result(run: TrainingRun, groups: ChannelGroups) -> SearchResult:
+    selected = run.selected
+    bits = unpack_groups(selected["bits"], groups.sizes)
+    return SearchResult(bits, selected["head"], run.history, run.selected_epoch, weights=selected["weights"])

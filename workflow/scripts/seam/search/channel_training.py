@@ -1,0 +1,154 @@
+"""What a search of channels trains: masks on channels, the weights below them, and the head.
+
+A channel's mask is a running mean of how much the loss depends on it: the square of the straight-through gradient of a
+gate on the channel, which is the sum of gradient x weight over the weights that the gate multiplies (Molchanov et al.,
+"Importance Estimation for Neural Network Pruning", CVPR 2019). Channels with the lowest mask for what they cost leave
+first. They leave a few at a time, and the weights of those that stay train along, so that the network follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from seam.masks.channels import ChannelGroups, gate_of, gated_parameters
+from seam.models.surgery import set_training_mode
+from seam.precision import forward
+from seam.training.distillation import Teacher
+from seam.training.run import Stateful, Step
+from seam.training.schedules import StepCounter, warm_cosine
+
+DECAY = 0.99  # of the running mean, per step
+
+
+class ChannelMasks:
+    """The masks on the channels of a module, and which of them are kept; all at first.
+
+    worth: float32 [units], on the module's device. kept: bool [units], on the CPU. weights: the parameters that the
+    gates multiply, as they are without them.
+    """
+
+    def __init__(self, module: nn.Module, groups: ChannelGroups) -> None:
+        parameters = dict(module.named_parameters())
+        self.groups, device = groups, next(module.parameters()).device
+        gated = gated_parameters(module, groups)
+        self.gated = {name: (axis, units.to(device)) for name, (axis, units) in gated.items()}
+        self.parameters = {name: parameters[name] for name in self.gated}
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.worth = torch.zeros(groups.count, device=device)
+        self.kept = torch.ones(groups.count, dtype=torch.bool)
+
+    def _gates(self) -> dict[str, torch.Tensor]:
+        kept = self.kept.to(self.worth)
+        return {
+            name: gate_of(kept, units).view([-1 if dim == axis else 1 for dim in range(self.weights[name].dim())])
+            for name, (axis, units) in self.gated.items()
+        }
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the module's weights: zero for channels that are removed."""
+        for name, gate in self._gates().items():
+            torch.mul(self.weights[name], gate, out=self.parameters[name])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Turn the gradients of a backward pass into those of the masks and of the weights without gates.
+
+        The module has its weights without gates until `apply`, so that an optimizer can train them.
+        """
+        gradient = torch.zeros_like(self.worth)
+        for name, gate in self._gates().items():
+            axis, units = self.gated[name]
+            parameter, weight = self.parameters[name], self.weights[name]
+            if parameter.grad is not None:
+                sums = (parameter.grad * weight).movedim(axis, 0).reshape(len(units), -1).sum(1)
+                gradient.index_add_(0, units[units >= 0], sums[units >= 0])
+                parameter.grad.mul_(gate)
+            parameter.copy_(weight)
+        self.worth.lerp_(gradient.square(), 1 - DECAY)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Take the module's weights as those without gates, and apply the gates."""
+        for name, weight in self.weights.items():
+            weight.copy_(self.parameters[name])
+        self.apply()
+
+    def bits(self) -> dict[str, torch.Tensor]:
+        """Return {group: bool [units]}, True for the channels that are kept."""
+        return {name: bits.clone() for name, bits in self.groups.split(self.kept).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the masks, what is kept, and the weights without gates."""
+        return {"worth": self.worth, "kept": self.kept, "weights": self.weights}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.worth.copy_(state["worth"])
+        self.kept = state["kept"].clone()
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+        self.apply()
+
+
+class ChannelTraining:
+    """Masks on the channels of a model, its weights and its head, ready to be trained.
+
+    parts: {name: what a checkpoint holds}. done: the number of steps so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: ChannelMasks,
+        teacher: Teacher | None,
+        *,
+        lr: float,
+        lr_head: float,
+        steps: int,
+        train_weights: bool,
+        after_step: Callable[[int], None],
+    ) -> None:
+        """lr: of the weights, by SGD with momentum 0.9; it falls to zero along a cosine over `steps`.
+
+        lr_head: of the head, if the weights do not train. after_step: is called with the number of steps done, before
+        the gates are applied.
+        """
+        self.model, self.masks, self.teacher, self.train_weights = model, masks, teacher, train_weights
+        self.lr, self.steps, self.after_step = lr if train_weights else lr_head, steps, after_step
+        self.done = StepCounter()
+        trained = model.parameters() if train_weights else model.get_submodule("head").parameters()
+        self.optimizer = torch.optim.SGD(trained, self.lr, 0.9, weight_decay=5e-4 * train_weights, nesterov=True)
+        self.parts: dict[str, Stateful] = {"model": model, "masks": masks, "sgd": self.optimizer, "steps": self.done}
+
+    def begin_epoch(self) -> Step:
+        """Put the model into training mode; return its step."""
+        if self.train_weights:
+            self.model.train()
+        else:
+            set_training_mode(self.model)
+        self.model.requires_grad_(True)  # the masks need the gradients of all that they multiply
+        return self.step
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a batch; return its logits and its mean cross entropy."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * warm_cosine(self.done.steps, self.steps)
+        features = forward(self.model.get_submodule("source"), images)
+        logits = self.model.get_submodule("head")(self.model.get_submodule("relu")(features))
+        loss = cross_entropy(logits, labels)
+        total = loss if self.teacher is None else loss + self.teacher.loss(features, images)
+        self.model.zero_grad()
+        total.backward()
+        self.masks.restore()
+        self.optimizer.step()
+        self.done.steps += 1
+        self.after_step(self.done.steps)
+        self.masks.store()
+        return logits, loss
