@@ -237,7 +237,7 @@ def _is_key(value: Any, depth: int = 0) -> bool:
         return isinstance(value, (str, int, float, bytes, type(None)))
     if depth == MOST_NESTED:
         raise _NestedKeys("it has keys of deeply nested tuples")
-    return all([_is_key(part, depth + 1) for part in value])
+    return all(_is_key(part, depth + 1) for part in value)
 
 
 class _Unpickler(_PythonUnpickler):
