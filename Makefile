@@ -85,6 +85,11 @@ SEAM := $(if $(HASHES),--require-hashes -r envs/hashes.txt,-r envs/seam.txt)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(SEAM)
 	@touch $@
 
+# For the engines openvino and openvino-int8. pip checks the hashes that the file has.
+.venv/openvino: envs/openvino.txt .venv/seam
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/openvino.txt
+	@touch $@
+
 .venv/dev: envs/dev.txt .venv/seam
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r envs/dev.txt
 	@touch $@

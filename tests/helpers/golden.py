@@ -17,7 +17,19 @@ ROOT = Path(__file__).parents[2]
 RECORDED = Path(__file__).with_name("golden.json")
 # Columns and keys that hold clock times, versions and machines, which differ between two runs of the same code, or
 # the digest of their own file, which follows from the rest.
-IGNORED = ("seconds", "latency_", "speedup", "torch", "loading", "digest")
+IGNORED = (
+    "seconds",
+    "latency_",
+    "_ms",
+    "_difference",
+    "speedup",
+    "version",
+    "cpu",
+    "instruction_set",
+    "torch",
+    "loading",
+    "digest",
+)
 IGNORED_QUANTITIES = ("latency", "time", "speedup")
 
 

@@ -12,7 +12,7 @@ from seam.cost.engines import why_no_engine
 
 ROOT = Path(__file__).parents[2]
 # The workflow stops with a sentence if DeepSparse cannot be installed. Tests of other features run without it.
-ENGINES = [engine for engine in ("deepsparse", "onnxruntime") if not why_no_engine(engine)]
+ENGINES = [engine for engine in ("deepsparse", "seam", "onnxruntime") if not why_no_engine(engine)]
 
 
 def snakemake(folder, *arguments, config=None, check=True, workflow=ROOT):

@@ -38,11 +38,22 @@ def test_a_target_problem_is_shown_with_the_costs_that_are_there(target, capsys)
         assert text in shown
     assert "MACs" not in shown and " ms" not in shown
     write_json(target / "macs.json", {"source": {"total": 5000}, "reengineered": {"total": 2000}})
-    latency = {"engine": "onnxruntime", "batch_size": 16, "source_ms_mean": 2.0, "reengineered_ms_mean": 1.0}
-    write_json(target / "latency_onnxruntime.json", latency)
+    times = {"source": {"mean_ms": 3.0, "median_ms": 2.0}, "reengineered": {"mean_ms": 3.0, "median_ms": 1.0}}
+    latency = {
+        "engine": "onnxruntime-int8",
+        "version": "1.32.0",
+        "gains_from_zeros": False,
+        "statistic": "median",
+        "measurements": [{"batch_size": 16, "threads": 1, **times}],
+    }
+    write_json(target / "latency_onnxruntime-int8.json", latency)
+    accuracies = {"engine": "onnxruntime-int8", "accuracy": {"reengineered": 0.875, "source": 0.75}}
+    write_json(target / "accuracy_onnxruntime-int8.json", accuracies)
     main(["show", str(target)])
     shown = capsys.readouterr().out
-    assert "2,000 (source model: 5,000)" in shown and "1.00 ms (source model: 2.00 ms), 16 images" in shown
+    assert "2,000 (source model: 5,000)" in shown and "1.00 ms (source model: 2.00 ms, 2.00 times as fast" in shown
+    assert "16 images, 1 thread; version 1.32.0, gains from zeros: no)" in shown
+    assert "0.8750 (source model: 0.7500)" in shown
 
 
 def test_a_student_and_a_source_model_are_shown(tmp_path, capsys):

@@ -166,9 +166,20 @@ device = gpu
 precision = bf16
     precision is 'bf16', but must be bfloat16, tf32 or float32 (did you mean bfloat16?).
 engines = [deepspars]
-    engines[0] is 'deepspars', but must be deepsparse or onnxruntime (did you mean deepsparse?).
+    engines[0] is 'deepspars', but must be seam, onnxruntime, onnxruntime-int8, openvino, openvino-int8 or deepsparse
+    (did you mean deepsparse?).
 engines = deepsparse
-    engines is 'deepsparse', but must be a list: write [deepsparse].
+    engines is 'deepsparse', but must be auto or a list: write [deepsparse].
+timing/batch_size = [16, 0]
+    timing.batch_size[1] is 0, but must be at least 1.
+timing/batch_size = []
+    timing.batch_size has 0 values, but needs at least 1.
+timing/threads = [all, two]
+    timing.threads[1] is 'two', but must be all or a whole number.
+timing/threads = 0
+    timing.threads is 0, but must be at least 1.
+timing/statistic = least
+    timing.statistic is 'least', but must be mean or median.
 search/lr_mask = 1e-3
     search.lr_mask is '1e-3', but must be a number: write 0.001 in a config file (numbers in quotes or like 1e-3
     are text to YAML, and so are nested ones in --config).
@@ -554,12 +565,14 @@ def test_a_class_in_another_script_is_a_target(small, tmp_path):
 def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
-    assert config["engines"] == ["deepsparse", "onnxruntime"]
+    assert config["engines"] == "auto"
     assert config["search"] == {**SEARCH, "penalty": None, "budget": None, **WEIGHT}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
-    assert config["timing"] == {"batch_size": 16, "warmup": 20, "iterations": 100, "runs": 2}
+    assert config["timing"] == {
+        "batch_size": 16, "threads": "all", "warmup": 20, "iterations": 100, "runs": 2, "statistic": "mean",
+    }  # fmt: skip
     assert config["datasets"]["digits"] == {"kind": "digits", "size": 32, "classes": None, "augmentation": None}
     assert config["datasets"]["cifar10"] == {"kind": "cifar10", "root": None, "classes": None, "augmentation": None}
     assert [config["datasets"][name]["size"] for name in ("pets", "imagenet")] == [32, 224]
@@ -696,7 +709,9 @@ def test_settings_come_from_the_override_then_the_entry_then_the_defaults(small)
     assert ship.settings == {**expected, "alpha": 4.0, "batch_size": 32}
     assert water.settings == {**SEARCH, "alpha": 2.0, "epochs": 100, "patience": 5}
     assert list(ship.settings) == sorted(ship.settings) and list(cat.timing) == sorted(cat.timing)
-    assert cat.timing == {"batch_size": 16, "iterations": 100, "runs": 2, "warmup": 1}
+    assert cat.timing == {
+        "batch_size": [16], "iterations": 100, "runs": 2, "statistic": "mean", "threads": ["all"], "warmup": 1,
+    }  # fmt: skip
     assert water.timing["warmup"] == 20
 
 
@@ -1015,7 +1030,10 @@ def test_config_yaml_is_the_published_evaluation(full):
     for p in problems:
         lr_mask, alpha, warmup, iterations = published[p.model, p.problem]
         assert p.settings == {**SEARCH, "lr_mask": lr_mask, "alpha": alpha}
-        assert p.timing == {"batch_size": 16, "warmup": warmup, "iterations": iterations, "runs": 2}
+        assert p.timing == {
+            "batch_size": [16], "iterations": iterations, "runs": 2, "statistic": "mean", "threads": ["all"],
+            "warmup": warmup,
+        }  # fmt: skip
     imagenet = config["direct_reuse"][-1]
     assert imagenet["model"] == "resnet50-imagenet"
     assert imagenet["search"] == {"lr_mask": 0.05, "alpha": 2.0}

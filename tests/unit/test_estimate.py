@@ -210,8 +210,8 @@ def test_a_job_that_was_resumed_took_the_seconds_of_all_its_epochs(inventory, tm
 
 
 def test_the_seconds_of_all_cores_count_on_a_cpu(inventory, tmp_path):
-    write_benchmark(tmp_path, 0, 100, rule="time_onnxruntime")
-    job = make_job(0, "time_onnxruntime", folder=tmp_path) | {"threads": 8}
+    write_benchmark(tmp_path, 0, 100, rule="time_engine")
+    job = make_job(0, "time_engine", folder=tmp_path) | {"threads": 8}
     assert list(history([job], inventory).values()) == [[800]]
     assert list(history([job], inventory, "cuda").values()) == [[100]]
 

@@ -211,6 +211,29 @@ def test_slower_models_are_inside_the_panel(demo):
     assert "−100.0" in [text.get_text() for text in axes.texts]
 
 
+# Engines
+
+
+def test_speed_is_against_the_source_model_in_onnxruntime(demo):
+    drawn = panels(direct_figures.speed(demo.binary, demo.multiclass))
+    assert list(drawn) == ["resnet20-digits, binary", "vgg16-digits, binary", "resnet20-digits, multi-class"]
+    tables = [rows for table in (demo.binary, demo.multiclass) for _, rows in table.groupby("model", sort=False)]
+    for axes, rows in zip(drawn.values(), tables, strict=True):
+        bars, dots = dots_and_bars(axes)
+        for place, engine in enumerate(ENGINES):
+            expected = rows["latency_source_ms_onnxruntime"] / rows[f"latency_reengineered_ms_{engine}"]
+            assert bars[place] == pytest.approx(expected.mean())
+            assert dots[place] == pytest.approx(list(expected))
+    assert names(next(iter(drawn.values()))) == ["DeepSparse\nskips zeros", "ONNX Runtime"]
+
+
+def test_speed_needs_onnxruntime(tmp_path):
+    results = Results(tmp_path, synthetic.DEMO)
+    names = [name for name in results.binary if name.endswith("_onnxruntime")]
+    figure = direct_figures.speed(results.binary.drop(columns=names), results.multiclass.drop(columns=names))
+    assert any("ONNX Runtime has timed no source model" in text.get_text() for text in figure.texts)
+
+
 # History
 
 
@@ -261,7 +284,9 @@ def test_missing_history_is_named(demo):
 
 def test_all_figures_without_problems(demo):
     drawn = direct_figures.figures(demo.binary.iloc[:0], demo.multiclass.iloc[:0], {}, read_table(PUBLISHED))
-    assert list(drawn) == ["accuracy_binary", "accuracy_multiclass", "retention_accuracy", "cost", "history"]
+    assert list(drawn) == [
+        *("accuracy_binary", "accuracy_multiclass", "retention_accuracy", "cost", "engines", "history")
+    ]
     for figure in drawn.values():
         assert not figure.axes
         assert any("There are no" in text.get_text() for text in figure.texts)

@@ -38,7 +38,8 @@ def no_students():
 
 def test_values_are_those_of_the_files(made):
     collected = collect(made)
-    rows = {row["folder"]: row for kind in collected for row in stored(collected[kind]).to_dict("records")}
+    kinds = ("binary", "multiclass")
+    rows = {row["folder"]: row for kind in kinds for row in stored(collected[kind]).to_dict("records")}
     assert [len(collected[kind]) for kind in ("binary", "multiclass")] == [4, 1]
     assert list(rows) == [str(Path(path).parent) for path in made["metrics.json"]]  # the config's order
     for folder, row in rows.items():
@@ -57,8 +58,12 @@ def test_values_are_those_of_the_files(made):
             assert row[f"images_{part}"] == metrics["images"][part]
         for engine in ENGINES:
             times = json.loads(Path(folder, f"latency_{engine}.json").read_text())
-            assert row[f"latency_source_ms_{engine}"] == times["source_ms_mean"]
-            assert row[f"latency_reengineered_ms_{engine}"] == times["reengineered_ms_mean"]
+            first = times["measurements"][0]
+            assert row[f"latency_source_ms_{engine}"] == first["source"]["mean_ms"]
+            assert row[f"latency_reengineered_ms_{engine}"] == first["reengineered"]["mean_ms"]
+            assert row[f"version_{engine}"] == times["version"]
+            assert row[f"gains_from_zeros_{engine}"] == {"deepsparse": "yes", "onnxruntime": "no"}[engine]
+            assert row[f"bytes_source_{engine}"] == times["bytes"]["source"]
         assert row["weights_kept"] == metrics["kept"]
         assert row["classes"] == len(metrics["classes"])
         assert row["architecture"] in ("resnet20", "vgg16_bn")
@@ -71,12 +76,71 @@ def test_derived_values(made):
     rewrite(
         folder / "macs.json", lambda data: (data["source"].update(total=400), data["reengineered"].update(total=100))
     )
-    times = {"source_ms_mean": 12.0, "reengineered_ms_mean": 4.0}
-    rewrite(folder / "latency_deepsparse.json", lambda data: data.update(times))
+
+    def set_times(data):
+        data["measurements"][0]["source"].update(mean_ms=12.0, median_ms=10.0)
+        data["measurements"][0]["reengineered"].update(mean_ms=4.0, median_ms=2.5)
+
+    rewrite(folder / "latency_deepsparse.json", set_times)
     row = stored(collect(made)["binary"]).iloc[0]
     assert row["accuracy_gain_points"] == 25
     assert row["macs_reduction"] == 0.75
     assert row["speedup_deepsparse"] == 3
+    for engine in ENGINES:
+        rewrite(folder / f"latency_{engine}.json", lambda data: data.update(statistic="median"))
+    row = stored(collect(made)["binary"]).iloc[0]
+    assert (row["speedup_deepsparse"], row["latency_source_ms_deepsparse"], row["timing_statistic"]) == (
+        4,
+        10,
+        "median",
+    )
+    line = stored(collect(made)["latency"]).iloc[0]
+    assert (line["engine"], line["speedup"], line["speedup_of_means"]) == ("deepsparse", 4, 3)
+
+
+def test_latency_has_a_row_for_each_measurement(made):
+    table = stored(collect(made)["latency"])
+    assert len(table) == 5 * 2 * 2  # problems, engines, batch sizes
+    assert list(table["engine"][:4]) == ["deepsparse", "deepsparse", "onnxruntime", "onnxruntime"]
+    assert list(table["batch_size"][:4]) == [16, 1, 16, 1]
+    assert set(zip(table["engine"], table["gains_from_zeros"], strict=True)) == {
+        ("deepsparse", "yes"),
+        ("onnxruntime", "no"),
+    }
+    assert (table["source_lower_quartile_ms"] <= table["source_median_ms"]).all()
+    assert (table["passes"] == 200).all() and table["source_difference"].between(0, 1e-4).all()
+
+
+def test_a_model_that_falls_back_does_not_gain_from_zeros(made):
+    path = Path(made["metrics.json"][0]).parent / "latency_deepsparse.json"
+    rewrite(path, lambda data: data.update(gains_from_zeros=False, fallback={"source": "No.", "reengineered": "No."}))
+    collected = collect(made)
+    assert stored(collected["binary"])["gains_from_zeros_deepsparse"][0] == "no"
+    assert stored(collected["latency"])["fallback"][0] == "No."
+
+
+def test_the_accuracy_of_a_quantized_model_has_columns(made):
+    engine, paths = "onnxruntime-int8", []
+    for place, path in enumerate(made["latency"]):
+        if "onnxruntime" in path:
+            folder = Path(path).parent
+            times = json.loads(Path(path).read_text()) | {"engine": engine}
+            (folder / f"latency_{engine}.json").write_text(json.dumps(times))
+            accuracy = {"source": 0.5, "source_restricted": 0.625, "reengineered": 0.25 + place / 100}
+            (folder / f"accuracy_{engine}.json").write_text(json.dumps({"accuracy": accuracy}))
+            paths.append(folder / f"accuracy_{engine}.json")
+    latency = [*made["latency"], *(path.with_name(f"latency_{engine}.json") for path in paths)]
+    collected = direct.tables(
+        made["metrics.json"], made["macs.json"], latency, made["models"], [*ENGINES, engine], int8=paths
+    )
+    binary = stored(collected["binary"])
+    assert list(binary[f"accuracy_reengineered_{engine}"]) == [0.26, 0.28, 0.3, 0.32][: len(binary)]
+    assert "accuracy_reengineered_onnxruntime" not in binary
+    summary = summarise(collected["binary"], collected["multiclass"], no_students(), read_table(PUBLISHED))
+    change = 100 * (0.3 - sum(frame["accuracy_reengineered"].sum() for frame in list(collected.values())[:2]) / 5)
+    rows = summary[(summary["quantity"] == "accuracy_change_int8") & (summary["group"] == "all")]
+    assert list(rows["engine"]) == [engine] and rows["ours_mean"].iloc[0] == pytest.approx(change)
+    assert re.search(r"ONNX Runtime int8 1.0 +no +\S+ +\S+ +[+-]", render(summary))
 
 
 def test_one_row_stays_with_its_own_files_in_any_order(made):
@@ -166,6 +230,16 @@ def problems(**columns):
     return pd.DataFrame({name: [value] * rows for name, value in same.items()} | columns)
 
 
+def facts(rows):
+    """Columns of text of both engines."""
+    known = {"deepsparse": ("1.8.0", "yes"), "onnxruntime": ("1.32.0", "no")}
+    return {
+        f"{name}_{engine}": [value] * rows
+        for engine, values in known.items()
+        for name, value in zip(("version", "gains_from_zeros"), values, strict=True)
+    }
+
+
 @pytest.fixture
 def summary():
     binary = problems(
@@ -181,6 +255,7 @@ def summary():
         latency_source_ms_onnxruntime=[4.0, float("nan")],
         latency_reengineered_ms_onnxruntime=[5.0, float("nan")],
         speedup_onnxruntime=[0.8, float("nan")],
+        **facts(2),
     )
     multiclass = problems(
         retention=[0.5],
@@ -195,6 +270,7 @@ def summary():
         latency_source_ms_onnxruntime=[2.0],
         latency_reengineered_ms_onnxruntime=[1.0],
         speedup_onnxruntime=[2.0],
+        **facts(1),
     )
     return summarise(binary, multiclass, no_students(), read_table(PUBLISHED))
 
@@ -210,6 +286,10 @@ def test_means_by_hand(summary):
         ("weights_kept", ""): [(12.5 + 25 + 50) / 3, 18.75, 50],
         ("inference_time_reduction", "deepsparse"): [(50 + 25 + 0) / 3, 37.5, 0],
         ("inference_time_reduction", "onnxruntime"): [(-25 + 50) / 2, -25, 50],
+        ("speedup", "deepsparse"): [13 / 9, 5 / 3, 1],
+        ("speedup", "onnxruntime"): [1.4, 0.8, 2],
+        ("speedup_over_onnxruntime", "deepsparse"): [1.5, 1, 2],
+        ("speedup_over_onnxruntime", "onnxruntime"): [1.4, 0.8, 2],
         ("macs_reduction", ""): [75, 75, 75],
         ("accuracy_gain", ""): [50 / 3, 12.5, 25],
         ("accuracy_gain_restricted", ""): [0, 12.5, -25],
@@ -275,6 +355,9 @@ def test_rendered_summary(summary):
     assert lines["accuracy gain (points)"] == ["+16.67", "+12.50", "+25.00", "+5.85"]
     assert lines["accuracy gain, like for like (points)"] == ["+0.00", "+12.50", "-25.00", "-"]
     assert re.search(r"target problems +3 +2 +1$", text, re.MULTILINE)
+    assert re.search(r"^DeepSparse 1.8.0 +yes +1.44 +1.50$", text, re.MULTILINE)
+    assert re.search(r"^ONNX Runtime 1.32.0 +no +1.40 +1.40$", text, re.MULTILINE)
+    assert "Fastest: DeepSparse runs the re-engineered models 1.50 times as fast as ONNX" in text
     assert "2 of the 3 problems here have a source model and data set of the paper." in text.replace("\n", " ")
 
 
@@ -333,7 +416,7 @@ def test_documentation_names_every_column(made, summary):
     text = (ROOT / "docs" / "outputs.md").read_text()
     documented = set(re.findall(r"`([\w{}]+)`", text))
     columns = {re.sub("_(deepsparse|onnxruntime)$", "_{engine}", name) for name in collect(made)["binary"].columns}
-    columns |= set(summary.columns) | set(read_table(PUBLISHED).columns)
+    columns |= set(summary.columns) | set(collect(made)["latency"].columns) | set(read_table(PUBLISHED).columns)
     columns |= set(pd.read_csv(made["history.csv"][0]).columns)
     assert columns - documented == set()
 

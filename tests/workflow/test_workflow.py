@@ -140,7 +140,7 @@ STUDENTS = {
     "attack_source": 1, "finetune_standard": 1, "finetune_seam_head": 1, "finetune_seam_masks": 1, "finetune_seam": 2,
     "evaluate_defects": 3,
 }  # fmt: skip
-TARGET = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_onnxruntime": 1}
+TARGET = {"reengineer": 1, "count_macs": 1, "export_onnx": 1, "time_engine": 1}
 
 
 @contextlib.contextmanager
@@ -167,8 +167,8 @@ def times(number, rules):
         (["direct_reuse", 1, "search"], {"lr_mask": 0.2}, TARGET | RESULTS),
         (["search", "epochs"], 13, times(3, TARGET) | RESULTS),
         (["direct_reuse", 0, "targets"], ["red", "blue", "green"], TARGET | RESULTS),
-        (["timing", "iterations"], 6, {"time_onnxruntime": 3} | RESULTS),
-        (["direct_reuse", 1, "timing"], {"runs": 3}, {"time_onnxruntime": 1} | RESULTS),
+        (["timing", "iterations"], 6, {"time_engine": 3} | RESULTS),
+        (["direct_reuse", 1, "timing"], {"runs": 3}, {"time_engine": 1} | RESULTS),
         (
             ["models", "small", "training", "epochs"],
             5,
@@ -234,7 +234,12 @@ EVERYTHING = (
     ("file", "expected"),
     [
         ("seam/cost/macs.py", {"count_macs": 3} | RESULTS),
-        ("seam/cost/latency.py", {"time_onnxruntime": 3} | RESULTS),
+        ("seam/cost/latency.py", {"time_engine": 3} | RESULTS),
+        ("seam/cost/runners/onnx_runtime.py", {"time_engine": 3} | RESULTS),
+        ("seam/cost/runners/open_vino.py", {}),
+        ("seam/engine/fuse.py", {}),
+        ("seam/engine/kernels/kernels.c", {}),
+        ("seam/cost/quantization.py", {}),
         ("seam/search/mask_search.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
         ("seam/search/stacked.py", times(3, TARGET) | RESULTS),
         ("seam/training/graphs.py", times(3, TARGET) | RESULTS | MASKED_STUDENTS),
@@ -279,6 +284,25 @@ def test_another_caption_reruns_nothing(run):
 def test_another_engine_times_with_it_alone(run):
     expected = {"time_deepsparse": 3, "make_env": 1} | RESULTS
     assert planned(run, change(run[1], ["engines"], ["onnxruntime", "deepsparse"])) == expected
+
+
+def test_the_engine_for_zeros_times_with_its_own_code(run):
+    config = change(run[1], ["engines"], ["onnxruntime", "seam"])
+    assert planned(run, config) == {"time_engine": 3} | RESULTS
+    path = run[2] / "workflow/scripts/seam/engine/kernels/kernels.c"
+    wanted = [f"results/direct/small/{problem}/latency_seam.json" for problem in PROBLEMS]
+    snakemake(run[0], "--", *wanted, config=config, workflow=run[2])
+    before = planned(run, config)
+    assert before == RESULTS
+    for file in ("seam/engine/fuse.py", "seam/engine/kernels/kernels.c"):
+        with changed(run, file):
+            assert planned(run, config) == {"time_engine": 3} | RESULTS
+    assert path.exists()
+
+
+def test_int8_needs_a_quantized_model_and_its_accuracy(run):
+    expected = {"quantize": 3, "quantize_source": 1, "evaluate_int8": 3, "time_engine": 3}
+    assert planned(run, change(run[1], ["engines"], ["onnxruntime", "onnxruntime-int8"])) == expected | RESULTS
 
 
 def test_a_file_that_is_touched_but_the_same_reruns_nothing(run):
@@ -357,7 +381,7 @@ def test_the_full_config_holds_the_published_evaluation(tmp_path):
     _, said = snakemake(tmp_path, "--dry-run", config={"engines": ENGINES})
     found = jobs(said)
     assert found["reengineer"] == 240  # 220 binary problems and 20 superclasses of CIFAR-100
-    assert all(found[f"time_{engine}"] == 240 for engine in ENGINES)
+    assert found["time_engine"] == 2 * 240 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 240)
     assert found["fetch_weights"] == 4 and found["prepare_dataset"] == 2
     assert said.count("datasets.imagenet: its root is not given in the config") == 1
 
@@ -367,7 +391,7 @@ def test_the_demo_has_its_five_problems(tmp_path):
     found = jobs(snakemake(tmp_path, "--dry-run", config=demo | {"engines": ENGINES})[1])
     assert found["reengineer"] == 5 and found["train_source"] == 3
     assert found["finetune_seam"] == 6 and found["finetune_standard"] == found["retrain"] == 1  # eight students
-    assert all(found[f"time_{engine}"] == 5 for engine in ENGINES)
+    assert found["time_engine"] == 10 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 5)
 
 
 def test_the_full_config_names_what_indirect_reuse_waits_for(tmp_path):

@@ -21,7 +21,8 @@ from seam.config.content import Digests, pinned, version
 from seam.config.sources import check_content, check_empty_mappings
 from seam.config.startup import check_places
 from seam.config.wording import hint
-from seam.cost.engines import find_python, why_no_engine
+from seam.cost.engines import ENGINES as KNOWN_ENGINES
+from seam.cost.engines import choose_engines, find_python
 from seam.errors import UserError
 from seam.gpus import count_gpus
 from seam.imports import dependencies
@@ -34,12 +35,12 @@ try:
     config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
     PROBLEMS = plan.target_problems(config)
     STUDENTS = plan.students(config)
-    ENGINES = config["engines"] if PROBLEMS else []
+    ENGINES, WITHOUT_ENGINES = choose_engines(config["engines"], CONDA) if PROBLEMS else ([], [])
     if workflow.exec_mode == ExecMode.DEFAULT:  # once, not in every job
         check_places(sys.executable, WORKFLOW.parent, Path.cwd())
-        if missing := list(filter(None, (why_no_engine(engine, CONDA) for engine in ENGINES))):
-            raise UserError(" ".join(missing))
-        for line in plan.left_out(config):
+        if WITHOUT_ENGINES and config["engines"] != "auto":
+            raise UserError(" ".join(WITHOUT_ENGINES))
+        for line in [*WITHOUT_ENGINES, *plan.left_out(config)]:
             logger.warning(line)
 except UserError as error:
     raise WorkflowError(str(error)) from None
@@ -57,6 +58,8 @@ for limited in ("timing", "gpu") if workflow.exec_mode == ExecMode.REMOTE else (
     if limited not in workflow.resource_settings.resources:
         workflow.register_resource(limited, 1)
 
+MAIN_ENGINES = [name for name in KNOWN_ENGINES if name != "deepsparse"]  # of the main environment
+INT8_ENGINES = [name for name, engine in KNOWN_ENGINES.items() if engine.int8]
 DIGESTS = Digests(".snakemake/seam_digests.json")
 NAME = r"[^/]+"
 TRAINED = [name for name, model in config["models"].items() if model["weights"] == "train"]
@@ -265,12 +268,87 @@ def timing_settings(wildcards):
     return problem_of(wildcards).timing
 
 
+def timing_options(wildcards):
+    """Return the settings of the timing as options of a command."""
+    options = []
+    for name, value in timing_settings(wildcards).items():
+        options += [
+            f"--{name.replace('_', '-')}",
+            *map(str, value if isinstance(value, list) else [value]),
+        ]
+    return " ".join(options)
+
+
 def problem_files(name):
     return [f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS]
 
 
 def latency_files():
     return [file for engine in ENGINES for file in problem_files(f"latency_{engine}.json")]
+
+
+def int8_files():
+    """Return the accuracies of the quantized models, if an engine of the config runs them."""
+    return [
+        file
+        for engine in ENGINES
+        if engine in INT8_ENGINES
+        for file in problem_files(f"accuracy_{engine}.json")
+    ]
+
+
+# Inference engines. A job depends on the model that its engine runs, the code of that engine alone, and its version.
+
+
+def source_model(wildcards):
+    return f"results/models/{wildcards.model}/{KNOWN_ENGINES[wildcards.engine].model}"
+
+
+def reengineered_model(wildcards):
+    folder = f"results/direct/{wildcards.model}/{wildcards.problem}/{wildcards.target}"
+    return f"{folder}/{KNOWN_ENGINES[wildcards.engine].model}"
+
+
+def engine_modules(script):
+    """Return a function that gives the modules of a script without those of the other engines.
+
+    All are compared with ONNX Runtime, whose module stays.
+    """
+    runners = WORKFLOW / "scripts/seam/cost/runners"
+    others = {engine.runner: runners / f"{engine.runner}.py" for engine in KNOWN_ENGINES.values()}
+
+    def engine_modules_of(wildcards):
+        own = KNOWN_ENGINES[wildcards.engine].runner
+        return modules(
+            script,
+            ignored={file for name, file in others.items() if name not in (own, "onnx_runtime")},
+        )
+
+    return engine_modules_of
+
+
+def engine_kernels(wildcards):
+    """Return the C sources of the engine for zeros, which no import names."""
+    if KNOWN_ENGINES[wildcards.engine].runner != "seam_engine":
+        return []
+    folder = WORKFLOW / "scripts/seam/engine/kernels"
+    return [
+        workflow_file(path.relative_to(WORKFLOW.parent)) for path in sorted(folder.glob("*.[ch]"))
+    ]
+
+
+def engine_version(wildcards):
+    """Return the version of the engine's package. That of the engine for zeros is in its files."""
+    engine = KNOWN_ENGINES[wildcards.engine]
+    return {} if engine.runner == "seam_engine" else versions(engine.package)
+
+
+def engine_environment(wildcards):
+    """Return the conda environment of an engine."""
+    runner = KNOWN_ENGINES[wildcards.engine].runner
+    return str(
+        WORKFLOW.parent / "envs" / ("openvino.yaml" if runner == "open_vino" else "seam.yaml")
+    )
 
 
 # Baselines of direct reuse.
@@ -374,7 +452,9 @@ def attack_settings(wildcards):
         "architecture": architecture(wildcards),
         "last_layer": config["models"][wildcards.model].get("last_layer"),
         "seed": config["seed"],
-        "settings": {name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"},
+        "settings": {
+            name: v for name, v in transfer_of(wildcards).attack.items() if name != "adaptive"
+        },
     }
 
 

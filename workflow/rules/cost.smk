@@ -1,4 +1,4 @@
-# The cost of a model: multiply-accumulates, and latency in the engines of the config.
+# The cost of a model: multiply-accumulates, its int8 copy, and latency in the engines of the config.
 
 # DeepSparse has an environment of its own, because its packages conflict with the main ones. The rule make_env creates
 # it, unless conda creates all environments.
@@ -144,7 +144,91 @@ rule make_env:
         " {output.env}/bin/python -m pip install --quiet --disable-pip-version-check --no-compile"
         " -r {input.requirements:q}) > {log} 2>&1 ||"
         " (echo 'Error: DeepSparse cannot be installed (the reason is in {log}). To run without it,"
-        " set engines: [onnxruntime] in the config.' >&2; exit 1)"
+        " set engines: [seam, onnxruntime] in the config.' >&2; exit 1)"
+
+
+# The quantized models of the engines with int8. Test images never calibrate them.
+
+
+rule quantize:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        metrics="results/direct/{model}/{problem}/{target}/metrics.json",
+        model="results/direct/{model}/{problem}/{target}/model.onnx",
+        modules=modules("quantize.py"),
+    output:
+        model=update("results/direct/{model}/{problem}/{target}/model-int8.onnx"),
+    log:
+        "results/logs/quantize/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/quantize/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(30),
+    params:
+        versions=versions("onnx", "onnxruntime"),
+    message:
+        "Quantizing {wildcards.model}, {wildcards.problem} {wildcards.target} to int8"
+    script:
+        "../scripts/quantize.py"
+
+
+rule quantize_source:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        model="results/models/{model}/model.onnx",
+        modules=modules("quantize.py"),
+    output:
+        model=update("results/models/{model}/model-int8.onnx"),
+    log:
+        "results/logs/quantize_source/{model}.log",
+    benchmark:
+        "results/benchmarks/quantize_source/{model}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    resources:
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(30),
+    params:
+        seed=config["seed"],
+        versions=versions("onnx", "onnxruntime"),
+    message:
+        "Quantizing the source model {wildcards.model} to int8"
+    script:
+        "../scripts/quantize.py"
+
+
+rule evaluate_int8:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        metrics="results/direct/{model}/{problem}/{target}/metrics.json",
+        source="results/models/{model}/model-int8.onnx",
+        reengineered="results/direct/{model}/{problem}/{target}/model-int8.onnx",
+        modules=engine_modules("evaluate_int8.py"),
+    output:
+        accuracy=update("results/direct/{model}/{problem}/{target}/accuracy_{engine}.json"),
+    log:
+        "results/logs/evaluate_int8/{engine}/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/evaluate_int8/{engine}/{model}/{problem}/{target}.tsv"
+    wildcard_constraints:
+        engine=one_of(INT8_ENGINES),
+    conda:
+        engine_environment
+    resources:
+        mem_mb=memory(4000, large=12000),
+        runtime=minutes(30),
+    params:
+        version=engine_version,
+    message:
+        "Evaluating {wildcards.model}, {wildcards.problem} {wildcards.target} in {wildcards.engine}"
+    script:
+        "../scripts/evaluate_int8.py"
 
 
 # The timing rules take all cores, so that no other job runs beside them on the machine. On a cluster, the profile asks
@@ -173,44 +257,45 @@ rule time_deepsparse:
         runtime=minutes(15),
     params:
         version=DEEPSPARSE_VERSION,
-        timing=timing_settings,
+        timing=timing_options,
         python=DEEPSPARSE_PYTHON,
     message:
         "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in DeepSparse"
     shell:
         "{params.python} {input.script:q} --source {input.source} --reengineered {input.reengineered}"
-        " --output {output.latency} --log {log} --threads {threads}"
-        " --batch-size {params.timing[batch_size]} --warmup {params.timing[warmup]}"
-        " --iterations {params.timing[iterations]} --runs {params.timing[runs]} ||"
+        " --output {output.latency} --log {log} --cores {threads} {params.timing} ||"
         " {{ status=$?; if [ $status -gt 128 ]; then"
         " last=$(grep -v '^[[:space:]]*$' {log} | tail -n 1);"
         ' echo "Error: DeepSparse crashed on {input.reengineered} or {input.source} (signal $((status - 128));'
-        ' its last output: ${{last:-none}}). To run without it, set engines: [onnxruntime] in the config."'
+        ' its last output: ${{last:-none}}). To run without it, set engines: [seam, onnxruntime] in the config."'
         " | tee -a {log} >&2; fi; exit $status; }}"
 
 
-rule time_onnxruntime:
+rule time_engine:
     input:
-        source="results/models/{model}/model.onnx",
-        reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
-        modules=modules("time_onnxruntime.py"),
+        source=source_model,
+        reengineered=reengineered_model,
+        kernels=engine_kernels,
+        modules=engine_modules("time_engine.py"),
     output:
-        latency=update("results/direct/{model}/{problem}/{target}/latency_onnxruntime.json"),
+        latency=update("results/direct/{model}/{problem}/{target}/latency_{engine}.json"),
     log:
-        "results/logs/time_onnxruntime/{model}/{problem}/{target}.log",
+        "results/logs/time_engine/{engine}/{model}/{problem}/{target}.log",
     benchmark:
-        "results/benchmarks/time_onnxruntime/{model}/{problem}/{target}.tsv"
+        "results/benchmarks/time_engine/{engine}/{model}/{problem}/{target}.tsv"
+    wildcard_constraints:
+        engine=one_of(MAIN_ENGINES),
     conda:
-        "../../envs/seam.yaml"
+        engine_environment
     threads: all_cores
     resources:
         timing=1,
         mem_mb=memory(3000, large=6000),
         runtime=minutes(15),
     params:
-        version=versions("onnxruntime"),
+        version=engine_version,
         timing=timing_settings,
     message:
-        "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in ONNX Runtime"
+        "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in {wildcards.engine}"
     script:
-        "../scripts/time_onnxruntime.py"
+        "../scripts/time_engine.py"

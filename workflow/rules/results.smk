@@ -14,6 +14,7 @@ rule collect_direct:
         metrics=problem_files("metrics.json"),
         macs=problem_files("macs.json"),
         latency=latency_files(),
+        int8=int8_files(),
         models=expand("results/models/{model}/metrics.json", model=MODELS),
         recovery=recovery_files(),
         modules=modules("collect_direct.py"),
@@ -32,6 +33,14 @@ rule collect_direct:
                 caption="../report/direct_multiclass.rst",
                 category="Tables",
                 labels={"table": "Multi-class problems"},
+            )
+        ),
+        latency=update(
+            report(
+                "results/tables/latency.csv",
+                caption="../report/latency.rst",
+                category="Tables",
+                labels={"table": "Latency"},
             )
         ),
     log:
@@ -159,6 +168,15 @@ rule plot_direct:
             )
         ),
         cost_pdf=update("results/figures/cost.pdf"),
+        engines=update(
+            report(
+                "results/figures/engines.png",
+                caption="../report/engines.rst",
+                category="Figures",
+                labels={"figure": "Speed of the engines"},
+            )
+        ),
+        engines_pdf=update("results/figures/engines.pdf"),
         history=update(
             report(
                 "results/figures/history.png",

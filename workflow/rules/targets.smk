@@ -16,6 +16,7 @@ rule direct:
         # Without these lines a deleted file of a problem's folder would stay missing once the tables are made.
         [problem_files(name) for name in PROBLEM_FILES],
         latency_files(),
+        int8_files(),
         [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
 
 

@@ -10,11 +10,12 @@ if "snakemake" in globals():
 
     with job_log(snakemake.log[0]):
         write_tables(
-            {kind: snakemake.output[kind] for kind in ("binary", "multiclass")},
+            {kind: snakemake.output[kind] for kind in ("binary", "multiclass", "latency")},
             snakemake.input.metrics,
             snakemake.input.macs,
             snakemake.input.latency,
             snakemake.input.models,
             snakemake.params.engines,
             snakemake.input.recovery,
+            snakemake.input.int8,
         )

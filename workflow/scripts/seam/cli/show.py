@@ -62,8 +62,19 @@ def _target(folder: Path) -> dict[str, str]:
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
     for path in sorted(folder.glob("latency_*.json")):
         latency = read_json(path)
-        times = f"{latency['reengineered_ms_mean']:.2f} ms (source model: {latency['source_ms_mean']:.2f} ms)"
-        rows[latency["engine"]] = f"{times}, {latency['batch_size']} images"
+        first, statistic = latency["measurements"][0], latency["statistic"]
+        fast, slow = (first[name][f"{statistic}_ms"] for name in ("reengineered", "source"))
+        size, threads = first["batch_size"], first["threads"]
+        rows[latency["engine"]] = (
+            f"{fast:.2f} ms (source model: {slow:.2f} ms, {slow / fast:.2f} times as fast; "
+            f"{size} image{'s' * (size != 1)}, {threads} thread{'s' * (threads != 1)}; "
+            f"version {latency['version']}, gains from zeros: {'yes' if latency['gains_from_zeros'] else 'no'})"
+        )
+    for path in sorted(folder.glob("accuracy_*.json")):
+        record = read_json(path)
+        accuracy = record["accuracy"]
+        text = f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})"
+        rows[f"accuracy {record['engine']}"] = text
     return rows
 
 

@@ -103,7 +103,7 @@ def target_problems(config: dict[str, Any]) -> list[ProblemSpec]:
                 target=folder_name(target),
                 classes=list(classes),
                 settings=search_settings({**config["search"], **entry.get("search", {}), **override}),
-                timing=_sorted({**config["timing"], **entry.get("timing", {})}),
+                timing=_timing({**config["timing"], **entry.get("timing", {})}),
                 recovery=_recovery({**config["recovery"], **entry.get("recovery", {})}),
                 baselines=tuple(entry.get("baselines", config["baselines"])),
             )
@@ -234,6 +234,13 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
 
 def _recovery(settings: dict[str, Any]) -> dict[str, Any]:
     return _sorted(settings) if settings["epochs"] else {}
+
+
+def _timing(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the latency measurement, sorted by name, with single values of lists as lists."""
+    lists = {key: settings[key] for key in ("batch_size", "threads")}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in lists.items()}
+    return _sorted({**settings, **lists})
 
 
 def _sorted(mapping: dict[str, Any]) -> dict[str, Any]:

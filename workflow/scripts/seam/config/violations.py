@@ -50,8 +50,15 @@ def _sentence(error: ValidationError, schema: dict[str, Any], config: dict[str, 
         )
     if rule == "pattern":
         names = rules["pattern"].strip("^()$").split("|")
-        allowed = f"{', '.join(names)}, a list of names or groups by name"
-        return f"{key} is {shown(value)}, but must be {allowed}{did_you_mean(value, names)}."
+        known = rules.get("items", {}).get("enum", [])
+        types = {"integer": "a whole number", "array": "a list of names"}
+        if known or "integer" in rules["type"]:
+            types["array"] = "a list"
+        types["object"] = "groups by name"
+        allowed = alternatives([*names, *(types[name] for name in rules["type"] if name in types)])
+        if value in known:
+            return f"{key} is {shown(value)}, but must be {allowed}: write [{value}]."
+        return f"{key} is {shown(value)}, but must be {allowed}{did_you_mean(value, [*names, *known])}."
     if rule == "enum":
         allowed = rules["enum"]
         return f"{key} is {shown(value)}, but must be {alternatives(allowed)}{did_you_mean(value, allowed)}."

@@ -1,4 +1,7 @@
-"""Which engines this machine can run, and with which Python. The workflow asks before any job starts."""
+"""The inference engines: what they are, which of them this machine can run, and with which Python.
+
+The workflow asks before any job starts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 
 from seam.cost.processor import describe_cpu
 
@@ -16,11 +20,64 @@ from seam.cost.processor import describe_cpu
 DEEPSPARSE_PYTHONS = ((3, 11), (3, 10), (3, 9))
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What is known of an engine whatever the machine.
+
+    runner: its module in `seam.cost.runners`. package: what its version is the version of. gains_from_zeros: whether it
+    skips the zeros of convolutions. int8: whether it runs the quantized model, model-int8.onnx, and not model.onnx.
+    """
+
+    runner: str
+    package: str
+    gains_from_zeros: bool
+    int8: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the file that it runs."""
+        return "model-int8.onnx" if self.int8 else "model.onnx"
+
+
+# Whether an engine gains from zeros is known from what it does with them: seam.engine and DeepSparse leave out their
+# multiply-adds. ONNX Runtime multiplies by them. OpenVINO can skip zeros only in int8 matrix products, with a setting
+# that is off by default, and never in convolutions.
+ENGINES = {
+    "seam": Engine("seam_engine", "seam-reuse", gains_from_zeros=True),
+    "onnxruntime": Engine("onnx_runtime", "onnxruntime", gains_from_zeros=False),
+    "onnxruntime-int8": Engine("onnx_runtime", "onnxruntime", gains_from_zeros=False, int8=True),
+    "openvino": Engine("open_vino", "openvino", gains_from_zeros=False),
+    "openvino-int8": Engine("open_vino", "openvino", gains_from_zeros=False, int8=True),
+    "deepsparse": Engine("deep_sparse", "deepsparse", gains_from_zeros=True),
+}
+AUTO = ("deepsparse", "seam", "onnxruntime")  # the engines of `engines: auto`, without deepsparse where it cannot run
+WITHOUT_DEEPSPARSE = "to continue without it, set engines: [seam, onnxruntime] in the config."
+
+
+def choose_engines(wanted: str | list[str], conda: bool = False) -> tuple[list[str], list[str]]:
+    """Return (the engines that a config asks for, sentences on those that cannot run here).
+
+    wanted: a list of engines, or "auto", which leaves out those that cannot run.
+    """
+    engines = list(AUTO if wanted == "auto" else wanted)
+    reasons = {engine: reason for engine in engines if (reason := why_no_engine(engine, conda))}
+    if wanted == "auto":
+        engines = [engine for engine in engines if engine not in reasons]
+    return engines, list(dict.fromkeys(reasons.values()))
+
+
 def why_no_engine(engine: str, conda: bool = False) -> str | None:
     """Return one sentence that says why the engine cannot run here and what to do instead; None if it can.
 
     conda: whether conda provides the Python that the engine needs.
     """
+    if engine.startswith("openvino"):
+        if conda or importlib.util.find_spec("openvino"):
+            return None
+        return (
+            "OpenVINO cannot run here: the package openvino is not installed beside Snakemake; install it with make "
+            ".venv/openvino (or pip install -r envs/openvino.txt), or take it out of engines in the config."
+        )
     if engine != "deepsparse":
         return None
     machine = f"{platform.system()} on {platform.machine()}"
@@ -35,7 +92,7 @@ def why_no_engine(engine: str, conda: bool = False) -> str | None:
         )
     else:
         return None
-    return f"DeepSparse cannot run here: {reason}; to continue without it, set engines: [onnxruntime] in the config."
+    return f"DeepSparse cannot run here: {reason}; {WITHOUT_DEEPSPARSE}"
 
 
 @functools.cache

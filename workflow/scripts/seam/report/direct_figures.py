@@ -14,7 +14,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from seam.report.style import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, short, spread, style
-from seam.report.tables import PROBLEMS, Column, Table, all_problems, engine_name, engines, read_table, time_saved
+from seam.report.tables import (
+    PROBLEMS,
+    Column,
+    Table,
+    all_problems,
+    engine_name,
+    engines,
+    read_table,
+    speedup_over_onnxruntime,
+    time_saved,
+)
 
 COLUMN_LENGTH = 50  # targets in one column of a panel
 LINE_HEIGHT = 0.155  # inches from one target to the next
@@ -207,7 +217,7 @@ def cost(binary: Table, multiclass: Table, published: Mapping[tuple[str, str], f
         return empty(title, NO_PROBLEMS)
     lines = [(model, kind) for model, kind, _ in groups(binary, multiclass)]
     panels = savings(table)
-    columns = 2 if len(lines) <= 3 and len(panels) > 2 else len(panels)  # few lines: as wide as a page
+    columns = 2 if len(lines) <= 3 and len(panels) > 2 else min(len(panels), 4)  # few lines: as wide as a page
     rows = math.ceil(len(panels) / columns)
     figure = blank(1.6 + 2.5 * columns, 0.5 + (1 + 0.55 * len(lines)) * rows, title)
     plots = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
@@ -244,6 +254,58 @@ def cost(binary: Table, multiclass: Table, published: Mapping[tuple[str, str], f
     dashes = Line2D([], [], color=GREY, label="published mean", **DASHED)
     figure.legend(handles=[dashes], loc="outside lower left")
     return figure
+
+
+@style()
+def speed(binary: Table, multiclass: Table) -> Figure:
+    """Draw how many times as fast each engine runs the re-engineered models as ONNX Runtime the source models.
+
+    One panel per model and kind of problem, one bar per engine: bars are means, dots are problems.
+    """
+    title = "Speed against the source model in ONNX Runtime, float32: means (bars) and problems (dots)"
+    table = all_problems(binary, multiclass)
+    if not len(table):
+        return empty(title, NO_PROBLEMS)
+    names = [engine for engine in engines(table) if speedup_over_onnxruntime(table, engine).notna().any()]
+    if not names:
+        return empty(title, "ONNX Runtime has timed no source model in this config.")
+    panels = groups(binary, multiclass)
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = blank(2.6 + 2.9 * columns, 0.7 + (0.8 + 0.3 * len(names)) * rows, title)
+    plots = list(figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).flat)
+    for axes in plots[len(panels) :]:
+        axes.remove()
+    longest = 1.0
+    for axes, (model, kind, problems) in zip(plots, panels, strict=False):
+        axes.set_title(f"{model}, {PROBLEMS[kind]}")
+        for place, engine in enumerate(names):
+            measured = speedup_over_onnxruntime(problems, engine).dropna()
+            if not len(measured):
+                axes.annotate("not measured", (0, place), color=GREY, fontsize=8, va="center")
+                continue
+            longest = max(longest, measured.max())
+            axes.barh(place, measured.mean(), height=0.62, color=BLUE, alpha=0.3, linewidth=0)
+            jitter = [place + 0.5 * (index * GOLDEN % 1 - 0.5) for index in range(1, len(measured) + 1)]
+            axes.scatter(measured, jitter, s=9, color=BLUE, alpha=0.75, linewidths=0, zorder=3)
+            mean = f"{measured.mean():.2f}"
+            axes.text(1.03, place, mean, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.axvline(1, color=GREY, zorder=1, **DASHED)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("times as fast")
+    plots[0].set_xlim(0, 1.05 * longest)
+    plots[0].set_yticks(range(len(names)), [engine_label(table, engine) for engine in names])
+    plots[0].set_ylim(len(names) - 0.5, -0.5)
+    dashes = Line2D([], [], color=GREY, label="source model in ONNX Runtime", **DASHED)
+    figure.legend(handles=[dashes], loc="outside lower left")
+    return figure
+
+
+def engine_label(table: Table, engine: str) -> str:
+    """Return an engine's name for an axis, with a word if it gains from zeros."""
+    gains = "yes" in set(table[f"gains_from_zeros_{engine}"])
+    return f"{engine_name(engine)}\nskips zeros" if gains else engine_name(engine)
 
 
 # The course of a search
@@ -337,6 +399,7 @@ def figures(binary: Table, multiclass: Table, histories: Mapping[str, Table], pu
         "accuracy_multiclass": accuracy(multiclass, "multiclass"),
         "retention_accuracy": retention_accuracy(binary, multiclass, 100 - saved["weights_kept", ""]),
         "cost": cost(binary, multiclass, saved),
+        "engines": speed(binary, multiclass),
         "history": history(binary, multiclass, histories),
     }
 

@@ -151,9 +151,17 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table],
 
     def tables(entries: list[Entry]) -> dict[str, Table]:
         metrics, macs, models = ([files_of(entry)[place] for entry in entries] for place in range(3))
-        times = [file for entry in entries for file in latencies(entry).values() if not jobs.lack(file)]
+        times, int8 = (
+            [
+                file
+                for entry in entries
+                for name in run["engines"]
+                if not jobs.lack(file := f"{entry['folder']}/{kind}_{name}.json")
+            ]
+            for kind in ("latency", "accuracy")
+        )
         recovery = [file for entry in entries for file in files_of(entry)[3:]]
-        return direct.tables(metrics, macs, times, models, run["engines"], recovery)
+        return direct.tables(metrics, macs, times, models, run["engines"], recovery, int8)
 
     missing = missing_entries(run["problems"], files_of, jobs, lambda entry: tables([entry]))
     finished = [entry for entry in run["problems"] if entry["folder"] not in missing]
@@ -221,7 +229,7 @@ def draw(
     for name, figure in figures.items():
         for text in figure.texts:  # of a figure without results
             text.set_text(text.get_text().replace(" in this config", " among what is there"))
-        lacking = missing | untimed if name == "cost" else missing
+        lacking = missing | untimed if name in ("cost", "engines") else missing
         names = [entry_name(entry) for entry in entries_of.get(name, problems) if entry["folder"] in lacking]
         yield name, figure, add_note(figure, "Missing: ", names) if names else None
 
@@ -245,8 +253,9 @@ def collect(run: Run) -> list[str]:
 
     try:
         # Figures and summary read the tables back, as in a run that succeeds, so that the numbers are the same.
+        latency = problems.pop("latency")
         tables = {"direct_binary": problems["binary"], "direct_multiclass": problems["multiclass"]}
-        tables |= {"indirect": students}
+        tables |= {"latency": latency, "indirect": students}
         for name, table in tables.items():
             write(name, table)
         tables = {name: read_table(temporary / f"tables/{name}.csv") for name in tables}

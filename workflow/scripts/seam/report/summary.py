@@ -22,17 +22,20 @@ from seam.report.tables import (
     engine_name,
     engines,
     read_table,
+    speedup_over_onnxruntime,
     student_name,
     time_saved,
 )
 
 COLUMNS = [
     *["quantity", "engine", "student", "threshold", "group", "problems", "problems_as_published"],
-    *["problems_selected_on_test", "ours_mean", "published", "unit"],
+    *["problems_selected_on_test", "ours_mean", "published", "unit", "version", "gains_from_zeros"],
 ]
 WIDTH = 79  # characters of a line of text
 THRESHOLD = 0.6  # SeaM's own: students are compared at this threshold, or at the nearest one
 NONE = float("nan")
+FACTS = ("version", "gains_from_zeros")  # of an engine
+ENGINE_QUANTITIES = ("speedup", "speedup_over_onnxruntime", "accuracy_change_int8")  # the text has a block for these
 MASKED = ["seam", "magnitude", "random"]  # the students that have a threshold
 PUBLISHED_WEIGHTS = ["hub", "IMAGENET1K_V1"]  # of the source models that the paper re-engineered
 
@@ -45,6 +48,10 @@ def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
     yield "weights_kept", "", "%", 100 * table["retention"]
     for engine in engines(table):
         yield "inference_time_reduction", engine, "%", time_saved(table, engine)
+        yield "speedup", engine, "times", table[f"speedup_{engine}"]
+        yield "speedup_over_onnxruntime", engine, "times", speedup_over_onnxruntime(table, engine)
+        if (after := table.get(f"accuracy_reengineered_{engine}")) is not None:
+            yield "accuracy_change_int8", engine, "points", 100 * (after - table["accuracy_reengineered"])
     yield "macs_reduction", "", "%", 100 * table["macs_reduction"]
     yield "accuracy_gain", "", "points", table["accuracy_gain_points"]
     restricted = 100 * (table["accuracy_reengineered"] - table["accuracy_source_restricted"])
@@ -73,6 +80,11 @@ def published_value(published: Table, quantity: str, engine: str, group: str) ->
     return values.iloc[0] if len(values) else NONE
 
 
+def engine_fact(table: Table, name: str, engine: str) -> str:
+    """Return the values, mostly a single one, of an engine's column of text."""
+    return ", ".join(sorted({value for value in table[f"{name}_{engine}"] if isinstance(value, str) and value}))
+
+
 def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list[Any]]:
     """Return a row per quantity (and engine) and group of problems: all, binary, multiclass."""
     table = all_problems(binary, multiclass)
@@ -81,12 +93,13 @@ def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list
     on_test = table["search_selection"] == "test"
     rows = []
     for quantity, engine, unit, values in quantities(table):
+        facts = [engine_fact(table, name, engine) if engine else "" for name in FACTS]
         for group in ("all", *PROBLEMS):
             chosen = values[(group == "all") | (table["problem"] == group)].dropna()
             value = published_value(published, quantity, engine, group)
             counts = len(chosen), int(same[chosen.index].sum()), int(on_test[chosen.index].sum())
             mean = chosen.mean() if len(chosen) else NONE
-            rows.append([quantity, engine, "", NONE, group, *counts, mean, value, unit])
+            rows.append([quantity, engine, "", NONE, group, *counts, mean, value, unit, *facts])
     return rows
 
 
@@ -123,7 +136,7 @@ def indirect_rows(table: Table, published: Table) -> list[list[Any]]:
         threshold = thresholds[0] if len(thresholds) == 1 else NONE
         on_test = int((rows["transfer_selection"] == "test").sum())
         numbers = len(rows), int(same.sum()), on_test, 100 * rows[quantity].mean(), value
-        return [quantity, "", student, threshold, "indirect", *numbers, "%"]
+        return [quantity, "", student, threshold, "indirect", *numbers, "%", "", ""]
 
     students = [student for student in STUDENTS if student in set(table["student"])]
     return [
@@ -223,6 +236,8 @@ def render_direct(table: Table) -> list[str]:
     heads = {"all": "all", **PROBLEMS} if len(kinds) > 1 else {kinds[0]: PROBLEMS[kinds[0]]}
     lines = {"target problems": [str(first.loc[group, "problems"]) for group in heads] + [""]}
     for (quantity, engine), rows in table.groupby(["quantity", "engine"], sort=False):
+        if quantity in ENGINE_QUANTITIES:
+            continue
         rows = rows.set_index("group")
         unit, measured = rows["unit"].iloc[0], rows.loc["all", "problems"]
         values = [*(rows.loc[group, "ours_mean"] for group in heads), rows.loc["all", "published"]]
@@ -236,7 +251,50 @@ def render_direct(table: Table) -> list[str]:
         "Direct reuse: means over the target problems",
         block(lines, [*heads.values(), "published"]),
         *(textwrap.fill(note, WIDTH) for note in notes),
+        *render_engines(table[table["group"] == "all"]),
     ]
+
+
+def render_engines(table: Table) -> list[str]:
+    """Return the paragraphs on how fast each engine is, from the rows of the summary that are over all problems."""
+    values = {(row.quantity, row.engine): row for row in table.itertuples() if row.problems}
+    timed = [engine for quantity, engine in values if quantity == "speedup"]
+    if not timed:
+        return []
+    lines, over = {}, {}
+    for engine in timed:
+        own, other, change = (values.get((quantity, engine)) for quantity in ENGINE_QUANTITIES)
+        assert own is not None
+        if other is not None:
+            over[engine] = other.ours_mean
+        lines[f"{engine_name(engine)} {own.version}"] = [
+            own.gains_from_zeros,
+            number(own.ours_mean, own.unit),
+            "-" if other is None else number(other.ours_mean, other.unit),
+            *(["" if change is None else number(change.ours_mean, change.unit)] if has_int8(values) else []),
+        ]
+    heads = ["skips zeros", "same engine", "ONNX Runtime", *(["accuracy"] if has_int8(values) else [])]
+    notes = [
+        "How many times as fast the re-engineered model runs as its source model in the same engine, and as its source "
+        "model in ONNX Runtime with float32 weights."
+        + (" Accuracy: of the re-engineered model, points that int8 adds." if has_int8(values) else "")
+    ]
+    if over:
+        best = max(over, key=lambda engine: over[engine])
+        notes.append(
+            f"Fastest: {engine_name(best)} runs the re-engineered models {over[best]:.2f} times as fast as ONNX "
+            "Runtime runs their source models."
+        )
+    return [
+        "Inference engines: speed, means over the target problems (times)",
+        block(lines, heads),
+        *(textwrap.fill(note, WIDTH) for note in notes),
+    ]
+
+
+def has_int8(values: Mapping[tuple[str, str], Any]) -> bool:
+    """Return whether the accuracy of a quantized model is among the values of the summary."""
+    return any(quantity == "accuracy_change_int8" for quantity, _ in values)
 
 
 def indirect_notes(reduction: Any, rates: Sequence[Any], problems: Sequence[int]) -> Iterator[str]:

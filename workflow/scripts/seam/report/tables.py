@@ -21,10 +21,19 @@ Column = Any
 TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
-    *["phase", "budget", "baseline", "selection"],
+    *["phase", "version", "instruction_set", "cpu", "fallback", "gains_from_zeros", "timing_statistic"],
+    *["budget", "baseline", "selection"],
 ]
+ENGINE_TEXT = ("version_", "gains_from_zeros_")  # columns of names that have an engine behind these words
 PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
-ENGINES = {"deepsparse": "DeepSparse", "onnxruntime": "ONNX Runtime"}
+ENGINES = {
+    "seam": "seam.engine",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-int8": "ONNX Runtime int8",
+    "openvino": "OpenVINO",
+    "openvino-int8": "OpenVINO int8",
+    "deepsparse": "DeepSparse",
+}
 STUDENTS = {  # in the order in which they are shown
     "standard": "standard",
     "seam": "SeaM",
@@ -41,14 +50,15 @@ class Record:
     def __init__(self, path: str | Path) -> None:
         self.path, self.data = Path(path), read_json(path)
 
-    def __getitem__(self, keys: str | tuple[str, ...]) -> Any:
+    def __getitem__(self, keys: str | tuple[str | int, ...]) -> Any:
         keys = keys if isinstance(keys, tuple) else (keys,)
         value = self.data
         for key in keys:
             try:
                 value = value[key]
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{self.path} lacks {'.'.join(keys)}: delete it and run the workflow again.") from error
+            except (KeyError, IndexError, TypeError) as error:
+                name = ".".join(map(str, keys))
+                raise UserError(f"{self.path} lacks {name}: delete it and run the workflow again.") from error
         return value
 
     def select(self, *names: str) -> dict[str, Any]:
@@ -86,6 +96,16 @@ def time_saved(table: Table, engine: str) -> Column:
     return 100 * (1 - table[f"latency_reengineered_ms_{engine}"] / table[f"latency_source_ms_{engine}"])
 
 
+def speedup_over_onnxruntime(table: Table, engine: str) -> Column:
+    """Return how many times as fast an engine runs each re-engineered model as ONNX Runtime runs its source model.
+
+    NaN if ONNX Runtime has not timed the source model.
+    """
+    own = table[f"latency_reengineered_ms_{engine}"]
+    baseline = table.get("latency_source_ms_onnxruntime")
+    return own * float("nan") if baseline is None else baseline / own
+
+
 def all_problems(binary: Table, multiclass: Table) -> Table:
     """Return both tables of problems as one, with the kind of problem in the column `problem`."""
     tables = [table.assign(problem=kind) for kind, table in (("binary", binary), ("multiclass", multiclass))]
@@ -119,9 +139,11 @@ def read_table(path: str | Path) -> Table:
     Floats are bit for bit those that were written. An empty cell is NaN, in a column of text "".
     Raises UserError if the file is missing, damaged or not a table.
     """
-    table = read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    names = read_csv(path, nrows=0).columns
+    text = [*TEXT, *(name for name in names if name.startswith(ENGINE_TEXT))]
+    table = read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[""])
     for name in table.columns:
-        if name in TEXT:
+        if name in text:
             table[name] = table[name].fillna("").astype(object)
         elif table.empty:  # pandas takes a column without values for text
             table[name] = table[name].astype(float)

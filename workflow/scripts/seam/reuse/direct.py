@@ -12,7 +12,8 @@ import torch
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import Subset, binary_problem, multiclass_problem
+from seam.data.drawing import draw_problem
+from seam.data.problems import Subset
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
@@ -146,12 +147,7 @@ class Reengineering:
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
         self.uses_holdout = self.settings.selection == "holdout"
         share = self.settings.holdout if self.uses_holdout else 0.0
-        # Drawn from the problem alone, so that all models are compared on the same images.
-        draw = derive_seed(seed, "problem", dataset, problem, target)
-        if problem == "binary":
-            self.problem = binary_problem(images, members[0], draw, share)
-        else:
-            self.problem = multiclass_problem(images, members, draw, share)
+        self.problem = draw_problem(images, dataset, problem, target, members, seed, share)
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
         if not self.settings.batch_size:

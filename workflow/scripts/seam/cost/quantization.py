@@ -1,0 +1,86 @@
+"""Static quantization to int8 by ONNX Runtime, and the accuracy that it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seam.errors import UserError
+from seam.files import atomic_write, check_onnx_seal, seal_onnx
+from seam.log import log
+
+
+def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], batches: Iterable[np.ndarray]) -> None:
+    """Write the ONNX model `source` with int8 weights and activations to `target`. Atomic.
+
+    batches: normalised images, float32 [n, 3, H, W], from which the ranges of the activations are measured: the least
+    and the largest value of each. The model gets pairs of QuantizeLinear and DequantizeLinear, which ONNX Runtime and
+    OpenVINO both run in int8. Weights have a scale per output channel and 7 bits: on processors with AVX2 that lack
+    the instructions for int8 (VNNI), the sum of two products of 8 bits can overflow. A zero stays zero.
+
+    Raises UserError if ONNX Runtime cannot quantize the model.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    check_onnx_seal(source)
+    model = onnx.load(source)
+    metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key != "sha256"}
+    name, iterator = model.graph.input[0].name, iter(batches)
+
+    class Reader(CalibrationDataReader):
+        def get_next(self) -> Any:
+            images = next(iterator, None)
+            return None if images is None else {name: images}
+
+    logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)  # it advises to do what export has done
+    with atomic_write(target) as temporary, tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "model.onnx"  # without the digest, which would be that of another file
+        del model.metadata_props[:]
+        onnx.save(model, plain)
+        try:
+            quantize_static(
+                plain,
+                temporary,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+                reduce_range=True,
+            )
+        except Exception as error:  # its errors have no common class
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")
+            raise UserError(
+                f"ONNX Runtime cannot quantize {source} ({reason}): take the engines with int8 out of engines in the "
+                "config."
+            ) from error
+        model = onnx.load(temporary)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, temporary)
+        seal_onnx(temporary)
+    log.info("%s: %d bytes, of %d in float32", target, os.path.getsize(target), os.path.getsize(source))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the metadata of an ONNX file, as `seam.cost.export` wrote it: `classes`, `mean` and `std` of its images.
+
+    Raises UserError if one of them is missing.
+    """
+    import onnx
+
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    try:
+        return {name: json.loads(properties[name]) for name in ("classes", "mean", "std")}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say its classes and the normalisation of its images: delete it and run the workflow "
+            "again."
+        ) from error
