@@ -245,8 +245,14 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(world, tmp_path,
     torch.save({"model": state}, tmp_path / "mine.pth")
     code = main(["shrink", "resnet20", "--weights", str(tmp_path / "mine.pth"), "--data", str(root / "colours"),
                  "--keep", "red,blue,green", "--normalization", normalization, "--out", str(tmp_path / "out"),
-                 "--size", "16", "--epochs", "2", "--time", "none", "--quiet"])  # fmt: skip
-    assert code in (0, 3), capsys.readouterr().err
+                 "--size", "16", "--epochs", "2", "--time", "onnxruntime,onnxruntime-int8",
+                 "--int8", "--quiet"])  # fmt: skip
+    shown = capsys.readouterr()
+    assert code in (0, 3), shown.err
+    assert "accuracy in int8" in shown.out and "onnxruntime-int8, 1 image" in shown.out
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert [entry["engine"] for entry in card["latency"]] == ["onnxruntime", "onnxruntime-int8"]
+    assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     model = seam.load(tmp_path / "out")
     assert type(model).__name__ == "Sequential" and model.source.conv1.weight.dtype == torch.float32
 
