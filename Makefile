@@ -13,7 +13,8 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test torture lint bench bench-engine gpu-check golden docs wheel clean
+# figure-engine: docs/images/engine_zeros.png, measured here.
+.PHONY: demo demo-slurm test torture lint bench bench-engine figure-engine gpu-check golden docs wheel clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -47,6 +48,9 @@ bench: .venv/seam
 
 bench-engine: .venv/seam
 	@$(BIN)/python workflow/scripts/bench_engine.py $(ARGS)
+
+figure-engine: .venv/seam
+	@PYTHONPATH=workflow/scripts $(BIN)/python workflow/scripts/plot_engine.py $(ARGS)
 
 gpu-check: .venv/seam
 	@$(BIN)/python tests/gpu/prepare.py $(if $(DATA),--data "$(DATA)") $(ARGS)

@@ -90,6 +90,7 @@ def write_package(
             write_text(out / name, text)
 
     accuracy = metrics["accuracy"]
+    recovery = read_json(folder / "recovery.json")["accuracy"] if model.recovered else None
     card: Card = {
         "format": FORMAT,
         "format_version": 1,
@@ -103,7 +104,7 @@ def write_package(
         # Of a group, the source model has to choose among the same classes: the fair comparison.
         "accuracy": {
             "source": accuracy.get("source_restricted", accuracy["source"]),
-            "reengineered": accuracy["reengineered"],
+            "reengineered": recovery["after"] if recovery else accuracy["reengineered"],
             "per_class": about.get("per_class"),
             "int8": _int8_accuracy(folder) if (out / INT8).is_file() else None,
         },
