@@ -135,6 +135,16 @@ def test_a_baseline_trains_as_long_as_its_search(inventory):
     assert head == {"outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
 
 
+def test_a_recovery_trains_its_epochs_with_the_source_models_answers(inventory):
+    search = search_job()["params"]["searches"][0]
+    recovery = {**search, "holdout": 0.2, "settings": {"epochs": 10, "batch_size": 64, "distillation": 1.0}}
+    job = {"todo": True, "rule": "recover", "wildcards": {"model": "m"}, "params": {"recovery": recovery}}
+    held = 10 * 2000 + 2 * 2000
+    assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": 10 * 8000 + held}
+    recovery["settings"]["distillation"] = 0.0
+    assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": held}
+
+
 def test_a_stack_has_the_images_of_all_its_searches(inventory):
     alone, stack = images_by_kind(search_job(), inventory), search_job(rule="reengineer_stack_7", count=3)
     assert images_by_kind(stack, inventory) == {kind: 3 * images for kind, images in alone.items()}
