@@ -70,7 +70,7 @@ GLIBC := 2.17
 MACHINE := $(shell uname -m)
 
 wheel: .venv/dev
-	CC="$(CURDIR)/$(BIN)/python -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
+	CC="$(CURDIR)/$(BIN)/python -I -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
 		--disable-pip-version-check --no-deps --wheel-dir dist \
 		--config-settings=--build-option=--plat-name=manylinux_$(subst .,_,$(GLIBC))_$(MACHINE) .
 	@ls dist/*.whl

@@ -79,7 +79,7 @@ def wheel(tmp_path_factory):
     makefile = (ROOT / "Makefile").read_text()
     target = re.search(r"^GLIBC := (.+)$", makefile, re.M).group(1)
     machine = platform.machine()
-    compiler = f"{sys.executable} -m ziglang cc -target {machine}-linux-gnu.{target} -s"
+    compiler = f"{sys.executable} -I -m ziglang cc -target {machine}-linux-gnu.{target} -s"
     name = f"manylinux_{target.replace('.', '_')}_{machine}"
     return build_wheel(folder, f"--config-settings=--build-option=--plat-name={name}", CC=compiler)
 
