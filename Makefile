@@ -14,7 +14,7 @@ CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
 # figure-engine: docs/images/engine_zeros.png, measured here.
-.PHONY: demo demo-slurm test torture lint bench bench-engine figure-engine gpu-check golden docs wheel clean
+.PHONY: demo demo-slurm test torture lint bench bench-engine figure-engine gpu-check golden evidence docs wheel clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -61,6 +61,20 @@ torture: .venv/dev
 golden: .venv/dev
 	PYTHONPATH=tests/helpers:workflow/scripts $(BIN)/python tests/helpers/golden.py
 
+# The table of a config in configs/, over all SEEDS: configs/README.md. OVER: more configs, merged last.
+CONFIG ?= cifar100-ten
+SEEDS ?= 0
+EVIDENCE = evidence/$(CONFIG)
+
+evidence: .venv/seam
+	@mkdir -p data
+	@set -e; for seed in $(SEEDS); do \
+		mkdir -p $(EVIDENCE)/seed$$seed; ln -sfn "$(CURDIR)/data" $(EVIDENCE)/seed$$seed/data; \
+		$(BIN)/snakemake --cores $(CORES) --directory $(EVIDENCE)/seed$$seed --rerun-incomplete \
+			--configfile configs/$(CONFIG).yaml $(OVER) --config seed=$$seed $(ARGS); \
+	done
+	@$(BIN)/python workflow/scripts/collect_evidence.py $(EVIDENCE)/evidence.csv $(EVIDENCE)/seed*
+
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md
 	$(BIN)/python workflow/scripts/document_api.py docs/api.md
@@ -70,10 +84,11 @@ GLIBC := 2.17
 MACHINE := $(shell uname -m)
 
 wheel: .venv/dev
+	@rm -rf dist
 	CC="$(CURDIR)/$(BIN)/python -I -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
 		--disable-pip-version-check --no-deps --wheel-dir dist \
 		--config-settings=--build-option=--plat-name=manylinux_$(subst .,_,$(GLIBC))_$(MACHINE) .
-	@ls dist/*.whl
+	@ls dist/*manylinux*.whl || { echo "The compiler failed: see pip wheel -v."; exit 1; }
 
 .venv/python:
 	@case "$(CURDIR)" in *[\ {}]*) echo "Snakemake cannot work in $(CURDIR), which has a space or a brace in its path: move the clone."; exit 1;; esac

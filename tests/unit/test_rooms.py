@@ -71,8 +71,8 @@ RULES = {
     "plot_indirect": f"{FILES} report",
 }
 NO_RULE = {
-    *("bench", "bench_engine", "check_models", "collect_partial", "document_api", "document_config", "estimate"),
-    "plot_engine",
+    *("bench", "bench_engine", "check_models", "collect_evidence", "collect_partial", "document_api"),
+    *("document_config", "estimate", "plot_engine", "quick_baselines"),
 }
 
 
