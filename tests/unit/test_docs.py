@@ -13,7 +13,11 @@ PAGES = sorted(
     for folder in (".", "docs", "results", "config", "examples", ".github")
     for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
 )
-GENERATED = {"docs/configuration.md", "docs/api.md", "docs/models.md"}  # its lines are as long as the schema's descriptions
+GENERATED = {
+    "docs/configuration.md",
+    "docs/api.md",
+    "docs/models.md",
+}  # its lines are as long as the schema's descriptions
 LONGEST = 120
 
 

@@ -118,6 +118,9 @@ def test_a_search_has_its_epochs_in_full(inventory):
     assert images["outputs"] == 60 * 8000 + 44 * 2000 + 2 * 2000  # 42 times 7, the last epoch, and the source model
     images = images_by_kind(search_job(schedule="fast"), inventory)
     assert images == {"train": 299 * 8000, "outputs": 8000 + 301 * 2000 + 2 * 2000}
+    budget = {"schedule": "budget", "budget": {"weights": 0.1, "distillation": 0.7}}
+    images = images_by_kind(search_job(**budget), inventory)  # the source model predicts, too
+    assert images == {"train": 300 * 8000, "outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
     multiclass = search_job(problem="multiclass", members=["ship", "cat", "dog"])
     assert sum(work(multiclass, inventory).values()) == 300 * 15000 * 0.8 + 301 * 3000 + 2 * 3000
 
