@@ -13,7 +13,8 @@ BIN := .venv/bin
 CORES ?= all
 DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
-.PHONY: demo demo-slurm test torture lint bench bench-engine gpu-check golden docs wheel clean
+# figure-engine: docs/images/engine_zeros.png, measured here.
+.PHONY: demo demo-slurm test torture lint bench bench-engine figure-engine gpu-check golden evidence docs wheel clean
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
@@ -48,6 +49,9 @@ bench: .venv/seam
 bench-engine: .venv/seam
 	@$(BIN)/python workflow/scripts/bench_engine.py $(ARGS)
 
+figure-engine: .venv/seam
+	@PYTHONPATH=workflow/scripts $(BIN)/python workflow/scripts/plot_engine.py $(ARGS)
+
 gpu-check: .venv/seam
 	@$(BIN)/python tests/gpu/prepare.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
@@ -56,6 +60,20 @@ torture: .venv/dev
 
 golden: .venv/dev
 	PYTHONPATH=tests/helpers:workflow/scripts $(BIN)/python tests/helpers/golden.py
+
+# The table of a config in configs/, over all SEEDS: configs/README.md. OVER: more configs, merged last.
+CONFIG ?= cifar100-ten
+SEEDS ?= 0
+EVIDENCE = evidence/$(CONFIG)
+
+evidence: .venv/seam
+	@mkdir -p data
+	@set -e; for seed in $(SEEDS); do \
+		mkdir -p $(EVIDENCE)/seed$$seed; ln -sfn "$(CURDIR)/data" $(EVIDENCE)/seed$$seed/data; \
+		$(BIN)/snakemake --cores $(CORES) --directory $(EVIDENCE)/seed$$seed --rerun-incomplete \
+			--configfile configs/$(CONFIG).yaml $(OVER) --config seed=$$seed $(ARGS); \
+	done
+	@$(BIN)/python workflow/scripts/collect_evidence.py $(EVIDENCE)/evidence.csv $(EVIDENCE)/seed*
 
 docs: .venv/seam
 	$(BIN)/python workflow/scripts/document_config.py docs/configuration.md

@@ -11,12 +11,19 @@ import onnx
 import pytest
 from conftest import INSTRUCTIONS, assert_agrees, images, needs_compiler, reference
 from onnx import TensorProto, helper
-from random_models import RandomModel
+from random_models import RandomModel, SparseModel
 
 from seam.engine import EngineError, UnsupportedError, load, native
 from seam.engine.compiler import build_all
 
 ROOM = Path(native.__file__).parents[2]
+
+
+class DenseModel(RandomModel):
+    """A random model without zeros."""
+
+    def weights(self, *shape):
+        return np.full(shape, 1 / np.prod(shape[1:]), np.float32)
 
 
 @pytest.fixture
@@ -169,6 +176,20 @@ def test_other_operations_go_to_onnxruntime(tmp_path):
     assert "ONNX Runtime" in engine.plan()
     with pytest.raises(UnsupportedError, match="Tanh"):
         load(path, fallback=False)
+
+
+@needs_compiler
+def test_models_with_few_zeros_go_to_onnxruntime(tmp_path, recwarn):
+    path = tmp_path / "model.onnx"
+    for model, backend in ((SparseModel(5, largest=17), "seam"), (DenseModel(5, largest=17), "onnxruntime")):
+        path.write_bytes(model.draw(4))
+        engine = load(path)
+        assert (engine.backend, engine.reason) == (backend, "")
+        batch = images(3, engine.input_shape)
+        assert np.allclose(engine(batch), reference(path)(batch), rtol=1e-4, atol=1e-4)
+    assert "100 % of its multiply-adds are with weights that are not zero" in engine.plan()
+    assert load(path, fallback=False).backend == load(path, instructions=INSTRUCTIONS[0]).backend == "seam"
+    assert not recwarn.list
 
 
 def test_no_compiler(model, tmp_path, monkeypatch):

@@ -189,3 +189,12 @@ class RandomModel:
         bias = self.constant(self.random.standard_normal(outputs).astype(np.float32))
         self.name = self.node("Gemm", [self.name, weight, bias], transB=1)
         self.shape = (outputs, 1, 1)
+
+
+class SparseModel(RandomModel):
+    """A random model with a tenth of its weights."""
+
+    def weights(self, *shape: int) -> np.ndarray:
+        """Return normal weights, nine tenths of which are zero."""
+        values = self.random.standard_normal(shape) * np.sqrt(10 / max(1, np.prod(shape[1:])))
+        return (values * (self.random.random(shape) < 0.1)).astype(np.float32)

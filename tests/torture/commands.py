@@ -105,11 +105,14 @@ def finish(process: subprocess.Popen, output: Path, deadline: float = DEADLINE) 
 
 
 def run_until_done(folder: Path, *targets: str, most: int = 6) -> Said:
-    """Run the workflow again and again, as a person would, until it succeeds; unlock the folder if it asks for it."""
+    """Run the workflow again and again, as a person would, until it succeeds; unlock the folder if it asks for it.
+
+    A run that hangs is not repeated: it is returned.
+    """
     said = Said(1, "")
     for _ in range(most):
         said = run(folder, *targets, "--rerun-incomplete")
-        if said.status == 0:
+        if said.status in (0, None):
             break
         if "LockException" in said.text or "--unlock" in said.text:
             run(folder, "--unlock")

@@ -62,7 +62,7 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
         process = commands.start(commands.command(folder, *DIRECT_FILES), folder / "said.txt")
         moment = _wait(folder, process, mode, chance, jobs)
         _send(folder, process, mode)
-        said = commands.finish(process, folder / "said.txt", 120)
+        said = commands.finish(process, folder / "said.txt")
         after = f"after {moment:.1f} s"
         if said.status is None:
             return Ending(UNCLEAR, f"{after}: it hung")

@@ -23,7 +23,7 @@ class Hole:
     always: bool = True
 
 
-_TRACEBACK = "a traceback on the terminal"
+_TRACEBACK = "a traceback on the terminal, while Python imports Snakemake and before any code of the workflow runs"
 
 KNOWN: list[Hole] = [
     Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),

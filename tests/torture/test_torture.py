@@ -115,12 +115,12 @@ def test_a_run_is_refused_in_one_sentence_or_else() -> None:
 
 # ------------------------------------------------------------------ a tiny campaign
 
-SEARCHED = ["images", "labels", "manifest", "source", "masks"]
+SEARCHED = ["images", "labels", "manifest", "source", "masks", "history"]
 TINY: dict[str, tuple[campaign.Attempt, list[int]]] = {
     "images": (campaign.KINDS["images"], list(range(33))),
     "weights": (campaign.KINDS["weights"], list(range(61))),
     "strangers": (lambda *arguments: strangers.attempt(*arguments, students=False), list(range(23))),
-    "flips": (lambda *arguments: flips.attempt(*arguments, files=SEARCHED), list(range(20))),
+    "flips": (lambda *arguments: flips.attempt(*arguments, files=SEARCHED), list(range(24))),
     "configs": (campaign.KINDS["configs"], [3, 13]),
     "kills": (lambda *arguments: kills.attempt(*arguments, modes=["failing rerun"]), [0]),
     "full-disk": (lambda *arguments: full_disk.attempt(*arguments, quick=True), [0]),

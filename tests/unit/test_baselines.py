@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from seam.masks.bits import unpack_bits
 from seam.models.weights import open_source
 from seam.reuse.baselines import Baseline, apply_bits, train_baseline
 from seam.reuse.direct import reengineer
+from seam.reuse.quick_baselines import quick_baseline
 
 SETTINGS = {
     **{"epochs": 8, "batch_size": 16, "lr_mask": 0.3, "lr_head": 0.05, "alpha": 2.0},
@@ -141,3 +143,19 @@ def test_bits_are_applied_to_a_network_whose_batch_norm_is_folded():
     apply_bits(folded, bits)
     images = torch.randn(2, 3, 32, 32)
     assert torch.allclose(bake(plain, bits)(images), folded(images), atol=1e-5)
+
+
+def test_a_quick_baseline_is_close_to_the_workflows_and_writes_nothing(search, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    for name, folder in (("models/small", search["model_folder"]), ("datasets/colours", search["dataset_folder"])):
+        shutil.copytree(folder, results / name)
+    folder = results / "direct/small/binary/red"
+    shutil.copytree(search["folder"], folder, ignore=shutil.ignore_patterns("baselines"))
+    before = sorted(folder.rglob("*"))
+    found = {name: quick_baseline(name, folder, architecture=ARCHITECTURE) for name in ("head", "magnitude")}
+    assert sorted(folder.rglob("*")) == before
+    for name, row in found.items():
+        whole = run(search, name, folder=str(tmp_path / name))
+        assert row["retention"] == whole["retention"]
+        assert abs(row["accuracy"] - whole["accuracy"]["baseline"]) < 0.15
+    assert found["head"]["search"] == read_json(folder / "metrics.json")["accuracy"]["reengineered"]

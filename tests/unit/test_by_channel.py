@@ -74,8 +74,8 @@ def test_channels_leave_along_the_ramp_and_do_not_return():
     assert costs[0] == 1 and costs == sorted(costs, reverse=True) and costs[-1] <= 0.3
     assert [row["phase"] for row in result.history] == ["head"] + ["masks"] * 7
     ramp = Ramp(0.25, 1000)
-    assert [ramp.share(step) for step in (1, 50, 600, 1000)] == [1, 1, 0.25, 0.25]
-    assert ramp.is_due(600) and not ramp.is_due(601) and not ramp.is_due(50)
+    assert [ramp.share(step) for step in (1, 50, 520, 1000)] == [1, 1, 0.25, 0.25]
+    assert ramp.is_due(520) and not ramp.is_due(521) and not ramp.is_due(50)
 
 
 @pytest.mark.parametrize("budget", [{"weights": 0.4}, {"macs": 40000.0}])
@@ -153,7 +153,7 @@ def test_prices_are_what_the_removal_of_a_channel_saves():
 # Results in folders.
 
 NAMES = {"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "members": ["red"], "seed": 0}
-RECOVERY = {"epochs": 3, "batch_size": 16, "lr": 0.02}
+RECOVERY = {"epochs": 3, "batch_size": 16}
 
 
 def reengineered(folder, results, dataset_folder, **settings):
@@ -184,7 +184,7 @@ def results(tmp_path_factory, model_folder):
 def red(results, dataset_folder):
     return reengineered(
         results / "direct/small/binary/red", results, dataset_folder, granularity="channel",
-        budget={"macs": 0.5, "epochs": 10}, channels={"multiple": 2},
+        budget={"macs": 0.6, "epochs": 30}, channels={"multiple": 2, "lr": 0.01},
     )  # fmt: skip
 
 
@@ -260,11 +260,9 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
 def test_recovery_trains_all_that_is_left(red, recovered_red, results, dataset_folder):
     before, after = load(red), load(recovered_red)
     assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
-    changed = [
-        not torch.equal(one, other)
-        for one, other in zip(before.state_dict().values(), after.state_dict().values(), strict=True)
-    ]
-    assert all(changed)
+    states = before.state_dict(), after.state_dict()
+    same = {name for name, value in states[0].items() if torch.equal(value, states[1][name])}
+    assert same == {name for name in states[0] if "running_" in name or "num_batches" in name}
     metrics, history = (
         json.loads((recovered_red / "recovery.json").read_text()),
         pd.read_csv(recovered_red / "recovery.csv"),
@@ -293,7 +291,7 @@ def test_zeros_stay_zero_in_the_recovery_of_single_weights(results, dataset_fold
     after = load(folder)
     removed = [name for name, zero in before.items() if zero.any() and "weight" in name]
     assert removed and all((after.state_dict()[name][before[name]] == 0).all() for name in removed)
-    assert not torch.equal(after.source[1].running_mean, load(folder, recovered=False).source[1].running_mean)
+    assert not torch.equal(after.source[1].weight, load(folder, recovered=False).source[1].weight)
 
 
 def test_weights_of_another_recovery_are_not_loaded(recovered_red, red, results, tmp_path, caplog):

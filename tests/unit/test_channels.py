@@ -10,7 +10,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.masks.channels import find_groups, mask_channels, require_channels
-from seam.masks.shrink import removal_error, require_exact_removal, shrink
+from seam.masks.shrink import removal_error, require_exact_removal, resize, shrink
 from seam.models.architectures import build_model
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -100,6 +100,17 @@ def test_removal_is_exact_on_public_architectures(name):
     small = shrink(copy.deepcopy(module), groups, random_kept(groups))
     share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in module.parameters())
     assert share < (0.8 if name.endswith("swin_t") else 0.35)  # attention stays
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision:mobilenet_v2", "torchvision:resnext50_32x4d"])
+def test_a_smaller_module_can_be_built_from_its_weights(name):
+    module, images = randomise(build_model(name, 5)), torch.randn(2, 3, 32, 32)
+    groups = find_groups(module, images)
+    small = shrink(module, groups, random_kept(groups))
+    rebuilt = resize(build_model(name, 5), small.state_dict()).eval()
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt(images), small(images))
+    assert str(rebuilt) == str(small)
 
 
 def test_the_residual_stream_is_a_group():

@@ -4,6 +4,7 @@ import pytest
 
 import seam
 from seam.cli.main import main
+from seam.errors import UserError
 from seam.files import write_json
 
 
@@ -75,3 +76,23 @@ def test_another_folder_is_a_sentence(name, target, capsys):
     assert main(["show", str(target.parent / name)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Error: ") and "is not the folder of a finished result" in error
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, [], {"accuracy": 1}, {"accuracy": {"source": "x", "reengineered": None}}, None]
+)
+def test_a_malformed_result_of_somebody_else_is_a_sentence(metrics, tmp_path, capsys):
+    (tmp_path / "masks.safetensors").touch()
+    write_json(tmp_path / "metrics.json", metrics)
+    assert main(["show", str(tmp_path)]) == 1
+    assert "holds no result of this version" in capsys.readouterr().err
+
+
+def test_names_from_a_file_give_the_terminal_no_commands(tmp_path, capsys):
+    (tmp_path / "source.safetensors").touch()
+    metrics = {"dataset": "\x1b]0;owned\x07\x1b[2J", "accuracy": 0.5, "images": 3}
+    write_json(tmp_path / "metrics.json", metrics)
+    assert main(["show", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07\\x1b[2J" in printed and "\x1b" not in printed
+    assert str(UserError("the file \x1b[1mx is bad\r")) == "the file \\x1b[1mx is bad\\x0d"

@@ -24,7 +24,7 @@ from seam.config.plan import (
     target_problems,
     validate,
 )
-from seam.config.schema import require_unique_keys
+from seam.config.schema import merged, require_unique_keys
 from seam.data.kinds.registry import why_unavailable
 from seam.errors import UserError
 
@@ -622,7 +622,7 @@ def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(sma
     settings = target_problems(validated(small))[0].settings
     assert settings["granularity"] == "channel" and settings["schedule"] == "budget"
     assert settings["channels"] == {
-        "distillation": 1.0, "lr": 0.05, "multiple": 4, "temperature": 4.0, "train_weights": True,
+        "distillation": 1.0, "lr": 0.001, "multiple": 4, "temperature": 2.0, "train_weights": True,
     }  # fmt: skip
     assert all(not problem.recovery for problem in before)
     small["direct_reuse"][0]["recovery"] = {"epochs": 5}
@@ -1059,6 +1059,32 @@ def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data
     assert len(students) == 5 * 9 + 5 * 5
     for s in students:
         assert s.transfer == TRANSFER and s.attack == ATTACK
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
+def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
+    own = yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
+    if any(dataset["kind"] == "imagefolder" for dataset in own.get("datasets", {}).values()):  # the user's own files
+        for split in ("train", "test"):
+            for target in own["direct_reuse"][0]["targets"]:
+                (tmp_path / "data/cifar100" / split / target).mkdir(parents=True)
+        (tmp_path / "data/cifar100_resnet20.pth").touch()
+    config = validated(merged(full, own))
+    problems = target_problems(config)
+    numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
+    numbers["budget_cifar100.yaml"] = 4
+    assert len(problems) == numbers.get(name, 0)
+    for problem in problems:
+        compared = problem.settings["selection"] == "holdout" and name.startswith("cifar")
+        assert bool(problem.baselines) is compared
+        if compared:  # the published rates
+            twin = {
+                **SEARCH,
+                "patience": 300,
+                "lr_mask": problem.settings["lr_mask"],
+                "alpha": problem.settings["alpha"],
+            }
+            assert problem.settings == twin
 
 
 def test_config_yaml_restates_the_defaults(full):

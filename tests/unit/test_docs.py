@@ -13,11 +13,8 @@ PAGES = sorted(
     for folder in (".", "docs", "results", "config", "examples", ".github")
     for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
 )
-GENERATED = {
-    "docs/configuration.md",
-    "docs/api.md",
-    "docs/models.md",
-}  # its lines are as long as the schema's descriptions
+# The lines of generated pages are as long as the descriptions that they are made from.
+GENERATED = {"docs/configuration.md", "docs/api.md", "docs/models.md"}
 LONGEST = 120
 
 

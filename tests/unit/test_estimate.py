@@ -15,6 +15,7 @@ from seam.files import write_json
 from seam.planning import calibration
 from seam.planning.estimate import OTHER, duration, estimate, history, missing, notes, read_plan, table, timed
 from seam.planning.work import PUBLISHED, Inventory, Step, work
+from seam.settings import search_settings
 
 MODELS = {"m": {"architecture": "resnet20", "dataset": "c"}, "other": {"architecture": "vgg16_bn", "dataset": "c"}}
 DATASETS = {"c": {"kind": "cifar10", "size": 32}}
@@ -118,9 +119,10 @@ def test_a_search_has_its_epochs_in_full(inventory):
     assert images["outputs"] == 60 * 8000 + 44 * 2000 + 2 * 2000  # 42 times 7, the last epoch, and the source model
     images = images_by_kind(search_job(schedule="fast"), inventory)
     assert images == {"train": 299 * 8000, "outputs": 8000 + 301 * 2000 + 2 * 2000}
-    budget = {"schedule": "budget", "budget": {"weights": 0.1, "distillation": 0.7}}
-    images = images_by_kind(search_job(**budget), inventory)  # the source model predicts, too
-    assert images == {"train": 300 * 8000, "outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
+    job = search_job()
+    job["params"]["searches"][0]["settings"] = search_settings(SEARCH | {"budget": {"weights": 0.1, "epochs": 40}})
+    images = images_by_kind(job, inventory)  # all epochs train, and the source model predicts beside them
+    assert images == {"train": 40 * 8000, "outputs": 40 * 8000 + 41 * 2000 + 2 * 2000}
     multiclass = search_job(problem="multiclass", members=["ship", "cat", "dog"])
     assert sum(work(multiclass, inventory).values()) == 300 * 15000 * 0.8 + 301 * 3000 + 2 * 3000
 
@@ -131,6 +133,16 @@ def test_a_baseline_trains_as_long_as_its_search(inventory):
     assert images_by_kind(job, inventory) == {"train": 300 * 8000, "outputs": 301 * 2000 + 2 * 2000}
     head = images_by_kind({**job, "rule": "train_baseline"}, inventory)
     assert head == {"outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
+
+
+def test_a_recovery_trains_its_epochs_with_the_source_models_answers(inventory):
+    search = search_job()["params"]["searches"][0]
+    recovery = {**search, "holdout": 0.2, "settings": {"epochs": 10, "batch_size": 64, "distillation": 1.0}}
+    job = {"todo": True, "rule": "recover", "wildcards": {"model": "m"}, "params": {"recovery": recovery}}
+    held = 10 * 2000 + 2 * 2000
+    assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": 10 * 8000 + held}
+    recovery["settings"]["distillation"] = 0.0
+    assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": held}
 
 
 def test_a_stack_has_the_images_of_all_its_searches(inventory):

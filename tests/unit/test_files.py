@@ -145,9 +145,8 @@ def test_no_flipped_bit_and_no_truncation_changes_a_result_in_silence(tmp_path, 
         except UserError as error:
             assert "\n" not in str(error)
             refused += 1
-        else:  # a space that became another, a digit of a float beyond its precision, or the name of the digest
-            values = {key: value for key, value in found.items() if key in RESULT} if path.suffix == ".json" else found
-            assert values == expected or (path.suffix == ".csv" and b",digest\n" not in damaged)
+        else:  # a space that became another, or a digit of a float beyond its precision
+            assert found == expected
     assert refused > 0.9 * 9 * len(content)
 
 

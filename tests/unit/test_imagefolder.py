@@ -8,6 +8,8 @@ import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -373,6 +375,45 @@ def test_storage_changes_no_bit_of_a_batch(large, tmp_path):
             found[storage] += [part.numpy().tobytes() for _ in range(2) for batch in loader for part in batch]
             assert next(iter(loader))[0].shape == (4, 3, 128, 128)
     assert found["arrays"] == found["files"]
+
+
+DECODING = """
+import hashlib, os, sys
+from seam.data.batches import batches
+from seam.data.kinds.registry import prepare_dataset
+from seam.data.storage import open_dataset
+
+root, folder = sys.argv[1:]
+disk = os.statvfs("/dev/shm")
+for storage in ("arrays", "files"):
+    entry = {"kind": "imagefolder", "root": root, "size": 224, "storage": storage}
+    prepare_dataset(entry, folder, workers=2)
+    train = open_dataset(folder).train
+    digest = hashlib.sha256()
+    for images, labels in batches(train, range(6), train.labels, 2, normalization=((0,) * 3, (1,) * 3), workers=4):
+        digest.update(images.numpy().tobytes() + labels.numpy().tobytes())
+    print(disk.f_blocks * disk.f_frsize, digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("size", ["64k", "8k"])
+def test_little_shared_memory_is_enough(large, tmp_path, size):
+    """A container may have little of it: images are decoded there as elsewhere, by fewer processes if need be."""
+    words = [sys.executable, "-c", DECODING, str(large), str(tmp_path / "out")]
+    mount = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "sh"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        subprocess.run([*mount, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small /dev/shm cannot be mounted here: that takes Linux with user namespaces")
+    found = [
+        subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        for command in (words, [*mount, *words])
+    ]
+    assert [one.returncode for one in found] == [0, 0], found[1].stderr[-3000:]
+    usual, little = ([line.split() for line in one.stdout.splitlines()] for one in found)
+    assert {line[0] for line in little} == {str(int(size[:-1]) * 1024)}
+    assert len({line[1] for line in usual + little}) == 1
 
 
 def test_the_mean_of_large_images_is_of_some_of_them_from_either_storage(large, tmp_path):

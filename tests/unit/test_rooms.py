@@ -70,7 +70,10 @@ RULES = {
     "plot_direct": f"{FILES} report",
     "plot_indirect": f"{FILES} report",
 }
-NO_RULE = {"check_models", "document_api", "bench", "bench_engine", "collect_partial", "document_config", "estimate"}
+NO_RULE = {
+    *("bench", "bench_engine", "check_models", "collect_evidence", "collect_partial", "document_api"),
+    *("document_config", "estimate", "plot_engine", "quick_baselines"),
+}
 
 
 def room(file):

@@ -245,8 +245,14 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(world, tmp_path,
     torch.save({"model": state}, tmp_path / "mine.pth")
     code = main(["shrink", "resnet20", "--weights", str(tmp_path / "mine.pth"), "--data", str(root / "colours"),
                  "--keep", "red,blue,green", "--normalization", normalization, "--out", str(tmp_path / "out"),
-                 "--size", "16", "--epochs", "2", "--time", "none", "--quiet"])  # fmt: skip
-    assert code in (0, 3), capsys.readouterr().err
+                 "--size", "16", "--epochs", "2", "--time", "onnxruntime,onnxruntime-int8",
+                 "--int8", "--quiet"])  # fmt: skip
+    shown = capsys.readouterr()
+    assert code in (0, 3), shown.err
+    assert "accuracy in int8" in shown.out and "onnxruntime-int8, 1 image" in shown.out
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert {entry["engine"] for entry in card["latency"]} == {"onnxruntime", "onnxruntime-int8"}
+    assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     model = seam.load(tmp_path / "out")
     assert type(model).__name__ == "Sequential" and model.source.conv1.weight.dtype == torch.float32
 
@@ -327,7 +333,7 @@ def test_few_images_get_small_batches():
     assert sizes == [64, 32, 16, 8]
     assert search_choice(100, {"macs": 0.5}, None, ["selection=test"])["selection"] == "test"
     budget = search_choice(100, {"macs": 0.5}, 7, ["lr_mask=0.02"])
-    assert (budget["lr_mask"], budget["epochs"], budget["budget"]) == (0.02, 7, {"macs": 0.5})
+    assert (budget["lr_mask"], budget["epochs"], budget["budget"]["macs"]) == (0.02, 7, 0.5)
     with pytest.raises(UserError, match="alpha=2 has no effect with a budget"):
         search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
     with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search \(did you mean alpha\?\)"):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from small import build, build_plain
 
 from seam.errors import UserError
-from seam.models.published import read_weights
+from seam.models.published import read_content, read_weights
 from seam.models.unpickling import Placeholder, read_archive
 from seam.models.weights import load_state
 
@@ -194,3 +194,64 @@ def test_a_compressed_archive_is_refused(tmp_path):
         file.writestr("a/data.pkl", b"cos\nsystem\n." * 1000)
     with pytest.raises(UserError):
         read(tmp_path / "mine.pt")
+
+
+# ------------------------------------------------------------------ files that would fill the memory or take years
+
+
+def nested_key(count=60):
+    """A pickle of a dictionary whose key is a tuple that holds another one twice, and so on: 2 ** count parts."""
+    tuples = b"".join(b"h%ch%c\x86q%c" % (number, number, number + 1) for number in range(count))
+    return b"\x80\x02)q\x00" + tuples + b"}h%cK\x01s." % count
+
+
+def pack(path, parts):
+    with zipfile.ZipFile(path, "w") as written:
+        for name, content in {"a/version": b"3", "a/byteorder": b"little", **parts}.items():
+            written.writestr(name, content)
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    torch.save({"weight": torch.zeros(100_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain:
+        parts = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in parts.items():
+            bomb.writestr(name, content)
+    assert (tmp_path / "bomb.pt").stat().st_size < 5_000
+    with pytest.raises(UserError, match="bomb.pt is compressed, which torch's own files are not"):
+        read_content(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("start", [b"", b"cunknown\nThing\n0"], ids=["torch.load", "read_archive"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
+def test_keys_whose_hash_takes_years_are_refused(tmp_path, start, legacy):
+    content = nested_key()
+    content = content[:2] + start + content[2:]
+    if legacy:
+        (tmp_path / "keys.pt").write_bytes(content)
+    else:
+        pack(tmp_path / "keys.pt", {"a/data.pkl": content})
+    with pytest.raises(UserError, match="keys.pt has keys of deeply nested tuples: save the state_dict"):
+        read_content(tmp_path / "keys.pt")
+
+
+def test_keys_that_are_tuples_are_read(tmp_path):
+    torch.save({"state": {("a", (1, 2)): torch.ones(3)}, "weight": torch.ones(2)}, tmp_path / "tuples.pt")
+    assert read_content(tmp_path / "tuples.pt")["weight"].tolist() == [1, 1]
+
+
+def test_parts_that_overlap_are_refused(tmp_path):
+    pack(tmp_path / "overlap.pt", {"a/data.pkl": pickle.dumps({}, 2), "a/data/0": bytes(10_000)})
+    content = bytearray((tmp_path / "overlap.pt").read_bytes())
+    directory = len(content) - 22  # the record of the directory's end
+    size, start = (int.from_bytes(content[directory + place : directory + place + 4], "little") for place in (12, 16))
+    again = bytes(content[start : start + size])
+    content[directory:directory] = again  # each part is listed twice
+    end = len(content) - 22
+    count = 2 * int.from_bytes(content[end + 8 : end + 10], "little")
+    content[end + 8 : end + 12] = 2 * count.to_bytes(2, "little")
+    content[end + 12 : end + 16] = (2 * size).to_bytes(4, "little")
+    (tmp_path / "overlap.pt").write_bytes(content)
+    with pytest.raises(UserError, match="overlap.pt has parts that overlap, which torch's own files have not"):
+        read_content(tmp_path / "overlap.pt")

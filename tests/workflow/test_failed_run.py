@@ -3,10 +3,12 @@
 import json
 
 import pandas as pd
+import pytest
 from colours import ARCHITECTURE, paint
 from PIL import Image
 from workflows import change, small_config, snakemake
 
+from seam.report.partial import failure_reason
 from seam.report.tables import read_table
 
 
@@ -86,3 +88,27 @@ def test_a_run_that_fails_before_anything_is_there_makes_no_tables(tmp_path):
     status, terminal = snakemake(tmp_path, config=bad_config(images), check=False)
     assert status != 0 and "broken.png" in terminal and "Tables and figures" not in terminal
     assert not (tmp_path / "results/partial").exists() and "Traceback (most recent call last)" not in terminal
+
+
+@pytest.mark.parametrize("said", ["", "an operation is not supported"])
+def test_an_engine_that_crashes_is_named_with_its_last_output(tmp_path, colours, said):
+    config = small_config(colours) | {"engines": ["deepsparse"], "indirect_reuse": []}
+    python = tmp_path / "envs/.built/deepsparse/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{f'echo {said} >&2' if said else ''}\nkill -SEGV $$\n")
+    python.chmod(0o755)
+    target = "results/direct/small/binary/red"
+    for folder in (target, "results/models/small"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.onnx").write_bytes(b"a model")
+    options = ["--allowed-rules", "time_deepsparse", "--rerun-triggers", "mtime", "--keep-going"]
+    status, printed = snakemake(
+        tmp_path, *options, "--", f"{target}/latency_deepsparse.json", config=config, check=False
+    )
+    assert status != 0 and "Traceback" not in printed
+    sentence = (
+        f"DeepSparse crashed on {target}/model.onnx or results/models/small/model.onnx (signal 11; its last output: "
+    )
+    assert f"Error: {sentence}{said or 'none'}). To run without it, set engines:" in printed
+    log = tmp_path / "results/logs/time_deepsparse/small/binary/red.log"
+    assert failure_reason(log).startswith(sentence)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from colours import ARCHITECTURE
 from packaging.requirements import Requirement
-from random_models import RandomModel
+from random_models import SparseModel
 from workflows import ROOT
 
 import seam
@@ -124,7 +124,7 @@ def test_the_wheel_brings_its_command_and_its_data_files(python, tmp_path):
 
 def run_engine(python, tmp_path):
     """Run a random model where there is no compiler, and return what the engine says of itself and its agreement."""
-    (tmp_path / "model.onnx").write_bytes(RandomModel(3, largest=17).draw(4))
+    (tmp_path / "model.onnx").write_bytes(SparseModel(3, largest=17).draw(4))
     code = (
         "import numpy as np, onnxruntime, warnings, seam.engine; warnings.simplefilter('ignore');"
         "engine = seam.engine.load('model.onnx');"

@@ -286,6 +286,35 @@ def test_another_engine_times_with_it_alone(run):
     assert planned(run, change(run[1], ["engines"], ["onnxruntime", "deepsparse"])) == expected
 
 
+def installed(folder, package, version):
+    """Let Python find another version of a package: as its metadata in `folder` say, which comes first."""
+    metadata = folder / f"{package}-{version}.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    return str(folder)
+
+
+TRAINED = {"train_source": 1, "evaluate_source": 1, "export_source": 1}
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("onnxruntime", {"time_engine": 3} | RESULTS),
+        ("onnx", {"export_source": 1, "export_onnx": 3, "time_engine": 3} | RESULTS),
+        ("torch", TRAINED | times(3, TARGET) | RESULTS | STUDENTS | RESULTS_INDIRECT),
+        ("numpy", {}),
+    ],
+)
+def test_another_version_reruns_what_it_makes(run, tmp_path, monkeypatch, package, expected):
+    monkeypatch.setenv("PYTHONPATH", installed(tmp_path, package, "99.9"))
+    assert planned(run) == expected
+
+
+def test_another_order_of_targets_is_another_table(run):
+    assert planned(run, change(run[1], ["direct_reuse", 0, "targets"], ["blue", "red"])) == RESULTS
+
+
 def test_the_engine_for_zeros_times_with_its_own_code(run):
     config = change(run[1], ["engines"], ["onnxruntime", "seam"])
     assert planned(run, config) == {"time_engine": 3} | RESULTS

@@ -76,6 +76,7 @@ rule export_source:
         "results/logs/export_source/{model}.log",
     benchmark:
         "results/benchmarks/export_source/{model}.tsv"
+    priority: 2  # before the searches, which are worth little if the export fails
     conda:
         "../../envs/seam.yaml"
     resources:
@@ -263,9 +264,9 @@ rule time_deepsparse:
         "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in DeepSparse"
     shell:
         "{params.python} {input.script:q} --source {input.source} --reengineered {input.reengineered}"
-        " --output {output.latency} --log {log} --cores {threads} {params.timing} ||"
+        " --output {output.latency} --log {log} --cores {threads} {params.timing} 2>&1 | tee -a {log} >&2 ||"
         " {{ status=$?; if [ $status -gt 128 ]; then"
-        " last=$(grep -v '^[[:space:]]*$' {log} | tail -n 1);"
+        " last=$({{ grep -v '^[[:space:]]*$' {log} || true; }} | tail -n 1);"
         ' echo "Error: DeepSparse crashed on {input.reengineered} or {input.source} (signal $((status - 128));'
         ' its last output: ${{last:-none}}). To run without it, set engines: [seam, onnxruntime] in the config."'
         " | tee -a {log} >&2; fi; exit $status; }}"

@@ -7,7 +7,6 @@ if config["stack"] == 1:
             manifest=manifest_of,
             arrays=ancient(arrays_of),
             weights="results/models/{model}/source.safetensors",
-            exported=ancient("results/models/{model}/model.onnx"),  # the search is worth nothing if export fails
             layer_costs=ancient(layer_costs_of),  # another measurement of the same machine reruns nothing
             modules=modules("reengineer.py"),
         output:
@@ -45,7 +44,6 @@ else:
                 manifest=f"results/datasets/{STACK[0].dataset}/dataset.json",
                 arrays=ancient(f"results/datasets/{STACK[0].dataset}/arrays"),
                 weights=f"results/models/{STACK[0].model}/source.safetensors",
-                exported=ancient(f"results/models/{STACK[0].model}/model.onnx"),
                 layer_costs=ancient(layer_costs(STACK[0])),
                 modules=modules("reengineer.py"),
             output:

@@ -153,7 +153,7 @@ def measure(case: Case, path: Path, images: int, threads: int, deepsparse: Deeps
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    engine = load(path, threads=threads)
+    engine = load(path, threads=threads, fallback=False)
     batch = np.random.default_rng(0).standard_normal((images, 3, case.size, case.size)).astype(np.float32)
 
     def timed(run):

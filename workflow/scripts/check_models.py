@@ -9,17 +9,26 @@ checks only the models that are missing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import subprocess
-import sys
+import multiprocessing
+import warnings
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import torch
+import torchvision
+
+from seam.delivery.building import build_from_options
+from seam.delivery.checking import check_network
 from seam.files import write_text
+from seam.memory import use_threads
 
 SIZES = (64, 128, 224)  # pixels: the first that a model takes
 OUTPUTS = 10
 MOST_MINUTES = 10
+FORK = multiprocessing.get_context("fork")  # torch is imported once
 
 INTRODUCTION = """\
 # Which models work
@@ -43,6 +52,8 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=70, help="million parameters of a model (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="write the table of what is there, and check nothing")
     options = parser.parse_args()
+    use_threads(1)
+    warnings.filterwarnings("ignore")
     lines = options.lines.read_text().splitlines() if options.lines.is_file() else []
     found = {entry["name"]: entry for entry in map(json.loads, lines)}
     for name in [] if options.table else names(options.most):
@@ -56,8 +67,6 @@ def main() -> None:
 
 def names(most: float) -> list[str]:
     """Return torchvision's classifiers with at most `most` million parameters, the smallest first."""
-    import torchvision
-
     sizes = {}
     for name in torchvision.models.list_models(module=torchvision.models):
         members = torchvision.models.get_model_weights(name).__members__
@@ -66,38 +75,32 @@ def names(most: float) -> list[str]:
 
 
 def check(name: str) -> dict[str, Any]:
-    """Return the findings of `seam check` for a model at the first size that it takes."""
-    findings: dict[str, Any] = {"failed": ["runs"], "findings": {}}
+    """Return the findings of `seam check` for a model at the first size that it takes, from a process of its own."""
+    findings: dict[str, Any] = {}
     for size in SIZES:
-        command = [
-            sys.executable,
-            "-m",
-            "seam.cli",
-            "check",
-            name,
-            "--outputs",
-            str(OUTPUTS),
-            "--size",
-            str(size),
-            "--json",
-        ]
-        try:
-            output = subprocess.run(command, capture_output=True, text=True, timeout=60 * MOST_MINUTES)
-            findings = json.loads(output.stdout)
-        except (subprocess.TimeoutExpired, ValueError):
-            findings = {"failed": ["runs"], "findings": {"runs": "no answer"}}
+        receiver, sender = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=find, args=(name, size, sender))
+        process.start()
+        sender.close()
+        findings = {"failed": ["runs"], "findings": {"runs": "no answer"}, "engines": {}}
+        with contextlib.suppress(EOFError):
+            if receiver.poll(60 * MOST_MINUTES):
+                findings = receiver.recv()
+        process.kill()
         if "runs" not in findings["failed"]:
             break
-    findings.pop("layers", None)
     return {"name": name, "size": size, **findings}
+
+
+def find(name: str, size: int, sender: Any) -> None:
+    """Send the findings of a model at one size."""
+    built = build_from_options(name, size=size, outputs=OUTPUTS)
+    found = check_network(built.module, built.outputs, size)
+    sender.send({"failed": found.failed, "findings": found.findings, "engines": found.engines, **found.numbers})
 
 
 def page(found: dict[str, dict[str, Any]], most: float) -> str:
     """Return the page with a row for each model."""
-    import onnxruntime
-    import torch
-    import torchvision
-
     text = INTRODUCTION.format(
         version=torchvision.__version__, most=f"{most:g}", outputs=OUTPUTS, threads=1, torch=torch.__version__,
         onnxruntime=onnxruntime.__version__,

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal acts on them: they could hide or forge lines
 
 
 class UserError(Exception):
-    """An error that the user can fix. Its text is one sentence: what happened, where, and what to do."""
+    """An error that the user can fix. Its text is one sentence: what happened, where, and what to do.
+
+    What a terminal takes for commands is escaped, because the sentence can quote names from a file of somebody else.
+    """
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(printable(str(text)))
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters written as \x1b and the like; line breaks and tabs stay."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def one_line(error: BaseException) -> str:

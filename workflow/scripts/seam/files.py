@@ -86,21 +86,25 @@ def read_json(path: str | os.PathLike[str], sealed: bool = False) -> Any:
     """
     try:
         data = json.loads(_read(path, MOST_JSON).decode("utf-8"))
-        digest = json_digest(data) if isinstance(data, dict) else None
+        if not isinstance(data, dict):
+            return data
+        recorded, digest = data.pop(DIGEST, None), json_digest(data)
+        # A bit that flips in the key itself would make an older file of this one.
+        renamed = any(is_sha256(value) and value == json_digest(_without(data, key)) for key, value in data.items())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
-    if digest is None:
-        return data
-    recorded = data.pop(DIGEST, None if sealed else digest)
-    if recorded != digest:
+    if recorded != digest and (sealed or renamed or recorded is not None):
         raise damaged(path)
     return data
 
 
+def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != key}
+
+
 def json_digest(data: dict[str, Any]) -> str:
     """Return the SHA-256 of a JSON object without its key `digest`, which records it."""
-    content = {name: value for name, value in data.items() if name != DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_without(data, DIGEST), sort_keys=True).encode()).hexdigest()
 
 
 def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:

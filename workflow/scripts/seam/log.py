@@ -23,7 +23,9 @@ def job_log(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
+        Path(path).write_bytes(b"")
+        # Appended, because a rule can write there what an engine prints, too.
+        handler = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         print(f"\nError: Cannot write the log {path} ({error.strerror}): fix its permissions.\n", file=sys.stderr)
         sys.exit(1)

@@ -36,9 +36,9 @@ class ChannelSettings:
 
     multiple: int = 8
     train_weights: bool = True
-    lr: float = 0.05
+    lr: float = 0.001
     distillation: float = 1.0
-    temperature: float = 4.0
+    temperature: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,10 @@ class RecoverySettings:
 
     epochs: int = 0
     batch_size: int = 64
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 0.0005
+    lr: float = 0.001
+    lr_head: float = 0.005
     distillation: float = 1.0
-    temperature: float = 4.0
+    temperature: float = 2.0
     fresh_negatives: bool = False
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seam.delivery.card import render_card
-from seam.errors import UserError
+from seam.errors import UserError, one_line, printable
 from seam.files import read_json
 from seam.reuse.cards import is_delivered, read_card
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the lines of `describe`."""
-    print("\n".join(describe(options.folder)))
+    print(printable("\n".join(describe(options.folder))))
     return 0
 
 
@@ -31,6 +31,15 @@ def describe(folder: Path) -> list[str]:
 
     Raises UserError if the folder holds none of them, or one that is not finished.
     """
+    try:
+        return _describe(folder)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
+        ) from error
+
+
+def _describe(folder: Path) -> list[str]:
     if is_delivered(folder):
         return render_card(read_card(folder)).splitlines()
     kinds = {

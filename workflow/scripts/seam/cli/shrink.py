@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="engines that time both models, or none (default onnxruntime,seam)",
     )
+    parser.add_argument("--int8", action="store_true", help="add a model with weights and activations of 8 bits")
     parser.add_argument("--licence", metavar="L", help="the licence of the source model, for the card")
     parser.add_argument("--data-licence", metavar="L", help="the licence of the images, for the card")
     parser.add_argument(
@@ -152,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
         shrinking.search()
         progress.close_line()
-        shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")))
+        shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")), options.int8)
         say("writing the folder")
         about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
         card = shrinking.deliver(out, about)
@@ -215,10 +216,12 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     rows.append((f"accuracy ({images} test images)", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"))
     for name, value in (accuracy["per_class"] or {}).items():
         rows.append((f"  {name} ({value['images']})", "", f"{value['accuracy']:.2%}"))
+    if accuracy.get("int8") is not None:
+        rows.append(("accuracy in int8", "", f"{accuracy['int8']:.2%}"))
     rows.append(("weights", f"{size['weights']:,}", f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"))
     if card["macs"]:
         source, result = card["macs"]["source"], card["macs"]["reengineered"]
-        rows.append(("MACs", f"{source / 1e6:,.1f} M", f"{result / 1e6:,.1f} M ({result / source:.1%})"))
+        rows.append(("MACs", millions(source), f"{millions(result)} ({result / source:.1%})"))
     for entry in card["latency"]:
         rows.append(
             (
@@ -233,11 +236,18 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     if not verdict and lost > 0:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    slower = [entry["engine"] for entry in card["latency"] if entry["reengineered_ms"] > 0.97 * entry["source_ms"]]
-    if slower:
-        lines.append(
-            f"{' and '.join(slower)} gains nothing from weights that are zero; an engine that skips zeros does."
-        )
+    idle = dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"])
+    if idle:
+        lines.append(f"{' and '.join(idle)} gains nothing from weights that are zero; seam.engine skips them.")
     lines.append(f"{out} holds the model, its card and a program for each runtime: copy it anywhere.")
     lines.append(f"{work} is needed only to resume or repeat: delete it when you like.")
     return lines
+
+
+def millions(value: float) -> str:
+    """Return a number in millions, with three digits at least.
+
+    >>> millions(41_213_440), millions(134_400)
+    ('41.2 M', '0.134 M')
+    """
+    return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e6:.3g} M"

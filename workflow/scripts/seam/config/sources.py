@@ -13,6 +13,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -35,14 +36,24 @@ TAG = "tag:yaml.org,2002:"
 def before_snakemake(arguments: Sequence[str]) -> None:
     """Check what Snakemake's command line says about the config; end the process with a sentence if it is wrong.
 
-    Snakemake gets a folder for its caches as well, if the home folder cannot have one.
+    Snakemake gets a folder for its caches as well, if the home folder cannot have one. Ctrl-C gets a sentence where
+    Snakemake has none: until it runs jobs.
     """
+    sys.excepthook = _report_uncaught
     use_writable_cache()
     try:
         check_command(arguments)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _report_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a sentence for Ctrl-C that nothing has caught, and for other exceptions what Python prints."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nStopped by Ctrl-C: run again to resume.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def check_command(arguments: Sequence[str]) -> None:

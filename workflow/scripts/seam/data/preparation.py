@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -149,9 +150,14 @@ def _read_chunk(paths: list[str], side: int) -> np.ndarray:
 
 
 def _pool(workers: int) -> Executor:
-    """Return a pool of processes, twice as fast as threads on small files, or of threads if forking is not safe."""
+    """Return a pool of processes, twice as fast as threads on small files.
+
+    It is of threads if forking is not safe, or if /dev/shm has no room for the semaphores of processes, as in some
+    containers.
+    """
     if sys.platform == "linux":
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=die_with_parent)
+        with contextlib.suppress(OSError):
+            return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=die_with_parent)
     return ThreadPoolExecutor(workers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,12 +62,20 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
     try:
         height, width = manifest["size"]
         splits = {name: _open_split(folder, manifest, name, (int(height), int(width))) for name in ("train", "test")}
+        mean, std = (tuple(map(float, manifest[name])) for name in ("mean", "std"))
+        if (
+            len(mean) != 3
+            or len(std) != 3
+            or not all(map(math.isfinite, mean))
+            or not all(0 < x < math.inf for x in std)
+        ):
+            raise ValueError("its mean or standard deviation is not one of three channels")
         return Dataset(
             str(manifest["kind"]),
             [str(name) for name in manifest["classes"]],
             (int(height), int(width)),
-            tuple(map(float, manifest["mean"])),
-            tuple(map(float, manifest["std"])),
+            mean,
+            std,
             tuple(map(str, manifest["augmentation"])),
             **splits,
         )
@@ -80,13 +89,19 @@ def open_dataset(folder: str | os.PathLike[str]) -> Dataset:
 def _open_split(folder: Path, manifest: dict[str, Any], name: str, size: tuple[int, int]) -> Split:
     """Return a split of the data set. Raises ValueError and the like if its files are not those of the manifest."""
     arrays, digests = folder / "arrays", manifest["sha256"]
-    labels = np.load(checked(arrays / f"{name}_labels.npy", digests))
+    # Mapped first: np.load would allocate whatever the file's header says.
+    labels = np.array(np.load(checked(arrays / f"{name}_labels.npy", digests), mmap_mode="r"))
+    classes = manifest["classes"]
     if len(labels) != sum(manifest["counts"][name].values()):
         raise ValueError("labels are missing")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError("labels are not positions in the list of classes")
     if manifest["storage"] == "arrays":
         images = np.load(checked(arrays / f"{name}_images.npy", digests), mmap_mode="r")
         if len(images) != len(labels):
             raise ValueError("images are missing")
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise ValueError("images are not of three channels with values of one byte")
         return Split(labels, size, images)
     lines = checked(arrays / f"{name}_files.jsonl", digests).read_text(encoding="utf-8").splitlines()
     return Split(labels, size, files=[json.loads(line) for line in lines])

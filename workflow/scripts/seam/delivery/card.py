@@ -53,6 +53,8 @@ def render_card(card: Card) -> str:
             f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})",
         ),
     ]
+    if accuracy.get("int8") is not None:
+        rows.append(("accuracy in int8", "", f"{accuracy['int8']:.2%}"))
     if macs := card.get("macs"):
         rows.append(("MACs for one image", f"{macs['source']:,}", f"{macs['reengineered']:,}"))
     for entry in card["latency"]:

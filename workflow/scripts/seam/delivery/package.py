@@ -90,6 +90,7 @@ def write_package(
             write_text(out / name, text)
 
     accuracy = metrics["accuracy"]
+    recovery = read_json(folder / "recovery.json")["accuracy"] if model.recovered else None
     card: Card = {
         "format": FORMAT,
         "format_version": 1,
@@ -103,8 +104,9 @@ def write_package(
         # Of a group, the source model has to choose among the same classes: the fair comparison.
         "accuracy": {
             "source": accuracy.get("source_restricted", accuracy["source"]),
-            "reengineered": accuracy["reengineered"],
+            "reengineered": recovery["after"] if recovery else accuracy["reengineered"],
             "per_class": about.get("per_class"),
+            "int8": _int8_accuracy(folder) if (out / INT8).is_file() else None,
         },
         "images": metrics["images"],
         "selection": metrics["settings"]["selection"],
@@ -132,7 +134,7 @@ def write_package(
         "data": {
             "name": str(about.get("data") or metrics["dataset"]),
             "classes": manifest["classes"],
-            "digest": manifest["digest"],
+            "digest": sha256(Path(dataset_folder) / "dataset.json"),
             "licence": about.get("data_licence") or GIVEN_NOWHERE,
         },
         "settings": metrics["settings"],
@@ -211,17 +213,22 @@ def _macs(folder: Path, source: Any, model: Any, shape: tuple[int, ...]) -> dict
         return None
 
 
+def _int8_accuracy(folder: Path) -> float | None:
+    """Return the accuracy of the quantized model, if it was measured."""
+    path = folder / "accuracy_onnxruntime-int8.json"
+    return read_json(path)["accuracy"]["reengineered"] if path.is_file() else None
+
+
 def _latency(folder: Path) -> list[dict[str, Any]]:
     entries = []
     for path in sorted(folder.glob("latency_*.json")):
         times = read_json(path)
-        entries.append(
-            {
-                **{name: times.get(name) for name in ("engine", "version", "cpu", "threads", "batch_size")},
-                "source_ms": times["source_ms_mean"],
-                "reengineered_ms": times["reengineered_ms_mean"],
-            }
-        )
+        common = {name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "statistic")}
+        for measured in times["measurements"]:
+            entry = {**common, "batch_size": measured["batch_size"], "threads": measured["threads"]}
+            for name in ("source", "reengineered"):
+                entry[f"{name}_ms"] = measured[name][f"{times['statistic']}_ms"]
+            entries.append(entry)
     return entries
 
 

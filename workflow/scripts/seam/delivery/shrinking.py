@@ -35,7 +35,9 @@ from seam.outputs import staged
 
 FIT_IMAGES = 512  # on which normalizations are compared
 FIT_BATCH = 64  # images that a model takes at once in measurements
-TIMED = {"batch_size": 1, "warmup": 5, "iterations": 30, "runs": 2}
+TIMED: dict[str, Any] = {
+    "batch_size": (1,), "threads": (1,), "warmup": 5, "iterations": 30, "runs": 2, "statistic": "median",
+}  # fmt: skip
 
 Say = Callable[[str], None]
 
@@ -129,10 +131,17 @@ class Shrinking:
             self._note("search", key)
         return read_json(self.folder / "metrics.json")
 
-    def measure(self, data: Dataset, engines: tuple[str, ...]) -> None:
-        """Count the MACs, export to ONNX, and time both models in the engines, into the result folder."""
-        from seam.cost.latency import ENGINES, time_models
+    def measure(self, data: Dataset, engines: tuple[str, ...], int8: bool = False) -> None:
+        """Count the MACs, export to ONNX, and time both models in the engines, into the result folder.
+
+        int8: whether to quantize both models, too. Raises UserError for an unknown engine.
+        """
+        from seam.cost.accuracy import write_accuracy
+        from seam.cost.calibration import quantize_reengineered, quantize_source
+        from seam.cost.engines import ENGINES
+        from seam.cost.latency import time_models
         from seam.cost.macs import write_macs
+        from seam.cost.runners.registry import find_engine
         from seam.reuse.load import load_reengineered
 
         source = open_source(self.model_folder, architecture=self.choices.architecture)
@@ -142,31 +151,43 @@ class Shrinking:
         if not (self.folder / "model.onnx").is_file():
             metadata = onnx_metadata(model.classes, model.normalization)
             export(model, self.folder / "model.onnx", shape, metadata=metadata)
-        paths = {"source": self.model_folder / "model.onnx", "reengineered": self.folder / "model.onnx"}
+        if int8 and not (self.folder / "model-int8.onnx").is_file():
+            self.say("quantizing to int8")
+            seed, onnx, quantized = self.choices.seed, "model.onnx", "model-int8.onnx"
+            quantize_source(self.model_folder / onnx, self.model_folder / quantized, self.data_folder, seed)
+            files = self.folder / onnx, self.folder / quantized, self.data_folder, self.folder / "metrics.json"
+            quantize_reengineered(*files)
+            models = {"source": str(self.model_folder / quantized), "reengineered": str(self.folder / quantized)}
+            engine = "onnxruntime-int8"
+            path = self.folder / f"accuracy_{engine}.json"
+            write_accuracy(path, engine, find_engine(engine), models, self.data_folder, self.folder / "metrics.json")
+        for old in self.folder.glob("latency_*.json"):
+            old.unlink()
         for engine in engines:
             if engine not in ENGINES:
-                continue
+                raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
+            facts = ENGINES[engine]
+            folders = {"source": self.model_folder, "reengineered": self.folder}
+            paths = {name: folder / facts.model for name, folder in folders.items()}
+            if not all(path.is_file() for path in paths.values()):
+                raise UserError(f"--time {engine} needs a model in int8: add --int8.")
             self.say(f"timing in {engine}")
+            options: dict[str, Any] = {"gains_from_zeros": facts.gains_from_zeros, "exact": not facts.int8}
             try:
-                write_json(self.folder / f"latency_{engine}.json", time_models(engine, paths, 1, **TIMED))
+                latency = time_models(engine, find_engine(engine), paths, 1, **TIMED, **options)
+                write_json(self.folder / f"latency_{engine}.json", latency)
             except UserError as error:
                 self.say(f"not timed in {engine}: {error}")
 
     def deliver(self, out: str | Path, about: Mapping[str, Any]) -> Card:
         """Write the delivered folder; return its card."""
-        from seam.data.problems import binary_problem, multiclass_problem
+        from seam.data.drawing import problem_of_result
         from seam.reuse.load import load_reengineered
-        from seam.seeds import derive_seed
 
         choices, data = self.choices, open_dataset(self.data_folder)
         device = select_device(self.device)
         model = load_reengineered(self.folder, self.model_folder, choices.architecture)
-        draw = derive_seed(choices.seed, "problem", choices.dataset, choices.problem, choices.target)
-        share = choices.settings["holdout"] if choices.settings["selection"] == "holdout" else 0.0
-        if choices.problem == "binary":
-            problem = binary_problem(data, choices.keep[0], draw, share)
-        else:
-            problem = multiclass_problem(data, choices.keep, draw, share)
+        problem = problem_of_result(data, read_json(self.folder / "metrics.json"))
         test = batches(
             data.test, problem.test.indices, problem.test.labels, FIT_BATCH,
             normalization=model.normalization, device=device,

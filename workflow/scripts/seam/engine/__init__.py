@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seam.engine.engine import Engine, load
     from seam.engine.errors import EngineError, UnsupportedError
+    from seam.engine.within import session
 
-__all__ = ["Engine", "EngineError", "UnsupportedError", "load"]
+__all__ = ["Engine", "EngineError", "UnsupportedError", "load", "session"]
 
 # Loaded at their first use, as in `seam/__init__.py`: every module of the engine runs this file.
 _PUBLIC = {
@@ -24,6 +25,7 @@ _PUBLIC = {
     "EngineError": "seam.engine.errors",
     "UnsupportedError": "seam.engine.errors",
     "load": "seam.engine.engine",
+    "session": "seam.engine.within",
 }
 
 

@@ -119,7 +119,7 @@ def build(instructions: InstructionSet, path: Path, extra: tuple[str, ...] = ())
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             target = Path(folder) / path.name
-            sources = [str(KERNELS / "kernels.c"), str(KERNELS / "runtime.c")]
+            sources = [str(KERNELS / name) for name in ("kernels.c", "runtime.c", "onnxruntime.c")]
             flags = [*_FLAGS, f"-DLANES={instructions.lanes}", *instructions.flags, *extra]
             command = [*compiler, *flags, "-o", str(target), *sources, "-lpthread", "-lm"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILER_SECONDS)

@@ -30,7 +30,7 @@ def convolution_costs(path: str | Path, images: int, instructions: str | None = 
     costs = []
     for segment in planner.plan(at_once).segments:
         for step in segment.steps:
-            if step.layer.weight is not None:
+            if step.layer.kind == "convolution":
                 nonzeros = planner.pattern(step.layer).nonzeros
                 costs.append(
                     ConvolutionCost(step.layer.weight.size, nonzeros, step.cycles / segment.split.images * images)

@@ -163,8 +163,8 @@ class _Writer:
     def _summary(self) -> str:
         segments = self.program.planner.plan(self.images).segments
         layers = [step.layer for segment in segments for step in segment.steps]
-        total = sum(layer.weight.size for layer in layers if layer.weight is not None)
-        kept = sum(int(np.count_nonzero(layer.weight)) for layer in layers if layer.weight is not None)
+        total = sum(layer.weight.size for layer in layers if layer.kind == "convolution")
+        kept = sum(int(np.count_nonzero(layer.weight)) for layer in layers if layer.kind == "convolution")
         return f"{kept:,} of {total:,} weights are not zero"
 
     # Constants

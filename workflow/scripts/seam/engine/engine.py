@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,17 @@ from seam.engine.plan import Planner
 from seam.engine.program import Program, aligned
 from seam.engine.reader import read
 from seam.engine.report import describe
+from seam.engine.worth import SPARSE, is_sparse, multiply_adds
 
 MOST_THREADS = 256
 KEPT_WORKSPACES = 2  # per program, for calls to come
+KEPT_CHUNKS = 1000
 
 
 class Engine:
     """A network that is ready to run: `logits = engine(images)`.
 
-    backend: "seam", or "onnxruntime" where this engine cannot run the model; `reason` then says why.
+    backend: "seam" or "onnxruntime". reason: why this engine cannot run the model; empty if it can.
     input_shape: (channels, height, width) of an image. threads: how many a call uses.
     """
 
@@ -62,9 +65,9 @@ class Engine:
 def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructions: str | None = None) -> Engine:
     """Return an engine for the model in the ONNX file `path`.
 
-    threads: how many a call uses. fallback: give a model to ONNX Runtime, with a warning, if this engine does not
-    have its operations or cannot be compiled here. instructions: avx512, avx2, neon or portable; by default the best
-    that the machine has.
+    threads: how many a call uses. fallback: give a model to ONNX Runtime if that is faster, because the model has few
+    zeros, or, with a warning, if this engine does not have its operations or cannot be compiled here. instructions:
+    avx512, avx2, neon or portable, which this engine then uses for any model; by default the best of the machine.
 
     >>> engine = load("model.onnx", threads=2)  # doctest: +SKIP
     >>> logits = engine(images)  # doctest: +SKIP
@@ -82,6 +85,8 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
     if not reason:
         try:
             library = native.library(instructions)
+            if fallback and instructions is None and not is_sparse(network) and find_spec("onnxruntime"):
+                return _load_dense(path, network, threads)
             return _load_native(network, library, threads)
         except UnsupportedError as error:
             reason = f"The engine does not run {path}, because {error}."
@@ -98,13 +103,23 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
     return Engine("onnxruntime", reason, shape, threads, run, lambda images: f"ONNX Runtime runs the model. {reason}")
 
 
+def _load_dense(path: str | Path, network: Network, threads: int) -> Engine:
+    from seam.engine.fallback import load_onnxruntime
+
+    kept, total = multiply_adds(network)
+    why = f"{100 * kept / max(total, 1):.0f} % of its multiply-adds are with weights that are not zero"
+    run, shape = load_onnxruntime(path, threads, "")
+    text = f"ONNX Runtime runs the model: {why}, and this engine is faster only below {100 * SPARSE:.0f} %."
+    return Engine("onnxruntime", "", shape, threads, run, lambda images: text)
+
+
 def _load_native(network: Network, library: native.Library, threads: int) -> Engine:
-    runner = _Runner(network, library, threads)
+    runner = Runner(network, library, threads)
     shape = network.shapes[network.input]
     return Engine("seam", "", shape, threads, runner, lambda images: describe(runner.planner, images))
 
 
-class _Runner:
+class Runner:
     """Runs a network's programs. One program per number of images that run at once, made when first needed."""
 
     def __init__(self, network: Network, library: native.Library, threads: int):
@@ -113,7 +128,9 @@ class _Runner:
         self.planner.plan(1)
         self.shape = network.shapes[network.output]
         self.rank = network.output_rank
+        self.input_bytes, self.output_bytes = 4 * math.prod(network.shapes[network.input]), 4 * math.prod(self.shape)
         self._programs: dict[int, Program] = {}
+        self._chunks: dict[int, list[int]] = {}
         self._workspaces: dict[int, list[np.ndarray]] = {}
         self._lock = threading.Lock()
         self._pool = library.pool_new(threads)
@@ -122,29 +139,33 @@ class _Runner:
         self._finalizer = weakref.finalize(self, library.pool_delete, self._pool)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        count = len(images)
-        output = np.empty((count, *self.shape), np.float32)
+        output = np.empty((len(images), *self.shape), np.float32)
+        self.run_at(len(images), images.ctypes.data, output.ctypes.data)
+        return output.reshape(len(images), math.prod(self.shape)) if self.rank == 2 else output
+
+    def run_at(self, count: int, images: int, output: int) -> None:
+        """Run `count` images at the address `images`, and write to the address `output`: contiguous float32."""
         begin = 0
         for size in self.chunks(count):
-            end = min(begin + size, count)
-            self._run(self.program(size), images[begin:end], output[begin:end])
-            begin = end
-        return output.reshape(count, math.prod(self.shape)) if self.rank == 2 else output
+            now = min(size, count - begin)
+            self._run(self.program(size), now, images + begin * self.input_bytes, output + begin * self.output_bytes)
+            begin += now
 
     def chunks(self, count: int) -> list[int]:
         """Return the sizes of programs that together run `count` images in the least time expected."""
-        sizes = self.planner.sizes()
-        largest = sizes[-1]
-        chunks = [largest] * (count // largest)
-        rest = count % largest
-        if rest:
+        if count not in self._chunks:
+            sizes = self.planner.sizes()
+            chunks = [sizes[-1]] * (count // sizes[-1])
+            rest = count % sizes[-1]
             cost = {size: self.planner.plan(size).cycles for size in sizes}
             best: list[tuple[float, list[int]]] = [(0.0, [])]
             for n in range(1, rest + 1):
                 options = ((best[max(0, n - s)][0] + cost[s], [s, *best[max(0, n - s)][1]]) for s in sizes)
                 best.append(min(options, key=lambda option: option[0]))
-            chunks += sorted(best[rest][1], reverse=True)
-        return chunks
+            if len(self._chunks) >= KEPT_CHUNKS:
+                self._chunks.clear()
+            self._chunks[count] = chunks + sorted(best[rest][1], reverse=True)
+        return self._chunks[count]
 
     def program(self, size: int) -> Program:
         """Return the program for `size` images at once."""
@@ -154,23 +175,23 @@ class _Runner:
                 self._workspaces[size] = []
             return self._programs[size]
 
-    def _run(self, program: Program, images: np.ndarray, output: np.ndarray) -> None:
+    def _run(self, program: Program, count: int, images: int, output: int) -> None:
         with self._lock:
             kept = self._workspaces[program.images]
             workspace = kept.pop() if kept else None
         if workspace is None:
             workspace = self._workspace(program)
-        shared = workspace[program.workspace * self.threads :]
+        address = workspace.ctypes.data
         self.library.run(
             self._pool,
             ctypes.addressof(program.stages),
             len(program.stages),
-            len(images),
-            workspace.ctypes.data,
+            count,
+            address,
             program.workspace,
-            shared.ctypes.data,
-            images.ctypes.data,
-            output.ctypes.data,
+            address + 4 * program.workspace * self.threads,  # what the stages hand to each other
+            images,
+            output,
         )
         with self._lock:
             if len(kept) < KEPT_WORKSPACES:

@@ -70,6 +70,10 @@ class Window:
         return sizes[0], sizes[1]
 
 
+def _nothing() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
 @dataclass
 class Layer:
     """One step of the network. `inputs[0]` is what it works on; a second one is added, multiplied or concatenated."""
@@ -78,9 +82,8 @@ class Layer:
     inputs: list[str]
     output: str
     window: Window = field(default_factory=Window)
-    # A convolution has both, other layers have neither.
-    weight: np.ndarray = None  # type: ignore[assignment]  # [outputs, inputs / groups, rows, columns]
-    bias: np.ndarray = None  # type: ignore[assignment]  # [outputs]
+    weight: np.ndarray = field(default_factory=_nothing)  # [outputs, inputs / groups, rows, columns] of a convolution
+    bias: np.ndarray = field(default_factory=_nothing)  # [outputs] of a convolution; other layers have empty arrays
     groups: int = 1
     activation: Activation = field(default_factory=Activation)
     count_padding: bool = False  # average pooling divides by the window's whole size

@@ -68,7 +68,9 @@ class Library:
             library = ctypes.CDLL(str(path))
         except OSError as error:
             raise EngineError(f"Cannot load the compiled kernels {path}: {error}.") from error
-        self.instructions = instructions
+        self.path, self.instructions = path, instructions
+        self.set_runner = library.seam_set_runner
+        self.set_runner.restype, self.set_runner.argtypes = None, [ctypes.c_void_p]
         self.pool_new = library.seam_pool_new
         self.pool_new.restype, self.pool_new.argtypes = ctypes.c_void_p, [ctypes.c_int]
         self.pool_delete = library.seam_pool_delete

@@ -73,7 +73,7 @@ def parse(data: bytes, name: str) -> Model:
         raise UnsupportedError(f"it has more than {MOST_NODES} operations")
     try:
         constants = {tensor.name: array(tensor) for tensor in graph.initializer}
-        nodes = [_node(node) for node in graph.node]
+        nodes = [node(entry) for entry in graph.node]
     except UnicodeError as error:
         raise EngineError(f"{name} has a name that is not text: {error}.") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -81,7 +81,7 @@ def parse(data: bytes, name: str) -> Model:
     inputs = [value for value in graph.input if value.name not in constants]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise UnsupportedError(f"it has {len(inputs)} inputs and {len(graph.output)} outputs, not one of each")
-    return Model(nodes, constants, inputs[0].name, _image_shape(inputs[0]), graph.output[0].name, opset, metadata)
+    return Model(nodes, constants, inputs[0].name, image_shape(inputs[0]), graph.output[0].name, opset, metadata)
 
 
 def array(tensor) -> np.ndarray:
@@ -129,7 +129,8 @@ def _opset(model, name: str) -> int:
     return version
 
 
-def _node(node) -> Node:
+def node(node) -> Node:
+    """Return a NodeProto's content. Raises UnsupportedError if it holds a graph."""
     attributes = {}
     for attribute in node.attribute:
         kind = attribute.type
@@ -163,7 +164,8 @@ def _check_order(nodes: list[Node], constants: dict, inputs: list[str], name: st
             known.add(value)
 
 
-def _image_shape(value) -> tuple[int, int, int]:
+def image_shape(value) -> tuple[int, int, int]:
+    """Return channels, rows and columns of a ValueInfoProto. Raises UnsupportedError unless they are fixed."""
     tensor = value.type.tensor_type
     if tensor.elem_type != 1:
         raise UnsupportedError(f"its input {value.name!r} is not float32")

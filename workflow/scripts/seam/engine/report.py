@@ -25,7 +25,7 @@ def _row(planner: Planner, segment: Segment, step: Step, cycles: float) -> str:
     shape = planner.network.shapes[layer.output]
     place = segment.placements[layer.output]
     macs, zeros, kernel = "", "", layer.kind
-    if layer.weight is not None:
+    if layer.kind == "convolution":
         pattern = planner.pattern(layer)
         macs = str(pattern.nonzeros * shape[1] * shape[2])
         zeros = f"{100 - 100 * pattern.nonzeros / max(layer.weight.size, 1):.0f} %"

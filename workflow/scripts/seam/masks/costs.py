@@ -41,12 +41,17 @@ class LinearCost:
         counts = {name: value.numel() for name, value in masks.values.items()}
         self.fixed, self.price = fixed, {name: price.get(name, 0.0) for name in counts}
         self.whole = fixed + sum(self.price[name] * count for name, count in counts.items())
+        self.on_device: dict[torch.device, torch.Tensor] = {}  # the prices, in the order of the masks
 
     def share(self, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the share of the cost that is left."""
-        counts = torch.stack([bits.count_nonzero() for bits in kept.values()]).double()
-        prices = torch.tensor([self.price[name] for name in kept], dtype=torch.float64, device=counts.device)
-        return (self.fixed + (prices * counts).sum()) / self.whole
+        counts = torch.stack([bits.count_nonzero() for bits in kept.values()])
+        device = counts.device
+        if device not in self.on_device:  # made once: a CUDA graph must not copy from the host
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self.on_device[device] = torch.tensor([self.price[name] for name in kept], dtype=dtype, device=device)
+        prices = self.on_device[device]
+        return (self.fixed + (prices * counts.to(prices.dtype)).sum()) / self.whole
 
     def prices(self) -> Mapping[str, float]:
         """Return what each mask of a parameter adds to the share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.log import log
 from seam.masks.channels import ChannelGroups, gate_of, mask_channels, weight_axes
-from seam.masks.layouts import BATCH_NORMS
+from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS
 
 TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
 
@@ -60,6 +61,36 @@ def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
             each = layer_of_any_kind.in_channels // layer_of_any_kind.groups
             layer_of_any_kind.groups = inputs // each
         layer_of_any_kind.in_channels, layer_of_any_kind.out_channels = inputs, outputs
+
+
+@torch.no_grad()
+def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Give the layers of `module` the widths that the weights in `state` have, in place; return the module.
+
+    The values are left to `load_state`, which also says what does not fit: layers whose weights have another number of
+    dimensions stay as they are.
+    """
+    for name, layer in module.named_modules():
+        weight = state.get(f"{name}.weight")
+        if not isinstance(layer, (*CONVOLUTIONS, *BATCH_NORMS, nn.Linear)) or not isinstance(weight, torch.Tensor):
+            continue
+        old = layer.weight
+        if not isinstance(old, torch.Tensor) or old.dim() != weight.dim() or old.shape == weight.shape:
+            continue
+        out_axis, in_axis = weight_axes(layer)
+        if out_axis is None:
+            continue
+        outputs = weight.shape[out_axis]
+        inputs = outputs if in_axis is None else weight.shape[in_axis]
+        if in_axis is None and not isinstance(layer, BATCH_NORMS):
+            assert isinstance(layer, CONVOLUTIONS)
+            inputs = outputs * layer.in_channels // layer.out_channels
+        _set_parameter(layer, "weight", torch.zeros_like(weight))
+        for key in ("bias", "running_mean", "running_var"):
+            if isinstance(getattr(layer, key, None), torch.Tensor):
+                _set_parameter(layer, key, torch.zeros(outputs))
+        _set_sizes(layer, inputs, outputs)
+    return module
 
 
 @torch.no_grad()

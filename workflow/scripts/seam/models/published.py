@@ -19,7 +19,7 @@ from seam.log import log
 from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.classes import find_names, match_classes, names_in
 from seam.models.fitting import choose_state, describe_content, find_candidates
-from seam.models.unpickling import is_archive, is_exported, read_archive
+from seam.models.unpickling import is_archive, is_exported, read_archive, require_harmless
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ def read_content(path: str | os.PathLike[str]) -> Any:
             start = file.read(2)
         if ending == ".safetensors":
             return load_file(path)
+        require_harmless(path)
         if is_exported(path):
             return read_archive(path)
         try:

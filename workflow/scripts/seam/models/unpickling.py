@@ -17,7 +17,9 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from seam.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,8 @@ STORAGES = {
 EXPORTED = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64"}
 EXPORTED |= {12: "bool", 13: "bfloat16"}  # ScalarType of torch.export's archives
 MOST_DIMENSIONS = 64  # torch's own limit
+LEGACY_PICKLES = 5  # at the start of a file that torch.save wrote before 1.6
+MOST_NESTED = 4  # tuples in each other, as a key
 
 
 _PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore  # Python's own, of which each operation is a method
@@ -73,16 +77,48 @@ def is_exported(path: str | os.PathLike[str]) -> bool:
         return any(name.endswith("/model_weights_config.json") for name in archive.namelist())
 
 
+def require_harmless(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if a torch checkpoint could fill the memory or take years to read.
+
+    torch.load unpacks compressed parts, a thousand times the file's size, reads the same bytes under many names, and
+    computes the hash of any key. torch.save writes no such files.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        else:
+            with open(path, "rb") as file:
+                for _ in range(LEGACY_PICKLES):
+                    _KeyCheck(file).load()
+    except UserError:
+        raise
+    except _NestedKeys as error:
+        raise UserError(f"{path} has keys of deeply nested tuples: save the state_dict() alone.") from error
+    except Exception:  # whatever is wrong with it, torch.load says so
+        return
+
+
+def _check_archive(path: str | os.PathLike[str]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise UserError(f"{path} is compressed, which torch's own files are not: save the state_dict() again.")
+        if sum(part.file_size for part in parts) > os.path.getsize(path):
+            raise UserError(f"{path} has parts that overlap, which torch's own files have not: copy it again.")
+        for part in parts:
+            if part.filename.endswith(".pkl"):
+                _KeyCheck(io.BytesIO(archive.read(part))).load()
+
+
 def read_archive(path: str | os.PathLike[str]) -> Any:
     """Return the content of a file that `torch.save` or `torch.export.save` wrote, with placeholders.
 
+    `require_harmless` must have checked it.
     Raises pickle.UnpicklingError for TorchScript and for content that torch does not write; the errors of `zipfile` and
     OSError for a damaged file.
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise pickle.UnpicklingError("it is compressed")  # torch does not: it could be larger than the memory
         if weights := [name for name in names if name.endswith("/model_weights_config.json")]:
             return _exported_weights(archive, weights[0])
         if any(name.endswith("/constants.pkl") for name in names):
@@ -94,7 +130,9 @@ def read_archive(path: str | os.PathLike[str]) -> Any:
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError("its bytes are in another order than this machine's")
         try:
-            return _Unpickler(archive.read(pickles[0]), lambda key: archive.read(f"{folder}data/{key}")).load()
+            return _Unpickler(
+                io.BytesIO(archive.read(pickles[0])), lambda key: archive.read(f"{folder}data/{key}")
+            ).load()
         except (struct.error, OverflowError, RecursionError, MemoryError) as error:
             raise pickle.UnpicklingError("its pickle is damaged") from error
 
@@ -166,7 +204,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _ordered(items: Any = ()) -> OrderedDict:
-    return OrderedDict(items)
+    return OrderedDict((key, value) for key, value in items if _is_key(key))
 
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
@@ -181,9 +219,25 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "_codecs.encode": _encoded,
     "torch.Size": lambda items=(): tuple(items),
-    "builtins.set": lambda items=(): set(items),
-    "__builtin__.set": lambda items=(): set(items),
+    "builtins.set": lambda items=(): {item for item in items if _is_key(item)},
+    "__builtin__.set": lambda items=(): {item for item in items if _is_key(item)},
 }
+
+
+class _NestedKeys(pickle.UnpicklingError):
+    """A key whose hash could take years."""
+
+
+def _is_key(value: Any, depth: int = 0) -> bool:
+    """Return whether a value can be a key here. Raises _NestedKeys for tuples in tuples in tuples ...
+
+    The hash of 60 tuples, each of which holds the one before twice, takes years.
+    """
+    if not isinstance(value, tuple):
+        return isinstance(value, (str, int, float, bytes, type(None)))
+    if depth == MOST_NESTED:
+        raise _NestedKeys("it has keys of deeply nested tuples")
+    return all(_is_key(part, depth + 1) for part in value)
 
 
 class _Unpickler(_PythonUnpickler):
@@ -191,8 +245,8 @@ class _Unpickler(_PythonUnpickler):
 
     dispatch = dict(_PythonUnpickler.dispatch)
 
-    def __init__(self, content: bytes, read: Callable[[str], bytes]) -> None:
-        super().__init__(io.BytesIO(content), encoding="utf-8", errors="replace")
+    def __init__(self, file: IO[bytes], read: Callable[[str], bytes]) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
         self.read_storage, self.storages = read, {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -260,18 +314,37 @@ class _Unpickler(_PythonUnpickler):
     def load_additems(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if type(target) is set:
-            target.update(item for item in items if isinstance(item, (str, int, float, bytes, tuple)))
+            target.update(item for item in items if _is_key(item))
+
+    def load_frozenset(self) -> None:
+        self.append(frozenset(item for item in self.pop_mark() if _is_key(item)))
 
     @staticmethod
     def _set(target: Any, key: Any, value: Any) -> None:
-        if type(target) in (dict, OrderedDict) and isinstance(key, (str, int, float, bytes, tuple, type(None))):
+        if type(target) in (dict, OrderedDict) and _is_key(key):
             target[key] = value
 
     for operation, method in (
         (pickle.REDUCE, load_reduce), (pickle.NEWOBJ, load_reduce), (pickle.NEWOBJ_EX, load_newobj_ex),
         (pickle.INST, load_inst), (pickle.OBJ, load_obj), (pickle.BUILD, load_build),
         (pickle.APPEND, load_append), (pickle.APPENDS, load_appends), (pickle.SETITEM, load_setitem),
-        (pickle.SETITEMS, load_setitems), (pickle.ADDITEMS, load_additems),
+        (pickle.SETITEMS, load_setitems), (pickle.ADDITEMS, load_additems), (pickle.FROZENSET, load_frozenset),
     ):  # fmt: skip
         dispatch[operation[0]] = method
     del operation, method
+
+
+class _KeyCheck(_Unpickler):
+    """Reads a pickle without its tensors, to look at the keys of its dictionaries and sets."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, lambda key: b"")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return Placeholder("storage")
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        name = getattr(function, "name", "")
+        if name in ("collections.OrderedDict", "builtins.set", "__builtin__.set") and arguments:
+            return KNOWN[name](*arguments)
+        return Placeholder(name)

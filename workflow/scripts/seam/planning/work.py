@@ -145,10 +145,11 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
     batch_size = settings["batch_size"] or choose_batch_size(int(train), epochs)
-    head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])
-    outputs = head * train
     if budget := settings.get("budget"):  # the first epoch, too, computes gradients; the source model may teach
         head, outputs = 0, epochs * train if budget.get("distillation") else 0.0
+    else:
+        head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])
+        outputs = head * train
     # The source model is evaluated on the images of the selection and on the test images, the result on the latter.
     outputs += (ceil(epochs / settings["evaluate_every"]) + 1) * select + 2 * images["test"]
     return inventory.steps(search["model"], dataset, batch_size, (epochs - head) * train, outputs)

@@ -123,7 +123,7 @@ def comparison(table: Table) -> Table:
 def summary_rows(table: Table) -> list[list[Any]]:
     """Return the rows of the summary: the comparison of each baseline over all its target problems.
 
-    Each row has a value of COLUMNS of `seam.report.summary`.
+    Each row has the values of COLUMNS of `seam.report.summary`, without those that engines have.
     """
     whole = comparison(table.assign(target=table["model"] + "/" + table["target"], model="", dataset="", problem=""))
     rows = []
@@ -137,7 +137,7 @@ def summary_rows(table: Table) -> list[list[Any]]:
             ("search_over_baseline_low", each.difference_low, "points"),
             ("search_over_baseline_high", each.difference_high, "points"),
         ):
-            rows.append([quantity, "", each.baseline, float("nan"), *counts, value, float("nan"), unit])
+            rows.append([quantity, "", each.baseline, float("nan"), *counts, value, float("nan"), unit, "", ""])
     return rows
 
 

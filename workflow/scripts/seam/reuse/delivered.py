@@ -10,6 +10,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.files import check_onnx_seal, load_tensors
+from seam.masks.shrink import resize
 from seam.models.architectures import ARCHITECTURES, build_model
 from seam.models.surgery import with_head
 from seam.models.weights import load_state, read_classes, read_normalization
@@ -42,7 +43,7 @@ def _torch_module(
         return None
     if architecture not in ARCHITECTURES and not architecture.startswith("torchvision:"):
         return None
-    module = with_head(build_model(architecture, width), width, outputs)
+    module = resize(with_head(build_model(architecture, width), width, outputs), tensors)
     return module if load_state(module, tensors, folder / WEIGHTS) is None else None
 
 

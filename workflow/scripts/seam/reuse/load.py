@@ -34,11 +34,13 @@ def load_reengineered(
 
     Its removed weights are zero; removed channels are gone. It maps images [B, 3, H, W] to logits [B, n] over its
     attribute `classes`. The images are normalised by its attribute `normalization` (mean and standard deviation per
-    channel). source: the folder of the source model, if that has moved. architecture: `path.py:factory` if the source
-    model's architecture is a file, whose code then runs. recovered: whether to load the weights after recovery (True)
-    or those before it (False); by default those after it, if there are any of these masks. Nothing in the folder makes
-    code run. Raises UserError if a file is missing, damaged or of another kind, or if the architecture is not the one
-    that the source model was made with.
+    channel). Its attribute `recovered` says whether its weights are those after recovery.
+
+    source: the folder of the source model, if that has moved. architecture: `path.py:factory` if the source model's
+    architecture is a file, whose code then runs. recovered: whether to load the weights after recovery (True) or those
+    before it (False); by default those after it, if there are any of these masks. Nothing in the folder makes code run.
+    Raises UserError if a file is missing, damaged or of another kind, or if the architecture is not the one that the
+    source model was made with.
 
     >>> model = load_reengineered("results/direct/resnet20-cifar10/binary/cat")      # doctest: +SKIP
     >>> model(images).argmax(1)
@@ -83,8 +85,9 @@ def load_reengineered(
         raise UserError(problem)
     if groups["weight"] and (problem := load_state(origin.module, groups["weight"], f"The weights in {path}")):
         raise UserError(problem)
-    _load_recovered(model, folder, recovered)
-    return _for_inference(model, classes, origin.normalization)
+    loaded: Any = _for_inference(model, classes, origin.normalization)
+    loaded.recovered = _load_recovered(model, folder, recovered)
+    return loaded
 
 
 def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -108,19 +111,23 @@ def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor
     shrink(module, found, found.joined(kept))
 
 
-def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> None:
-    """Load the weights after recovery into `model`, if they are wanted and, by default, if there are any."""
+def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> bool:
+    """Load the weights after recovery into `model`, if they are wanted and, by default, if there are any.
+
+    Returns whether it did so.
+    """
     path = folder / RECOVERED
     if wanted is False or (wanted is None and not path.is_file()):
-        return
+        return False
     tensors, metadata = load_tensors(path)
     if metadata.get("masks_sha256") != sha256(folder / "masks.safetensors"):
         if wanted is None:
             log.warning("%s belongs to other masks: the model is that before recovery", path)
-            return
+            return False
         raise UserError(f"{path} does not belong to the masks beside it: run the workflow again to make it.")
     if problem := load_state(model, tensors, path):
         raise UserError(problem)
+    return True
 
 
 def kept_weights(folder: str | Path, module: nn.Module) -> dict[str, torch.Tensor]:

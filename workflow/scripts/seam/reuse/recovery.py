@@ -1,4 +1,4 @@
-"""Recovery: what the search left of a source model is trained on, all its weights and batch norm.
+"""Recovery: what the search left of a source model is trained on, all its weights and those of batch norm.
 
 The source model itself is the teacher: it answers each image as it always did, and what is left of it learns these
 answers beside the labels. That is what reuse has and training from nothing has not.
@@ -24,17 +24,18 @@ from seam.device import select_device
 from seam.evaluation import predict
 from seam.files import save_tensors, sha256, write_csv, write_json
 from seam.log import log
-from seam.models.surgery import copy_state, to_channels_last
+from seam.models.surgery import copy_state, set_training_mode, to_channels_last
 from seam.models.weights import Source, open_source
 from seam.precision import forward
 from seam.reuse.load import RECOVERED, kept_weights, load_reengineered
 from seam.reuse.provenance import environment, provenance
 from seam.seeds import derive_seed
 from seam.settings import RecoverySettings
+from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
 from seam.training.run import Batch, Batches, TrainingRun
-from seam.training.schedules import StepCounter, warm_cosine
+from seam.training.schedules import warm_cosine
 
 ADVICE = "lower recovery.lr"  # if the loss is not finite
 
@@ -135,22 +136,17 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train `network`, which `with_head` made, in place; return its history, a dictionary for each epoch.
 
-    SGD with Nesterov momentum; its rate rises over 200 steps and falls to zero along a cosine. teacher: whose answers
-    the outputs of the network's `source` learn. held: batches of images for the history. kept: {parameter: bool};
-    the others stay zero.
+    Adam, whose rates rise over 200 steps and fall to zero along a cosine. Batch norm keeps its statistics. teacher:
+    whose answers the outputs of the network's `source` learn. held: batches of images for the history. kept:
+    {parameter: bool}; the others stay zero.
     """
-    optimizer = torch.optim.SGD(
-        network.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
+    source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
+    groups = [(list(source.parameters()), settings.lr), (list(head.parameters()), settings.lr_head)]
+    optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
     parameters = dict(network.named_parameters())
     masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
-    source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
-    steps = settings.epochs * len(images)
-    done = StepCounter()
 
     def step(batch: torch.Tensor, labels: torch.Tensor) -> Batch:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * warm_cosine(done.steps, steps)
         features = forward(source, batch)
         logits = head(relu(features))
         loss = cross_entropy(logits, labels)
@@ -161,13 +157,12 @@ def train(
         with torch.no_grad():
             for parameter, bits in masked:
                 parameter.mul_(bits)
-        done.steps += 1
         return logits, loss
 
-    parts = {"network": network, "optimizer": optimizer, "steps": done}
+    parts = {"network": network, "optimizer": optimizer}
     with TrainingRun(images, parts, checkpoint, ADVICE) as run:
         while run.epoch <= settings.epochs:
-            network.train()
+            set_training_mode(network)  # a problem's own images would change the statistics of batch norm
             count, right, loss = run.train_epoch(step)
             accuracy = None
             if len(held.labels):

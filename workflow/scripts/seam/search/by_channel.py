@@ -34,6 +34,7 @@ from seam.training.run import Batch, Batches, TrainingRun
 
 ADVICE = "lower channels.lr, or lr_head of the budget"  # if the loss is not finite
 RAMP = 0.6  # the share of the steps after the first epoch in which channels leave
+FADE = 0.08  # the share of the steps in which the gate of a channel that leaves falls to 0
 SETTLING = 0.05  # the share of the steps before the first channel leaves, so that masks know what they are worth
 MOMENTS = 100  # at which channels leave
 
@@ -48,7 +49,7 @@ class Ramp:
     def __init__(self, budget: float, steps: int) -> None:
         """budget: the share of the cost to reach. steps: of the whole search, without those of the head alone."""
         self.budget = budget
-        self.first, self.last = int(SETTLING * steps), max(int(RAMP * steps), 1)
+        self.first, self.last = int(SETTLING * steps), max(int((RAMP - FADE) * steps), 1)
         self.every = max((self.last - self.first) // MOMENTS, 1)
 
     def is_due(self, step: int) -> bool:
@@ -86,8 +87,8 @@ def search_channels(
     teacher = None
     if channels.distillation and channels.train_weights:
         teacher = Teacher(copy.deepcopy(network), channels.distillation, channels.temperature)
-    masks = ChannelMasks(network.requires_grad_(True), groups)
     steps = max(settings.epochs - 1, 1) * len(batches)
+    masks = ChannelMasks(network.requires_grad_(True), groups, max(int(FADE * steps), 1))
     ramp = Ramp(budget, steps)
 
     def remove(step: int) -> None:
@@ -127,7 +128,7 @@ def search_channels(
                 "cost": share,
             }
             selected = None
-            is_within = share <= budget or run.epoch == settings.epochs
+            is_within = (share <= budget and masks.is_settled()) or run.epoch == settings.epochs
             if accuracy is not None and is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
                 selected = {"accuracy": accuracy, "bits": pack_bits(masks.bits()), "head": copy_state(head)}
                 selected["weights"] = _weights(network, masks) if channels.train_weights else None

@@ -1,0 +1,154 @@
+"""The evidence of several runs, such as those of several seeds: each method of direct reuse side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seam.errors import UserError
+from seam.log import log
+from seam.report.baselines import NAMES, baseline_name
+from seam.report.intervals import bootstrap
+from seam.report.tables import PROBLEMS, Table, all_problems, read_table, write_table
+
+GROUP = ["architecture", "dataset", "problem"]
+COLUMNS = [
+    *[*GROUP, "method", "problems", "seeds", "images_test", "right", "retention", "accuracy", "accuracy_source"],
+    *["gain_points", "gain_low", "gain_high", "search_over_points", "search_over_low", "search_over_high"],
+]
+SEARCHES = {"test": "search, published selection", "holdout": "search, held out"}
+PAPER = {"retention": 0.1011, "gain_points": 5.85}  # means over the whole evaluation of the paper, in published.csv too
+
+
+def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
+    """Return the target problems and the baselines of runs, one row each, from their results/tables.
+
+    Raises UserError if a run has no table, or if two runs have the same seed of a target problem.
+    """
+    problems, baselines = [], []
+    for folder in map(Path, folders):
+        tables = folder / "results" / "tables"
+        problems.append(all_problems(*(read_table(tables / f"direct_{kind}.csv") for kind in PROBLEMS)))
+        if (tables / "baselines.csv").is_file():
+            baselines.append(read_table(tables / "baselines.csv"))
+    if not problems:
+        raise UserError("Name the folders of the runs to collect: each holds a folder results.")
+    table = pd.concat(problems, ignore_index=True)
+    twice = table[table.duplicated(["model", "problem", "target", "seed"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise UserError(
+            f"Two of the runs have seed {row['seed']} of {row['model']}, {row['problem']} {row['target']}: leave one "
+            "out, or give the second run another seed."
+        )
+    return table, pd.concat(baselines, ignore_index=True) if baselines else pd.DataFrame()
+
+
+def evidence(problems: Table, baselines: Table) -> Table:
+    """Return one row per architecture, data set, kind of problem and method.
+
+    Methods are the search with each selection and the baselines. Accuracies, retentions and gains over the source model
+    are means over target problems, each the mean over its seeds; intervals are those of `bootstrap` over the problems.
+    `search_over_points` is the search's accuracy less the baseline's, paired by problem and seed.
+    """
+    rows = []
+    named = problems.assign(
+        method=problems["search_selection"].map(SEARCHES),
+        retention=problems["retention"],
+        accuracy=problems["accuracy_reengineered"],
+        right=(problems["accuracy_reengineered"] * problems["images_test"]).round(),
+        over=float("nan"),
+    )
+    parts = [named]
+    if len(baselines):
+        architectures = problems.drop_duplicates("model").set_index("model")["architecture"]
+        parts.append(
+            baselines.assign(
+                architecture=baselines["model"].map(architectures),
+                method=baselines["baseline"],
+                retention=baselines["retention_baseline"],
+                accuracy=baselines["accuracy_baseline"],
+                right=baselines["right_baseline"],
+                over=baselines["difference_points"],
+            )
+        )
+    columns = [
+        *GROUP,
+        "method",
+        "target",
+        "seed",
+        "images_test",
+        "right",
+        "retention",
+        "accuracy",
+        "accuracy_source",
+        "over",
+    ]
+    table = pd.concat([part[columns] for part in parts], ignore_index=True)
+    table["gain"] = 100 * (table["accuracy"] - table["accuracy_source"])
+    for names, own in table.groupby([*GROUP, "method"], sort=False):
+        means = own.groupby("target")[["retention", "accuracy", "accuracy_source", "gain", "over"]].mean()
+        (low, high), (over_low, over_high) = (
+            bootstrap(list(means[name].round(9).dropna())) for name in ("gain", "over")
+        )
+        rows.append(
+            {
+                **dict(zip([*GROUP, "method"], names, strict=True)),
+                "problems": len(means),
+                "seeds": own["seed"].nunique(),
+                "images_test": int(own["images_test"].sum()),
+                "right": int(own["right"].sum()),
+                **means[["retention", "accuracy", "accuracy_source"]].mean().to_dict(),
+                **{"gain_points": means["gain"].mean(), "gain_low": low, "gain_high": high},
+                **{
+                    "search_over_points": means["over"].mean(),
+                    "search_over_low": over_low,
+                    "search_over_high": over_high,
+                },
+            }
+        )
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    order = [*SEARCHES.values(), *NAMES]
+    result["order"] = [order.index(name) if name in order else len(order) for name in result["method"]]
+    return result.sort_values([*GROUP, "order"], kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def render(table: Table) -> str:
+    """Return the table as Markdown, each cell with its counts or interval; the paper's means are the first line."""
+    heads = ["model", "data set", "method", "problems x seeds", "weights kept", "accuracy", "right of images"]
+    heads += ["gain over source (95 %)", "search ahead by (95 %)"]
+    lines = [heads, ["---"] * len(heads)]
+    gain = f"{PAPER['gain_points']:+.2f}"
+    lines.append(["all of the paper", "", "paper", "304", f"{100 * PAPER['retention']:.2f} %", "", "", gain, ""])
+    for each in table.itertuples():
+        lines.append(
+            [
+                str(each.architecture),
+                f"{each.dataset}, {PROBLEMS.get(str(each.problem), each.problem)}",
+                baseline_name(str(each.method)),
+                f"{each.problems} x {each.seeds}",
+                f"{100 * each.retention:.1f} %",
+                f"{100 * each.accuracy:.2f} %",
+                f"{each.right} of {each.images_test}",
+                _with_interval(each.gain_points, each.gain_low, each.gain_high),
+                _with_interval(each.search_over_points, each.search_over_low, each.search_over_high),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _with_interval(value: Any, low: Any, high: Any) -> str:
+    if value != value:
+        return ""
+    return f"{value:+.2f}" + ("" if low != low else f" ({low:+.2f} to {high:+.2f})")
+
+
+def collect(path: str | Path, folders: Iterable[str | Path]) -> str:
+    """Write the evidence of runs to `path`, a CSV file; return it as Markdown."""
+    table = evidence(*read_runs(folders))
+    write_table(path, table, "methods")
+    log.info("%s", path)
+    return render(table)

@@ -1,0 +1,112 @@
+"""Baselines in seconds: heads on the features of a few fixed draws of the augmented training images.
+
+The network below a baseline's head is frozen, so that its outputs need not be computed again in each epoch if the
+images do not change. `seam.reuse.baselines` draws new crops in each epoch, as the search does. This module draws
+`draws` epochs of them once and goes through them in turn: the head sees fewer different images. It makes
+no results of the workflow, but tells in seconds what they will be like.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from seam.evaluation import accuracy
+from seam.files import read_json
+from seam.precision import exact
+from seam.reuse.baselines import Baseline, apply_bits
+from seam.search.training import cosine
+from seam.training.adam import Adam
+
+
+def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **arguments: Any) -> dict[str, Any]:
+    """Return {"baseline", "accuracy", "holdout_accuracy", "retention", "search", "search_retention", "source", ...}.
+
+    baseline: any but `scratch`. search_folder: of a target problem in the workflow's results. arguments: of
+    `Reengineering` that the folder does not tell, such as `architecture`. Nothing is written.
+    """
+    folder = Path(search_folder)
+    search = read_json(folder / "metrics.json")
+    results = folder.parents[3]  # results/direct/{model}/{problem}/{target}
+    classes = search["classes"]
+    ready = Baseline(
+        baseline,
+        folder,
+        checkpoint=folder / "unused.pt",
+        folder=folder,
+        model_folder=results / "models" / search["model"],
+        dataset_folder=results / "datasets" / search["dataset"],
+        members=classes[:1] if search["problem"] == "binary" else classes,
+        settings=search["settings"],
+        device="cpu",
+        **{name: search[name] for name in ("model", "dataset", "problem", "target", "seed")},
+        **arguments,
+    )
+    each = ready.reengineering
+    model, settings = each.model, each.settings
+    first_head = {name: value.clone() for name, value in model.get_submodule("head").state_dict().items()}
+    bits = ready.masks()
+    apply_bits(model.get_submodule("source"), bits)
+    model.get_submodule("head").load_state_dict(first_head)
+    train = [features(model, each.train) for _ in range(draws)]
+    held_out, test = features(model, each.selection), features(model, each.test)
+    factor = cosine(ready.epochs * len(each.train)) if settings.schedule != "published" else None
+    epoch, best, result = train_on_features(
+        model.get_submodule("head"), train, held_out, test, ready.epochs, settings.batch_size, settings.lr_head, factor
+    )
+    count = sum(bit.numel() for bit in bits.values())
+    return {
+        **{name: search[name] for name in ("model", "problem", "target")},
+        "baseline": baseline,
+        "accuracy": result,
+        "holdout_accuracy": best,
+        "selected_epoch": epoch,
+        "retention": sum(int(bit.sum()) for bit in bits.values()) / count,
+        "search": search["accuracy"]["reengineered"],
+        "search_retention": search["retention"],
+        "source": search["accuracy"]["source"],
+    }
+
+
+@exact()
+@torch.no_grad()
+def features(model: torch.nn.Module, batches: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the head of `model` reads, [N, K], and the labels [N], of all images of `batches`."""
+    model.eval()
+    source, relu = model.get_submodule("source"), model.get_submodule("relu")
+    values, labels = zip(*((relu(source(images)), labels) for images, labels in batches), strict=True)
+    return torch.cat(values), torch.cat(labels)
+
+
+def train_on_features(
+    head: torch.nn.Module,
+    train: list[tuple[torch.Tensor, torch.Tensor]],
+    held_out: tuple[torch.Tensor, torch.Tensor],
+    test: tuple[torch.Tensor, torch.Tensor],
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    factor: Any = None,
+) -> tuple[int, float, float]:
+    """Train the head; return (selected epoch, its accuracy on the held-out images, that on the test images).
+
+    train: features and labels of each draw, which take turns.
+    """
+    for parameter in head.parameters():
+        parameter.requires_grad_(True)
+    optimizer, generator = Adam([(head.parameters(), lr)], factor), torch.Generator().manual_seed(0)
+    best = (0, -1.0, 0.0)
+    for epoch in range(1, epochs + 1):
+        values, labels = train[(epoch - 1) % len(train)]
+        for part in torch.randperm(len(labels), generator=generator).split(batch_size):
+            optimizer.zero_grad()
+            cross_entropy(head(values[part]), labels[part]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            reached = accuracy(head(held_out[0]), held_out[1])
+            if reached > best[1]:
+                best = epoch, reached, accuracy(head(test[0]), test[1])
+    return best
