@@ -20,7 +20,7 @@ wildcard_constraints:
     dataset=NAME,
     model=NAME,
     target=NAME,
-    problem="binary|multiclass",
+    problem="binary|group|multiclass|multiclass_rest",
     student="seam|magnitude|random",
     threshold=r"0\.\d+",
     method=r"standard|retrain|remos|(seam|magnitude|random)-0\.\d+",
@@ -33,6 +33,7 @@ include: "workflow/rules/baselines.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/indirect.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/partial.smk"
 include: "workflow/rules/planned.smk"
 include: "workflow/rules/estimate.smk"
@@ -50,5 +51,6 @@ rule all:
         rules.indirect.input,
         rules.summary.input,
         rules.baselines.input if BASELINES else [],
+        rules.report.output,
     message:
         "All results are complete"

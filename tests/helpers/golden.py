@@ -66,7 +66,8 @@ def config(images):
                 "training": {"epochs": 2, "batch_size": 16, "lr": 0.05},
             },
         },
-        "search": {"epochs": 8, "batch_size": 16, "lr_mask": 0.1, "patience": 100},
+        # few_images: 0, because 40 images of a class are few.
+        "search": {"epochs": 8, "batch_size": 16, "lr_mask": 0.1, "patience": 100, "few_images": 0},
         "timing": {"batch_size": 2, "warmup": 1, "iterations": 1, "runs": 1},
         "direct_reuse": [
             {"model": "own", "problem": "binary", "targets": ["red", "blue"], "overrides": {"blue": {"alpha": 2.0}}},

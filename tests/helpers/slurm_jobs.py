@@ -8,7 +8,7 @@ import time
 
 from workflows import ROOT
 
-LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect"}
+LOCAL = {"all", "make_env", "collect_direct", "collect_indirect", "summarise", "plot_direct", "plot_indirect", "report"}
 
 
 GPU = {

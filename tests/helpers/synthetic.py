@@ -81,6 +81,20 @@ def history(random, epochs, level, floor, start=0.5):
     return rows, selected
 
 
+def details(classes, accuracy, images=1000):
+    """Return what metrics.json says of each class, if all have the same accuracy and wrong answers are the next one."""
+    right, count = round(accuracy * images), len(classes)
+    matrix = [[0] * count for _ in classes]
+    for place in range(count):
+        matrix[place][place], matrix[place][(place + 1) % count] = right, images - right
+    metrics = {name: {"recall": right / images, "precision": right / images} for name in classes}
+    return {
+        "test_images": dict.fromkeys(classes, images),
+        "per_class": {"source": metrics, "reengineered": metrics},
+        "confusion": {"source": matrix, "reengineered": matrix},
+    }
+
+
 def make(folder, problems, engines=("deepsparse", "onnxruntime"), origin="train", epochs=40, seed=0):
     """Write the problems' JSON and CSV files under `folder`/results; return {name: paths} in the config's order."""
     root = Path(folder) / "results"
@@ -122,6 +136,9 @@ def make(folder, problems, engines=("deepsparse", "onnxruntime"), origin="train"
                 "settings": SETTINGS,
                 "images": {"train": 8000, "holdout": 2000, "test": 2000},
                 "accuracy": {"source": source, "source_restricted": restricted, "reengineered": after},
+                "balanced_accuracy": {"source": source, "source_restricted": restricted, "reengineered": after},
+                "decided_by": "accuracy",
+                **details(["a", "b", "c", "d", "e"] if "multi" in problem else [target, "rest"], after),
                 "holdout_accuracy": {"source": source - 0.003, "reengineered": after + 0.002},
                 "retention": retention,
                 "weights": weights,

@@ -50,7 +50,7 @@ def small_config(images):
                 "training": {"epochs": 4, "batch_size": 16, "lr": 0.05},
             }
         },
-        "search": {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100},
+        "search": {"epochs": 12, "batch_size": 16, "lr_mask": 0.1, "patience": 100, "few_images": 0},
         "timing": {"batch_size": 4, "warmup": 2, "iterations": 5, "runs": 2},
         "direct_reuse": [
             {"model": "small", "problem": "binary", "targets": ["red", "blue"], "overrides": {"blue": {"alpha": 2.0}}},

@@ -31,7 +31,7 @@ def small(images: Path) -> dict:
     """
     config = small_config(images)
     config["models"]["small"] |= {"architecture": "resnet20", "training": {"epochs": 3, "batch_size": 16, "lr": 0.05}}
-    config["search"]["epochs"] = 6
+    config["search"] |= {"epochs": 6, "few_images": 0}
     config["timing"] = {"batch_size": 2, "warmup": 1, "iterations": 1, "runs": 1}
     config["direct_reuse"] = [{"model": "small", "problem": "binary", "targets": ["red"]}]
     config["transfer"] |= {"head": {"epochs": 2}, "search": {"epochs": 80, "lr_mask": 0.05, "alpha": 10.0}}

@@ -18,6 +18,7 @@ from seam.reuse.quick_baselines import quick_baseline
 SETTINGS = {
     **{"epochs": 8, "batch_size": 16, "lr_mask": 0.3, "lr_head": 0.05, "alpha": 2.0},
     "accuracy_worth": 0.5,
+    "few_images": 0,
 }
 TRAINING = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0}
 MASKED = ["head", "magnitude", "random-overall", "activation", "snip", "snip-overall"]

@@ -35,6 +35,11 @@ SEARCH = {
     "schedule": "published", "selection": "holdout", "holdout": 0.2, "patience": 50, "tolerance": 0.0,
     "accuracy_worth": 5.0, "evaluate_every": 1,
 }  # fmt: skip
+# Settings that a search has only where they are not these.
+UNUSED = {
+    **{"penalty": None, "budget": None, "granularity": "weight", "channels": None},
+    **{"balance": "auto", "few_images": 50, "initial_head": "random"},
+}
 TRANSFER = {  # as published, but for selection and holdout
     "batch_size": 64,
     "selection": "holdout",
@@ -60,7 +65,6 @@ ATTACK = {
 }  # fmt: skip
 STUDENTS = ["standard", "retrain", "seam", "magnitude", "random"]
 TARGETS = ["mit67", "cub200", "flower102", "dog120", "action40"]
-WEIGHT = {"granularity": "weight", "channels": None}
 
 SMALL = """
 datasets:
@@ -213,7 +217,7 @@ direct_reuse/0/search = {alpha: -1}
 search/holdout = 0.6
     search.holdout is 0.6, but must be more than 0 and at most 0.5.
 search/selection = train
-    search.selection is 'train', but must be holdout or test.
+    search.selection is 'train', but must be holdout, last or test.
 search = null
     search is empty, but must be keys with values: give it a value or leave it out.
 training/lr = -0.1
@@ -355,7 +359,8 @@ direct_reuse/0/model = resnet20-cifar1
     direct_reuse[0].model names 'resnet20-cifar1', which is not the name of a model under models: did you mean
     resnet20-cifar10?
 direct_reuse/0/problem = multi-class
-    direct_reuse[0].problem is 'multi-class', but must be binary or multiclass (did you mean multiclass?).
+    direct_reuse[0].problem is 'multi-class', but must be binary, group, multiclass or multiclass_rest
+    (did you mean multiclass?).
 direct_reuse/0/targets = [Cat]
     direct_reuse[0].targets names 'Cat', which is not a class of the model's data set (cifar10): did you mean
     cat?
@@ -384,6 +389,15 @@ direct_reuse/0/overrides = {shp: {alpha: 2.0}}
 direct_reuse/1/targets = all
     direct_reuse[1].targets is 'all', but problem: multiclass takes superclasses or groups by name, as in
     {pets: [cat, dog]}.
+direct_reuse/1 = {model: mine, problem: group, targets: all}
+    direct_reuse[1].targets is 'all', but problem: group takes superclasses or groups by name, as in
+    {pets: [cat, dog]}.
+direct_reuse/1 = {model: mine, problem: multiclass_rest, targets: {all: [cat, rabbit, golden retriever]}}
+    direct_reuse[1].targets.all has all classes of the data set, but problem: multiclass_rest needs a rest: take a
+    class out, or set problem: multiclass.
+direct_reuse/1 = {model: mine, problem: group, targets: {rest: [cat, rabbit]}}
+    direct_reuse[1].targets names 'rest', the name of the output for all other classes: give the class or group
+    another name.
 direct_reuse/1/targets = {one: [otter]}
     direct_reuse[1].targets.one has 1 value, but needs at least 2.
 direct_reuse/1/targets = {one: [otter, seel]}
@@ -566,7 +580,7 @@ def test_defaults_are_filled_in_at_every_level(small):
     config = validated(small)
     assert (config["seed"], config["device"], config["precision"]) == (0, "auto", "bfloat16")
     assert config["engines"] == "auto"
-    assert config["search"] == {**SEARCH, "penalty": None, "budget": None, **WEIGHT}
+    assert config["search"] == {**SEARCH, **UNUSED}
     assert config["training"] == {
         "epochs": 30, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0,
     }  # fmt: skip
@@ -597,7 +611,7 @@ def test_a_block_of_transfer_that_is_given_in_part_is_filled_in(small):
 
 def test_given_values_stay_and_the_rest_is_filled_in(small):
     config = validated(changed(small, "search", {"alpha": 2.0, "epochs": 7}))
-    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, "penalty": None, "budget": None, **WEIGHT}
+    assert config["search"] == {**SEARCH, "alpha": 2.0, "epochs": 7, **UNUSED}
     assert "search" not in config["direct_reuse"][0]
 
 
@@ -734,7 +748,11 @@ def test_targets_of_each_form(small):
         {"model": "resnet20-cifar100", "problem": "multiclass", "targets": ["fish", "people"]},
         {"model": "resnet20-cifar10", "problem": "binary", "targets": ["cat"]},
         {"model": "resnet20-cifar10", "problem": "binary", "targets": ["ship"]},
+        {"model": "mine", "problem": "group", "targets": {"two": ["rabbit", "cat"]}},
+        {"model": "mine", "problem": "multiclass_rest", "targets": {"two": ["rabbit", "cat"]}},
     ]
+    problems = target_problems(validated(small))
+    assert [p.outputs for p in problems] == [2, 2, 2, 2, 5, 5, 2, 2, 2, 3]
     found = [(p.model, p.dataset, p.problem, p.target, p.classes) for p in target_problems(validated(small))]
     assert found == [
         ("mine", "pets", "binary", "cat", ["cat"]),
@@ -745,6 +763,8 @@ def test_targets_of_each_form(small):
         ("resnet20-cifar100", "cifar100", "multiclass", "people", ["baby", "boy", "girl", "man", "woman"]),
         ("resnet20-cifar10", "cifar10", "binary", "cat", ["cat"]),
         ("resnet20-cifar10", "cifar10", "binary", "ship", ["ship"]),
+        ("mine", "pets", "group", "two", ["rabbit", "cat"]),
+        ("mine", "pets", "multiclass_rest", "two", ["rabbit", "cat"]),
     ]
 
 

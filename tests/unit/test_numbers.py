@@ -48,7 +48,7 @@ def training(folder, model_folder, dataset_folder):
 
 
 def searching(folder, model_folder, dataset_folder):
-    settings = {"epochs": 4, "batch_size": 16, "lr_mask": 0.05}
+    settings = {"epochs": 4, "batch_size": 16, "lr_mask": 0.05, "few_images": 0}
     names = {"model": "small", "dataset": "colours", "problem": "binary", "target": "red", "members": ["red"]}
     reengineer(
         folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, **names, settings=settings, seed=0,

@@ -194,7 +194,7 @@ def test_float32_is_neither(pretend_gpus):
 
 
 def reengineered(folder, model_folder, dataset_folder, device):
-    settings = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
+    settings = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100, "few_images": 0}
     return reengineer(
         folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, model="small", dataset="colours",
         problem="binary", target="red", members=["red"], settings=settings, seed=0, device=device,

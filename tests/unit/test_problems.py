@@ -3,7 +3,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from seam.data.problems import Subset, binary_problem, hold_out, multiclass_problem
+from seam.data.problems import (
+    Subset,
+    TargetProblem,
+    binary_problem,
+    class_weights,
+    hold_out,
+    multiclass_problem,
+    target_problem,
+)
 from seam.errors import UserError
 
 
@@ -90,3 +98,61 @@ def test_every_class_is_held_out_at_least_once():
 def test_what_cannot_be_a_problem_is_said_in_a_sentence(dataset, change, sentence):
     with pytest.raises(UserError, match=sentence):
         change(dataset)
+
+
+def test_a_group_is_one_class_against_as_many_of_the_rest(dataset):
+    problem = target_problem("group", dataset, "odd", ["c1", "c3", "c5"], seed=0)
+    assert problem.classes == ("odd", "rest") and problem.members == ("c1", "c3", "c5")
+    for part, split_, count in ((problem.train, dataset.train, 150), (problem.test, dataset.test, 30)):
+        assert np.bincount(part.labels).tolist() == [count, count]
+        original = split_.labels[part.indices]
+        assert np.array_equal(np.isin(original, [1, 3, 5]), part.labels == 0)
+        assert len(set(part.indices)) == 2 * count
+
+
+def test_a_group_of_most_classes_is_sampled_down(dataset):
+    problem = target_problem("group", dataset, "most", [f"c{i}" for i in range(8)], seed=0)
+    assert np.bincount(problem.train.labels).tolist() == [100, 100]
+
+
+def test_the_rest_is_a_class_of_its_own_beside_several(dataset):
+    problem = target_problem("multiclass_rest", dataset, "pair", ["c7", "c2"], seed=0, holdout=0.2)
+    assert problem.classes == ("c7", "c2", "rest")
+    every = np.concatenate([problem.train.indices, problem.holdout.indices])
+    assert np.bincount(dataset.train.labels[every])[[7, 2]].tolist() == [50, 50] and len(every) == 150
+    for part, split_ in ((problem.train, dataset.train), (problem.test, dataset.test)):
+        original = split_.labels[part.indices]
+        expected = np.select([original == 7, original == 2], [0, 1], 2)
+        assert np.array_equal(part.labels, expected)
+    assert np.bincount(problem.holdout.labels).tolist() == [10, 10, 10]
+
+
+def test_the_rest_has_no_more_images_than_there_are(dataset):
+    problem = target_problem("multiclass_rest", dataset, "all", [f"c{i}" for i in range(9)], seed=0)
+    assert np.bincount(problem.test.labels).tolist() == [10] * 10
+    dataset.train.labels = np.array([0] * 30 + [1] * 30 + [2] * 4)
+    dataset.test.labels, dataset.classes = np.array([0, 1, 2]), ["a", "b", "c"]
+    problem = target_problem("multiclass_rest", dataset, "ab", ["a", "b"], seed=0)
+    assert np.bincount(problem.train.labels).tolist() == [30, 30, 4] and problem.is_unequal
+
+
+def test_classes_are_unequal_from_more_than_twice_the_images(dataset):
+    def problem(large, small):
+        dataset.train.labels = np.array([0] * large + [1] * small)
+        dataset.test.labels, dataset.classes = np.array([0, 1]), ["large", "small"]
+        return target_problem("multiclass", dataset, "both", ["large", "small"], seed=0, holdout=0.1)
+
+    assert problem(40, 19).is_unequal and not problem(40, 20).is_unequal
+    dataset_of_equal = problem(20, 20)
+    assert not dataset_of_equal.is_unequal
+    assert TargetProblem(
+        **{**vars(dataset_of_equal), "test": Subset(np.arange(4), np.array([0, 0, 0, 1]))}
+    ).is_unequal, "unequal test images mislead, too"
+
+
+def test_weights_make_classes_count_the_same():
+    labels = np.array([0] * 20 + [1] * 400)
+    weights = class_weights(labels, 2)
+    assert weights == [10.5, 0.525]
+    assert np.isclose(np.array(weights)[labels].mean(), 1)
+    assert class_weights(np.array([0, 1, 1, 0]), 2) == [1, 1]

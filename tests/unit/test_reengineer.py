@@ -17,7 +17,7 @@ from seam.masks.layers import maskable
 from seam.models.weights import open_source
 from seam.reuse.direct import reengineer
 
-SETTINGS = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
+SETTINGS = {"epochs": 24, "batch_size": 16, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100, "few_images": 0}
 
 
 def run(folder, model_folder, dataset_folder, problem="binary", target="red", members=("red",), seed=0, **settings):

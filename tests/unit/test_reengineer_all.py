@@ -13,7 +13,15 @@ from seam.reuse.direct import reengineer, reengineer_all
 from seam.search import stacked
 from seam.search.plain import search
 
-SETTINGS = {"epochs": 5, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100, "alpha": 2.0}
+SETTINGS = {
+    "epochs": 5,
+    "batch_size": 24,
+    "lr_mask": 0.1,
+    "lr_head": 0.05,
+    "patience": 100,
+    "alpha": 2.0,
+    "few_images": 0,
+}
 TARGETS = ("red", "green", "blue")
 
 
@@ -82,11 +90,11 @@ def test_the_error_of_a_single_target_is_its_own(searches):
 def test_an_interrupted_job_resumes_with_the_same_results(searches, alone, monkeypatch):
     calls = []
 
-    def interrupted(model, train, selection, *others):
+    def interrupted(model, train, selection, *others, **options):
         calls.append(model)
         if len(calls) == 2:  # in the third epoch of the second target
             selection = Interrupted(selection, passes=3)
-        return search(model, train, selection, *others)
+        return search(model, train, selection, *others, **options)
 
     monkeypatch.setattr(direct, "search", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from its own row or from rows above it.
 ORDER = [
     {"errors"},
-    {"files", "log", "memory", "gpus", "seeds", "imports", "outputs", "process"},
+    {"files", "log", "memory", "gpus", "seeds", "imports", "outputs", "process", "progress"},
     {"precision", "download"},
     {"device"},
     {"settings"},
@@ -38,7 +38,7 @@ ORDER = [
 ]
 
 # What a job of each rule depends on: a change there reruns it, and nothing else does. Keep these lists short.
-FILES = "errors files log process"
+FILES = "errors files log process progress"
 DEVICE = "device gpus precision"
 TRAINING = f"data {DEVICE} evaluation {FILES} imports masks memory models outputs reuse seeds settings training"
 RULES = {
@@ -67,6 +67,7 @@ RULES = {
     "collect_direct": f"{FILES} report",
     "collect_indirect": f"{FILES} report",
     "summarise": f"{FILES} report",
+    "make_report": f"cost {FILES} report",
     "plot_direct": f"{FILES} report",
     "plot_indirect": f"{FILES} report",
 }

@@ -30,7 +30,7 @@ from seam.reuse.delivered import OnnxModule
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
-COMMON = ["--size", "16", "--epochs", "4", "--time", "none", "--augmentation", "none", "--search", "lr_mask=0.05"]
+COMMON = ["--size", "16", "--epochs", "12", "--time", "none", "--augmentation", "none", "--search", "lr_mask=0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, mo
         },
         "direct_reuse": [
             {"model": "small", "problem": "binary", "targets": ["red"],
-             "search": {"budget": {"weights": 0.25, "epochs": 4, "lr_mask": 0.05}}},
+             "search": {"budget": {"weights": 0.25, "epochs": 12, "lr_mask": 0.05}}},
         ],
     }  # fmt: skip
     config = plan.validate(yaml.safe_load(yaml.safe_dump(raw)), ROOT / "workflow/schemas/config.schema.yaml")

@@ -23,7 +23,7 @@ from seam.search.training import mask_step
 from seam.training.run import EXIT_STOPPED, TrainingRun, batch_sums
 
 NAMES = ("red", "green", "blue")
-SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100}
+SETTINGS = {"epochs": 8, "batch_size": 24, "lr_mask": 0.1, "lr_head": 0.05, "patience": 100, "few_images": 0}
 
 
 @pytest.fixture

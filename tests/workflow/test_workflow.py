@@ -134,8 +134,8 @@ def test_a_second_run_has_nothing_to_do(run):
 
 # ---------------------------------------------------------------------- what reruns after which change
 
-RESULTS = {"collect_direct": 1, "plot_direct": 1, "summarise": 1}
-RESULTS_INDIRECT = {"collect_indirect": 1, "plot_indirect": 1, "summarise": 1}
+RESULTS = {"collect_direct": 1, "plot_direct": 1, "summarise": 1, "report": 1}
+RESULTS_INDIRECT = {"collect_indirect": 1, "plot_indirect": 1, "summarise": 1, "report": 1}
 STUDENTS = {
     "attack_source": 1, "finetune_standard": 1, "finetune_seam_head": 1, "finetune_seam_masks": 1, "finetune_seam": 2,
     "evaluate_defects": 3,
@@ -250,10 +250,10 @@ EVERYTHING = (
         ),
         ("seam/data/kinds/imagefolder.py", EVERYTHING),
         ("seam/errors.py", EVERYTHING),
-        ("seam/report/style.py", {"plot_direct": 1, "plot_indirect": 1}),
+        ("seam/report/style.py", {"plot_direct": 1, "plot_indirect": 1, "report": 1}),
         ("reengineer.py", times(3, TARGET) | RESULTS),
         ("collect_indirect.py", RESULTS_INDIRECT),
-        ("summarise.py", {"summarise": 1}),
+        ("summarise.py", {"summarise": 1, "report": 1}),
     ],
 )
 def test_changed_code_reruns_what_imports_it(run, file, expected):

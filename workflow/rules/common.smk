@@ -471,6 +471,26 @@ def student_files(name):
     return [f"results/indirect/{s.model}/{s.dataset}/{s.method}/{name}" for s in STUDENTS]
 
 
+# The report.
+
+
+def report_tables():
+    names = ["direct_binary", "direct_multiclass", "indirect", "summary"]
+    names += ["baselines_comparison"] if BASELINES else []
+    return [f"results/tables/{name}.csv" for name in names]
+
+
+def report_figures():
+    """Return the figures of what the config asks for."""
+    kinds = {p.problem for p in PROBLEMS}
+    names = ["accuracy_binary"] if kinds & {"binary", "group"} else []
+    names += ["accuracy_multiclass"] if kinds & {"multiclass", "multiclass_rest"} else []
+    names += ["retention_accuracy", "cost", "history"] if PROBLEMS else []
+    names += ["baselines"] if BASELINES else []
+    names += ["thresholds", "defects"] if STUDENTS else []
+    return [f"results/figures/{name}.png" for name in names]
+
+
 # Devices, threads and resources. A cluster is asked for more memory and time in each attempt.
 
 

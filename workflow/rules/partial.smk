@@ -48,7 +48,7 @@ def collect_partial():
             "dataset": p.dataset,
             "problem": p.problem,
             "target": p.target,
-            "classes": 2 if p.problem == "binary" else len(p.classes),
+            "classes": p.outputs,
             "folder": f"results/direct/{p.model}/{p.problem}/{p.target}",
             "recovery": bool(p.recovery),
         }

@@ -12,7 +12,7 @@ localrules:
 rule direct:
     input:
         rules.collect_direct.output,
-        rules.plot_direct.output,
+        rules.plot_direct.output if PROBLEMS else [],
         # Without these lines a deleted file of a problem's folder would stay missing once the tables are made.
         [problem_files(name) for name in PROBLEM_FILES],
         latency_files(),
@@ -30,7 +30,7 @@ rule baselines:
 rule indirect:
     input:
         rules.collect_indirect.output,
-        rules.plot_indirect.output,
+        rules.plot_indirect.output if STUDENTS else [],
         [student_files(name) for name in STUDENT_FILES],
 
 

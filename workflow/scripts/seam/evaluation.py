@@ -16,6 +16,8 @@ from seam.precision import exact
 if TYPE_CHECKING:
     from seam.data.problems import TargetProblem
 
+FEWEST_OTHERS = 5  # images that a model which tells classes apart does not all mistake by chance
+
 
 @exact()
 @torch.inference_mode()
@@ -46,36 +48,124 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return share(logits.argmax(1) == labels)
 
 
+def balanced_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean, over the classes among the labels [N], of the share of their images that is right."""
+    return mean_recall(logits.argmax(1), labels)
+
+
+def mean_recall(predictions: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean, over the classes among the labels [N], of the share of their images that is predicted right."""
+    recalls = [share(predictions[labels == label] == label) for label in labels.unique()]
+    return sum(recalls) / len(recalls)
+
+
+def confusion_matrix(predictions: torch.Tensor, labels: torch.Tensor, classes: int) -> list[list[int]]:
+    """Return the number of images of each class (rows) for which each class is predicted (columns)."""
+    cells = (labels * classes + predictions).bincount(minlength=classes * classes)
+    return cells.view(classes, classes).tolist()
+
+
+def class_metrics(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Return {class: {"recall", "precision"}} from a confusion matrix; None where no image is behind the share."""
+    metrics: dict[str, dict[str, float | None]] = {}
+    for place, name in enumerate(classes):
+        images, predicted, right = sum(matrix[place]), sum(row[place] for row in matrix), matrix[place][place]
+        metrics[name] = {
+            "recall": right / images if images else None,
+            "precision": right / predicted if predicted else None,
+        }
+    return metrics
+
+
+def source_predictions(
+    logits: torch.Tensor, problem: TargetProblem, source_classes: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the outputs of the head that a source model's arg-max stands for, over (all its classes, the target's).
+
+    logits: the source model's own [N, len(source_classes)]. Each is int64 [N]. If the problem has a rest, a class that
+    is not of the target stands for it, and both are the same. On a multi-class problem without a rest, such a class
+    gives -1. That makes the first flatter a re-engineered model. The second takes the arg-max over the target's classes
+    alone, which is the fair comparison.
+    """
+    prediction = outputs_of_classes(problem, source_classes)[logits.argmax(1)]
+    if problem.kind != "multiclass":
+        return prediction, prediction
+    members = [source_classes.index(name) for name in problem.members]
+    return prediction, logits[:, members].argmax(1)
+
+
+def outputs_of_classes(problem: TargetProblem, source_classes: Sequence[str]) -> torch.Tensor:
+    """Return the output of the head that each class of the source model stands for [K]; -1 for none."""
+    members = torch.tensor([source_classes.index(name) for name in problem.members])
+    if problem.kind in ("binary", "group"):
+        outputs, others = torch.zeros_like(members), 1
+    else:
+        outputs, others = torch.arange(len(members)), len(members) if problem.kind == "multiclass_rest" else -1
+    output = torch.full((len(source_classes),), others)
+    output[members] = outputs
+    return output
+
+
 def source_accuracy(
-    logits: torch.Tensor, labels: torch.Tensor, problem: TargetProblem, source_classes: Sequence[str]
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem: TargetProblem,
+    source_classes: Sequence[str],
+    *,
+    balanced: bool = False,
 ) -> tuple[float, float]:
     """Return the source model's (accuracy, accuracy restricted to the target's classes) on a target problem.
 
-    logits: the source model's own [N, len(source_classes)]. labels: the problem's [N].
-    On a binary problem, the arg-max answers "is it the target class?", and both values are the same. On a multi-class
-    problem, the first value takes the arg-max over all classes of the source model, which flatters a re-engineered
-    model. The second takes it over the target's classes, which is the fair comparison.
+    labels: the problem's [N]. balanced: whether to return balanced accuracies. The rest is as in `source_predictions`.
     """
-    members = torch.tensor([source_classes.index(name) for name in problem.members])
-    prediction = logits.argmax(1)
-    if problem.kind == "binary":
-        value = share((prediction == members[0]) == (labels == 0))
-        return value, value
-    return share(prediction == members[labels]), share(logits[:, members].argmax(1) == labels)
+    every, restricted = source_predictions(logits, problem, source_classes)
+    if balanced:
+        return mean_recall(every, labels), mean_recall(restricted, labels)
+    return share(every == labels), share(restricted == labels)
 
 
-def require_better_than_guessing(accuracy: float, classes: int, images: int, what: str) -> None:
+def require_better_than_guessing(
+    accuracy: float, classes: int, images: int, what: str, counts: Sequence[int] | None = None
+) -> None:
     """Raise UserError if an accuracy is below that of guessing by more than chance explains for so many images.
 
     The limit is three standard errors, because a small model on few images may well be no better than guessing; the
-    log then has a warning. what: the model as the sentence names it, such as "The source model vgg16".
+    log then has a warning. what: the model as the sentence names it, such as "The source model vgg16". counts: the
+    images of each class if the accuracy is a balanced one, whose error the small classes decide.
     """
     guessing = 1 / classes
-    error = math.sqrt(guessing * (1 - guessing) / images)
-    comparison = f"{what} gets {accuracy:.4f} of {images} test images right, and guessing {guessing:.4f}"
+    effective = images if counts is None else classes**2 / sum(1 / count for count in counts)
+    error = math.sqrt(guessing * (1 - guessing) / effective)
+    if counts is None:
+        comparison = f"{what} gets {accuracy:.4f} of {images} test images right, and guessing {guessing:.4f}"
+    else:
+        comparison = (
+            f"{what} has a balanced accuracy of {accuracy:.4f} on {images} test images, and guessing {guessing:.4f}"
+        )
     if accuracy < guessing - 3 * error:
         raise UserError(
             f"{comparison}: check that its classes are in the order in which it was trained, and its normalization."
         )
     if accuracy <= guessing:
         log.warning("%s: it is no better than that", comparison)
+
+
+def require_several_answers(
+    predictions: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], what: str, advice: str
+) -> None:
+    """Raise UserError if a model gives the same answer for all images, though several have another label.
+
+    predictions, labels: int64 [N]. what, advice: begin and end the sentence. Fewer than five images of other classes
+    may all be mistaken by chance: then the log has a warning.
+    """
+    answer = int(predictions[0])
+    others = int((labels != answer).sum())
+    if not others or not bool((predictions == answer).all()):
+        return
+    sentence = (
+        f"{what} says {classes[answer]} for each of the {len(labels)} test images, of which {others} are of other "
+        f"classes: {advice}"
+    )
+    if others >= FEWEST_OTHERS:
+        raise UserError(sentence)
+    log.warning("%s", sentence)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seam.errors import UserError
+from seam.progress import TerminalLines, job_name, progress
 
 log = logging.getLogger("seam")
 
@@ -34,6 +35,7 @@ def job_log(path: str | os.PathLike[str]) -> Iterator[None]:
     root = logging.getLogger()
     root.addHandler(handler)
     log.setLevel(logging.INFO)
+    progress.name, progress.listener = job_name(path), TerminalLines()
     logging.captureWarnings(True)
     try:
         yield
@@ -50,6 +52,7 @@ def job_log(path: str | os.PathLike[str]) -> Iterator[None]:
             print(f"\nError: {kind}: {error} (this is not expected; the traceback is in {path})\n", file=sys.stderr)
         sys.exit(1)
     finally:
+        progress.listener = None
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()

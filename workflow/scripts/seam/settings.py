@@ -7,7 +7,7 @@ imports neither torch nor anything else of the package, so that reading it costs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 UNITS = ("weights", "macs", "latency_ms")  # of budgets
@@ -69,11 +69,15 @@ class SearchSettings:
     budget: Mapping[str, Any] | None = None
     granularity: str = "weight"
     channels: Mapping[str, Any] | None = None
+    balance: str = "auto"
+    few_images: int = 50
+    initial_head: str = "random"
 
     def __post_init__(self) -> None:
         schedules = ("published", "fast") if self.budget is None else ("budget",)
         for name, choices in (
-            ("schedule", schedules), ("selection", ("holdout", "test")), ("penalty", (None, *PENALTIES)),
+            ("schedule", schedules), ("selection", ("holdout", "last", "test")), ("penalty", (None, *PENALTIES)),
+            ("balance", ("auto", "always", "never")), ("initial_head", ("random", "source")),
             ("granularity", ("weight", "channel")),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
@@ -95,12 +99,40 @@ class SearchSettings:
         return ChannelSettings(**(self.channels or {}))
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings as results and checkpoints record them: without those of OPTIONAL that are not given."""
+        """Return the settings as results and checkpoints record them: without those of OPTIONAL at their defaults."""
         return {name: value for name, value in asdict(self).items() if value != OPTIONAL.get(name, ...)}
 
 
-# Settings of a search that results record only where they are given, with their defaults.
-OPTIONAL: dict[str, Any] = {"penalty": None, "budget": None, "granularity": "weight", "channels": None}
+# Settings of a search that results record only where they are not these defaults.
+OPTIONAL: dict[str, Any] = {
+    "penalty": None,
+    "budget": None,
+    "granularity": "weight",
+    "channels": None,
+    "balance": "auto",
+    "few_images": 50,
+    "initial_head": "random",
+}
+
+
+# What a search with few images takes instead of its own settings: docs/search.md has the measurements.
+FEW_IMAGES: dict[str, Any] = {
+    **{"schedule": "fast", "epochs": 60, "lr_mask": 0.02, "lr_head": 0.01},
+    **{"initial_head": "source", "selection": "last"},
+}
+ALPHA_PER_IMAGE = 0.02  # of the smallest class: with few images, alpha is at most so much for each
+
+
+def for_few_images(settings: SearchSettings, fewest: int) -> SearchSettings:
+    """Return the settings of a search whose smallest class has `fewest` training images.
+
+    They are `settings` itself, unless these are at most `few_images`. Searches with a budget or of channels, which
+    learn from the source model, keep their own.
+    """
+    if fewest > settings.few_images or settings.budget is not None or settings.granularity == "channel":
+        return settings
+    alpha = min(settings.alpha, ALPHA_PER_IMAGE * fewest)
+    return replace(settings, **FEW_IMAGES, alpha=alpha)
 
 
 def budget_unit(budget: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from seam.config.wording import require_known_names, shown
 from seam.data.kinds.registry import class_groups, why_unavailable
 from seam.errors import UserError
 
+REST = "rest"  # as in seam.data.problems, which imports numpy
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
@@ -55,14 +56,17 @@ def targets_of(
             raise UserError(f"{key} is {shown(targets)}, but problem: binary takes all or a list of class names.")
         names = classes or [] if targets == "all" else targets
         require_known_names(key, names, classes, class_of_dataset)
-        return {name: [name] for name in names}
+        single = {name: [name] for name in names}
+        _require_rest(key, problem, single, classes)
+        return single
     if isinstance(targets, dict):
         for name, members in targets.items():
             require_known_names(f"{key}.{name}", members, classes, class_of_dataset)
+        _require_rest(key, problem, targets, classes)
         return targets
     if targets == "all":
         raise UserError(
-            f"{key} is 'all', but problem: multiclass takes superclasses or groups by name, as in {{pets: [cat, dog]}}."
+            f"{key} is 'all', but problem: {problem} takes superclasses or groups by name, as in {{pets: [cat, dog]}}."
         )
     if classes is None:
         return {}
@@ -74,7 +78,26 @@ def targets_of(
         raise UserError(f"{key} is {shown(targets)}, but no superclass lies wholly within the data set's classes.")
     names = list(groups) if targets == "superclasses" else targets
     require_known_names(key, names, groups, f"a superclass of {dataset['kind']}")
-    return {name: groups[name] for name in names}
+    chosen = {name: groups[name] for name in names}
+    _require_rest(key, problem, chosen, classes)
+    return chosen
+
+
+def _require_rest(key: str, problem: str, targets: Mapping[str, Sequence[str]], classes: Sequence[str] | None) -> None:
+    """Raise UserError if a problem against the rest has no rest, or if a target's name is that of the rest."""
+    if problem == "multiclass":
+        return
+    for name, members in targets.items():
+        if classes is not None and not set(classes) - set(members):
+            raise UserError(
+                f"{key}.{name} has all classes of the data set, but problem: {problem} needs a rest: take a class out, "
+                "or set problem: multiclass."
+            )
+        if REST in ([name] if problem in ("binary", "group") else members):
+            raise UserError(
+                f"{key} names {shown(REST)}, the name of the output for all other classes: give the class or group "
+                "another name."
+            )
 
 
 def missing_datasets(config: dict[str, Any], entry: dict[str, Any], target: str) -> list[str]:

@@ -39,13 +39,18 @@ class ProblemSpec:
 
     model: str
     dataset: str
-    problem: str  # binary or multiclass
+    problem: str  # binary, group, multiclass or multiclass_rest
     target: str  # the name of its folder, unique for its model and kind of problem
-    classes: list[str]  # binary: the target class alone; multiclass: the group's classes, in the head's order
+    classes: list[str]  # binary: the target class alone; else the group's classes, in the head's order
     settings: dict[str, Any]  # of the search, sorted by name
     timing: dict[str, Any]  # of the latency measurement, sorted by name
     recovery: dict[str, Any] = field(default_factory=dict)  # sorted by name; empty without recovery
     baselines: tuple[str, ...] = ()  # without a search; results in .../{target}/baselines/{baseline}/
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs of its model."""
+        return {"binary": 2, "group": 2, "multiclass_rest": len(self.classes) + 1}.get(self.problem, len(self.classes))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import numpy as np
 from seam.data.storage import Dataset, Split
 from seam.errors import UserError
 
+REST = "rest"  # the output that stands for all other classes
+UNEQUAL = 2.0  # classes are unequal if the largest has more than so many times the images of the smallest
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -26,8 +29,9 @@ class Subset:
 class TargetProblem:
     """A classification problem over some classes of a data set.
 
-    kind: binary or multiclass.
-    classes: the head's outputs in order; a binary problem has (target, "rest").
+    kind: binary (a class against the rest), group (several classes, as one, against the rest), multiclass (classes
+        among themselves) or multiclass_rest (the same, with one more output for all other classes).
+    classes: the head's outputs in order. The rest is the last one, and a group is the first.
     members: the data set's classes that are the target.
     train, holdout: disjoint subsets of the training split; test: a subset of the test split.
     """
@@ -39,6 +43,25 @@ class TargetProblem:
     holdout: Subset
     test: Subset
 
+    @property
+    def is_unequal(self) -> bool:
+        """Whether the classes differ so much in their number of images that plain accuracy misleads."""
+        splits = np.concatenate([self.train.labels, self.holdout.labels]), self.test.labels
+        return any(are_unequal(labels, len(self.classes)) for labels in splits)
+
+
+def target_problem(
+    kind: str, dataset: Dataset, target: str, members: Sequence[str], seed: int, holdout: float = 0.0
+) -> TargetProblem:
+    """Return the problem of a kind over the classes `members`; `target` is the name of a group as one class."""
+    if kind == "binary":
+        return binary_problem(dataset, members[0], seed, holdout)
+    if kind == "group":
+        return group_problem(dataset, target, members, seed, holdout)
+    if kind == "multiclass_rest":
+        return multiclass_rest_problem(dataset, members, seed, holdout)
+    return multiclass_problem(dataset, members, seed, holdout)
+
 
 def binary_problem(dataset: Dataset, target: str, seed: int, holdout: float = 0.0) -> TargetProblem:
     """Return the problem `target` (label 0) against the rest (label 1), with as many images of each.
@@ -46,10 +69,24 @@ def binary_problem(dataset: Dataset, target: str, seed: int, holdout: float = 0.
     The images of the rest are drawn from all other classes. If the target has more images than all other classes
     together, it is sampled down to their number.
     """
-    index = _class_index(dataset, target)
+    return _against_the_rest("binary", target, (target,), dataset, seed, holdout)
+
+
+def group_problem(
+    dataset: Dataset, name: str, members: Sequence[str], seed: int, holdout: float = 0.0
+) -> TargetProblem:
+    """Return the problem of the group `name` of classes (label 0) against the rest (label 1), as `binary_problem`."""
+    return _against_the_rest("group", name, tuple(members), dataset, seed, holdout)
+
+
+def _against_the_rest(
+    kind: str, name: str, members: tuple[str, ...], dataset: Dataset, seed: int, holdout: float
+) -> TargetProblem:
+    positions = [_class_index(dataset, member) for member in members]
 
     def balanced(split: Split, number: int) -> Subset:
-        positives, others = np.flatnonzero(split.labels == index), np.flatnonzero(split.labels != index)
+        is_target = np.isin(split.labels, positions)
+        positives, others = np.flatnonzero(is_target), np.flatnonzero(~is_target)
         random, count = np.random.default_rng([seed, number]), min(len(positives), len(others))
         negatives = np.sort(random.choice(others, count, replace=False))
         if len(positives) > count:
@@ -59,20 +96,45 @@ def binary_problem(dataset: Dataset, target: str, seed: int, holdout: float = 0.
             np.repeat(np.array([0, 1], np.int64), [len(positives), len(negatives)]),
         )
 
-    return _problem("binary", (target, "rest"), (target,), dataset, balanced, seed, holdout)
+    return _problem(kind, (name, REST), members, dataset, balanced, seed, holdout)
 
 
 def multiclass_problem(dataset: Dataset, classes: Sequence[str], seed: int, holdout: float = 0.0) -> TargetProblem:
     """Return the problem of telling `classes` apart, with all their images; labels are in the order of `classes`."""
-    label = np.full(len(dataset.classes), -1, np.int64)
-    for number, name in enumerate(classes):
-        label[_class_index(dataset, name)] = number
+    label = _head_labels(dataset, classes)
 
     def group(split: Split, _: int) -> Subset:
         indices = np.flatnonzero(label[split.labels] >= 0)
         return Subset(indices, label[split.labels[indices]])
 
     return _problem("multiclass", tuple(classes), tuple(classes), dataset, group, seed, holdout)
+
+
+def multiclass_rest_problem(dataset: Dataset, classes: Sequence[str], seed: int, holdout: float = 0.0) -> TargetProblem:
+    """Return the problem of telling `classes` apart and from the rest, which is the last label.
+
+    Each of the classes has all its images. The rest has as many as they have on average, drawn from all other classes.
+    """
+    label = _head_labels(dataset, classes)
+
+    def group(split: Split, number: int) -> Subset:
+        own = np.flatnonzero(label[split.labels] >= 0)
+        others = np.flatnonzero(label[split.labels] < 0)
+        count = min(round(len(own) / len(classes)), len(others))
+        negatives = np.random.default_rng([seed, number]).choice(others, count, replace=False)
+        indices = np.sort(np.concatenate([own, negatives]))
+        labels = label[split.labels[indices]]
+        return Subset(indices, np.where(labels < 0, len(classes), labels))
+
+    return _problem("multiclass_rest", (*classes, REST), tuple(classes), dataset, group, seed, holdout)
+
+
+def _head_labels(dataset: Dataset, classes: Sequence[str]) -> np.ndarray:
+    """Return the head's output for each class of the data set, -1 for those that are not among `classes`."""
+    label = np.full(len(dataset.classes), -1, np.int64)
+    for number, name in enumerate(classes):
+        label[_class_index(dataset, name)] = number
+    return label
 
 
 def _problem(
@@ -89,6 +151,18 @@ def _problem(
         require_every_class(subset.labels, classes, f"The {name} images of the problem {'/'.join(classes)}")
     train, holdout = hold_out(train, share, seed)
     return TargetProblem(kind, classes, members, train, holdout, test)
+
+
+def are_unequal(labels: np.ndarray, classes: int) -> bool:
+    """Return whether the largest of so many classes has more than UNEQUAL times the images of the smallest."""
+    counts = np.bincount(labels, minlength=classes)
+    return bool(counts.max() > UNEQUAL * counts.min())
+
+
+def class_weights(labels: np.ndarray, classes: int) -> list[float]:
+    """Return the weight of an image of each class: all classes weigh the same, and an image weighs 1 on average."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * counts)).tolist()
 
 
 def require_every_class(labels: np.ndarray, classes: Sequence[str], owner: str) -> None:

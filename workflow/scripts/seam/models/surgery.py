@@ -90,6 +90,19 @@ def feature_extractor(module: nn.Module, name: str) -> nn.Module:
     return nn.Sequential(module, nn.Flatten())
 
 
+@torch.no_grad()
+def initialise_head(head: nn.Linear, outputs: torch.Tensor) -> None:
+    """Let each output of a head begin as the sum of the source model's outputs that stand for it.
+
+    outputs: for each input of the head, the output that it stands for, or -1 for none; int64 [K].
+    """
+    head.weight.zero_()
+    head.bias.zero_()
+    for place, output in enumerate(outputs.tolist()):
+        if output >= 0:
+            head.weight[output, place] = 1.0
+
+
 def with_head(module: nn.Module, inputs: int, classes: int) -> nn.Sequential:
     """Return `module` -> ReLU -> Linear(inputs, classes), the form of a re-engineered model, with a new head."""
     return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=nn.Linear(inputs, classes)))

@@ -86,7 +86,12 @@ class Inventory:
         images = {}
         for split, counts in self.counts(dataset).items():
             own = sum(counts[name] for name in members)
-            images[split] = 2 * min(own, sum(counts.values()) - own) if kind == "binary" else own
+            others = sum(counts.values()) - own
+            if kind in ("binary", "group"):
+                images[split] = 2 * min(own, others)
+            else:
+                rest = min(own / len(members), others) if kind == "multiclass_rest" else 0
+                images[split] = own + rest
         return images
 
     def steps(self, model: str, dataset: str, batch_size: int, train: float, outputs: float) -> dict[Step, float]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from seam.errors import UserError
 from seam.log import log
-from seam.report.tables import Record, Table, engine_name, missing_file, records, with_others, write_table
+from seam.report.tables import TABLE_OF, Record, Table, engine_name, missing_file, records, with_others, write_table
 
 Paths = Iterable[str | Path]
 
@@ -56,8 +56,10 @@ def columns(
     int8: those of the engines that run a quantized model, of which the accuracy is known.
     """
     return [
-        *["model", "dataset", "architecture", "weights_origin", "target", "classes"],
+        *["model", "dataset", "architecture", "weights_origin", "problem", "target", "classes"],
         *["accuracy_source", "accuracy_source_restricted", "accuracy_reengineered", "accuracy_gain_points"],
+        *["balanced_accuracy_source", "balanced_accuracy_source_restricted", "balanced_accuracy_reengineered"],
+        *["decided_by", "lowest_recall_reengineered"],
         *["holdout_accuracy_source", "holdout_accuracy_reengineered"],
         *(RECOVERY if recovery else []),
         *["retention", "weights", "weights_kept", "macs_source", "macs_reengineered", "macs_reduction"],
@@ -84,19 +86,30 @@ def row(
     recovery: the record of its recovery, if it has one; the model's accuracies are then those after it. int8: the
     records of the accuracy of its quantized model, by engine.
     """
-    before, after = problem["accuracy", "source"], problem["accuracy", "reengineered"]
-    if recovery is not None:
-        after = recovery["accuracy", "after"]
+    decisive = problem["decided_by"]
+    accuracies = {
+        f"{kind}_{model}": problem[kind, model]
+        for kind in ("accuracy", "balanced_accuracy")
+        for model in ("source", "source_restricted", "reengineered")
+    }
+    recalls = [metrics["recall"] for metrics in problem["per_class", "reengineered"].values()]
+    lowest: float | None = min(recalls)
+    if recovery is not None:  # of which only the plain accuracy is known
+        decisive, lowest = "accuracy", None
+        accuracies |= {"accuracy_reengineered": recovery["accuracy", "after"], "balanced_accuracy_reengineered": None}
+    before, after = accuracies[f"{decisive}_source"], accuracies[f"{decisive}_reengineered"]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
     holdout = problem.data.get("holdout_accuracy") or {}  # no images are held out if the test images select the epoch
     cells = {
-        **problem.select("model", "dataset", "target", "retention", "weights", "epochs", "selected_epoch", "seconds"),
+        **problem.select(
+            "model", "dataset", "problem", "target", "retention", "weights", "epochs", "selected_epoch", "seconds"
+        ),
         **problem.select("seed", "device", "precision", "threads", "torch"),
         **model.select("architecture", "weights_origin"),
         "classes": len(problem["classes"]),
-        "accuracy_source": before,
-        "accuracy_source_restricted": problem["accuracy", "source_restricted"],
-        "accuracy_reengineered": after,
+        **accuracies,
+        "decided_by": decisive,
+        "lowest_recall_reengineered": lowest,
         "accuracy_gain_points": round(100 * (after - before), 9),  # 4.3, not 4.299999999999993
         "holdout_accuracy_source": holdout.get("source"),
         "holdout_accuracy_reengineered": holdout.get("reengineered"),
@@ -188,7 +201,7 @@ def tables(
             for table in (times, accuracies)
         )
         facts = problem, counts[folder], sources[problem["model"]], measured, settings, recoveries.get(folder)
-        rows[problem["problem"]].append(row(*facts, known))
+        rows[TABLE_OF[problem["problem"]]].append(row(*facts, known))
         for record in measured.values():
             rows["latency"] += latency_rows(problem, record)
     for engine in engines:

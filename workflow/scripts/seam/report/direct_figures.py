@@ -16,14 +16,17 @@ from matplotlib.ticker import MaxNLocator
 from seam.report.style import BLUE, FAINT, GREY, INK, RED, blank, empty, looks, short, spread, style
 from seam.report.tables import (
     PROBLEMS,
+    TABLE_OF,
     Column,
     Table,
     all_problems,
+    deciding,
     engine_name,
     engines,
     read_table,
     speedup_over_onnxruntime,
     time_saved,
+    with_problem,
 )
 
 COLUMN_LENGTH = 50  # targets in one column of a panel
@@ -37,8 +40,8 @@ def groups(binary: Table, multiclass: Table) -> list[tuple[str, str, Table]]:
     """Return [(model, kind of problem, rows)] of both tables, in their order."""
     return [
         (model, kind, rows)
-        for kind, table in (("binary", binary), ("multiclass", multiclass))
-        for model, rows in table.groupby("model", sort=False)
+        for name, table in (("binary", binary), ("multiclass", multiclass))
+        for (model, kind), rows in with_problem(table, name).groupby(["model", "problem"], sort=False)
     ]
 
 
@@ -70,13 +73,13 @@ def draw_dumbbells(axes: Axes, rows: Table, height: int, limits: tuple[float, fl
     accuracy of the source model that chooses among the target's classes only.
     """
     places = range(len(rows))
-    before, after = 100 * rows["accuracy_source"], 100 * rows["accuracy_reengineered"]
+    before, after = 100 * deciding(rows, "accuracy_source"), 100 * deciding(rows, "accuracy_reengineered")
     colours = [BLUE if gain >= 0 else RED for gain in rows["accuracy_gain_points"]]
     axes.hlines(places, before, after, colors=colours, linewidth=1.6, alpha=0.55, zorder=2)
     axes.scatter(before, places, s=26, facecolors="white", edgecolors=GREY, linewidths=1.1, zorder=3, label="source")
     axes.scatter(after, places, s=15, color=colours, linewidths=0, zorder=4, label="reengineered")
     if restricted:
-        fair = 100 * rows["accuracy_source_restricted"]
+        fair = 100 * deciding(rows, "accuracy_source_restricted")
         axes.scatter(fair, places, s=34, marker="|", color=INK, linewidths=1.1, zorder=3, label="restricted")
     axes.set_yticks(places, [short(name) for name in rows["target"]], fontsize=8 if len(rows) <= 25 else 7)
     axes.tick_params(axis="y", length=0)
@@ -93,16 +96,20 @@ def accuracy(table: Table, problem: str) -> Figure:
     title = f"Accuracy before and after re-engineering, {kind} problems"
     if not len(table):
         return empty(title, f"There are no {kind} problems in this config.")
+    table = with_problem(table, problem)
     restricted = bool((table["accuracy_source_restricted"].dropna() != table["accuracy_source"]).any())
     names = ["accuracy_source", "accuracy_reengineered"] + ["accuracy_source_restricted"] * restricted
-    limits = {name: spread(100 * rows[names]) for name, rows in table.groupby("dataset")}
-    sizes = {model: int((table["model"] == model).sum()) for model in table["model"].unique()}
+    shown = pd.DataFrame({name: deciding(table, name) for name in names})
+    limits = {name: spread(100 * shown.loc[rows.index]) for name, rows in table.groupby("dataset")}
+    others = table["problem"] != problem  # a group against the rest, say, in a panel of its own
+    table = table.assign(panel=table["model"] + (", " + table["problem"].map(PROBLEMS)).where(others, ""))
+    sizes = {panel: int((table["panel"] == panel).sum()) for panel in table["panel"].unique()}
     sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))  # similar sizes go side by side
     lines = lines_of_panels(sizes)
     beside = max(len(line) for line in lines)
     panels = {}
     for model in sizes:
-        rows = table[table["model"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
+        rows = table[table["panel"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
         panels[model] = panel_columns(rows, 4 // beside)
     split = max(len(columns) for columns in panels.values())
     line_lengths = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
@@ -119,9 +126,9 @@ def accuracy(table: Table, problem: str) -> Figure:
                 axes = figure.add_subplot(grid[line, left : left + column_width])
                 draw_dumbbells(axes, rows, line_lengths[line], limits[rows["dataset"].iloc[0]], restricted)
                 if number == 0:
-                    all_rows = table[table["model"] == model]
+                    all_rows = table[table["panel"] == model]
                     before, after = (
-                        100 * all_rows[name].mean() for name in ("accuracy_source", "accuracy_reengineered")
+                        100 * deciding(all_rows, name).mean() for name in ("accuracy_source", "accuracy_reengineered")
                     )
                     targets = "1 target" if len(all_rows) == 1 else f"{len(all_rows)} targets"
                     axes.set_title(f"{model}: {targets}, mean {before:.2f} → {after:.2f} %")
@@ -164,13 +171,13 @@ def retention_accuracy(binary: Table, multiclass: Table, published: float) -> Fi
         hollow = {"facecolors": "none", "edgecolors": paint, "linewidths": 1.3}
         axes.scatter(
             100 * rows["retention"],
-            100 * rows["accuracy_reengineered"],
+            100 * deciding(rows, "accuracy_reengineered"),
             s=30,
             marker=look[model]["marker"],
             alpha=0.85,
             label=f"{model}, {PROBLEMS[kind]}",
             zorder=3,
-            **(solid if kind == "binary" else hollow),
+            **(solid if TABLE_OF[kind] == "binary" else hollow),
         )
     axes.axvline(published, color=GREY, zorder=1, **DASHED)
     axes.annotate(
@@ -183,7 +190,8 @@ def retention_accuracy(binary: Table, multiclass: Table, published: float) -> Fi
         fontsize=7.5,
     )
     axes.set_xlim(left=0)
-    axes.set_ylim(*spread(100 * pd.concat([rows[["accuracy_reengineered"]] for _, _, rows in panels])))
+    accuracies = pd.concat([deciding(rows, "accuracy_reengineered") for _, _, rows in panels])
+    axes.set_ylim(*spread(100 * accuracies.to_frame()))
     axes.set_xlabel("weights kept (%)")
     axes.set_ylabel("accuracy on the target problem (%)")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
@@ -321,7 +329,9 @@ def draw_search(axes: Axes, steps: Table, row: Column) -> None:
     epochs = steps["epoch"]
     for epoch in epochs[steps["phase"] == "head"]:
         axes.axvspan(epoch - 0.5, epoch + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    source = row["accuracy_source"] if pd.isna(row["holdout_accuracy_source"]) else row["holdout_accuracy_source"]
+    source = row["holdout_accuracy_source"]
+    if pd.isna(source):
+        source = deciding(row.to_frame().T, "accuracy_source").iloc[0]
     axes.axhline(100 * source, color=INK, zorder=2, label="source", **DASHED)
     accuracy = steps.set_index("epoch")["accuracy"].dropna()  # of the epochs that were evaluated
     axes.plot(accuracy.index, 100 * accuracy, color=BLUE, label="accuracy", zorder=3)

@@ -29,6 +29,7 @@ from seam.report.style import add_note, save
 from seam.report.summary import summarise
 from seam.report.tables import (
     PROBLEMS,
+    TABLE_OF,
     Column,
     Record,
     Table,
@@ -221,8 +222,8 @@ def draw(
         study = indirect.thresholds(tables["indirect"])
         figures |= indirect_figures.figures(tables["indirect"], study, published)
     entries_of = {
-        "accuracy_binary": [entry for entry in problems if entry["problem"] == "binary"],
-        "accuracy_multiclass": [entry for entry in problems if entry["problem"] == "multiclass"],
+        "accuracy_binary": [entry for entry in problems if TABLE_OF[entry["problem"]] == "binary"],
+        "accuracy_multiclass": [entry for entry in problems if TABLE_OF[entry["problem"]] == "multiclass"],
         "thresholds": [entry for entry in students if entry["threshold"] is not None],
         "defects": students,
     }
@@ -267,7 +268,7 @@ def collect(run: Run) -> list[str]:
         for name, figure, area in draw(run, tables, histories, published, missing, untimed):
             save(figure, [temporary / f"figures/{name}.{kind}" for kind in ("png", "pdf")], area)
         for kind, table in problems.items():
-            entries = [entry for entry in run["problems"] if entry["problem"] == kind]
+            entries = [entry for entry in run["problems"] if TABLE_OF[entry["problem"]] == kind]
             write(f"direct_{kind}", with_missing_rows(table, entries, missing_problems | untimed))
         write("indirect", with_missing_rows(students, run["students"], missing_students))
         masked = [entry for entry in run["students"] if entry["threshold"] is not None]

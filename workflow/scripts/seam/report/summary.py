@@ -16,9 +16,11 @@ from seam.report.baselines import render_summary, summary_rows
 from seam.report.tables import (
     PROBLEMS,
     STUDENTS,
+    TABLE_OF,
     Column,
     Table,
     all_problems,
+    deciding,
     engine_name,
     engines,
     read_table,
@@ -54,7 +56,7 @@ def quantities(table: Table) -> Iterator[tuple[str, str, str, Column]]:
             yield "accuracy_change_int8", engine, "points", 100 * (after - table["accuracy_reengineered"])
     yield "macs_reduction", "", "%", 100 * table["macs_reduction"]
     yield "accuracy_gain", "", "points", table["accuracy_gain_points"]
-    restricted = 100 * (table["accuracy_reengineered"] - table["accuracy_source_restricted"])
+    restricted = 100 * (deciding(table, "accuracy_reengineered") - deciding(table, "accuracy_source_restricted"))
     yield "accuracy_gain_restricted", "", "points", restricted
     if "budget_met" in table:
         yield "budget_met", "", "%", 100 * table["budget_met"]
@@ -91,10 +93,11 @@ def direct_rows(binary: Table, multiclass: Table, published: Table) -> list[list
     evaluation = published[(published["reuse"] == "direct") & (published["quantity"] == "problems")]
     same = as_published(table, evaluation, ["architecture", "dataset", "problem"])
     on_test = table["search_selection"] == "test"
+    kinds = [kind for kind in PROBLEMS if kind in TABLE_OF.values() or kind in set(table["problem"])]
     rows = []
     for quantity, engine, unit, values in quantities(table):
         facts = [engine_fact(table, name, engine) if engine else "" for name in FACTS]
-        for group in ("all", *PROBLEMS):
+        for group in ("all", *kinds):
             chosen = values[(group == "all") | (table["problem"] == group)].dropna()
             value = published_value(published, quantity, engine, group)
             counts = len(chosen), int(same[chosen.index].sum()), int(on_test[chosen.index].sum())
@@ -230,10 +233,11 @@ def render_direct(table: Table) -> list[str]:
     """Return the paragraphs on direct reuse, from its rows of the summary."""
     first = table[table["quantity"] == "weights_kept"].set_index("group")  # every problem has this quantity
     problems = first.loc["all", "problems"]
-    kinds = [kind for kind in PROBLEMS if first.loc[kind, "problems"]]
+    kinds = [kind for kind in PROBLEMS if kind in first.index and first.loc[kind, "problems"]]
     if not kinds:
         return ["Direct reuse: there is no target problem in this config."]
-    heads = {"all": "all", **PROBLEMS} if len(kinds) > 1 else {kinds[0]: PROBLEMS[kinds[0]]}
+    names = {kind: PROBLEMS[kind] for kind in PROBLEMS if kind in first.index}
+    heads = {"all": "all", **names} if len(kinds) > 1 else {kinds[0]: PROBLEMS[kinds[0]]}
     lines = {"target problems": [str(first.loc[group, "problems"]) for group in heads] + [""]}
     for (quantity, engine), rows in table.groupby(["quantity", "engine"], sort=False):
         if quantity in ENGINE_QUANTITIES:

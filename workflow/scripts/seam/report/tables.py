@@ -22,10 +22,16 @@ TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
     *["phase", "version", "instruction_set", "cpu", "fallback", "gains_from_zeros", "timing_statistic"],
-    *["budget", "baseline", "selection"],
+    *["decided_by", "search_balance", "search_initial_head", "budget", "baseline", "selection"],
 ]
 ENGINE_TEXT = ("version_", "gains_from_zeros_")  # columns of names that have an engine behind these words
-PROBLEMS = {"binary": "binary", "multiclass": "multi-class"}
+PROBLEMS = {
+    "binary": "binary",
+    "group": "group against the rest",
+    "multiclass": "multi-class",
+    "multiclass_rest": "multi-class with rest",
+}
+TABLE_OF = {"binary": "binary", "group": "binary", "multiclass": "multiclass", "multiclass_rest": "multiclass"}
 ENGINES = {
     "seam": "seam.engine",
     "onnxruntime": "ONNX Runtime",
@@ -108,9 +114,21 @@ def speedup_over_onnxruntime(table: Table, engine: str) -> Column:
 
 def all_problems(binary: Table, multiclass: Table) -> Table:
     """Return both tables of problems as one, with the kind of problem in the column `problem`."""
-    tables = [table.assign(problem=kind) for kind, table in (("binary", binary), ("multiclass", multiclass))]
+    tables = [with_problem(table, kind) for kind, table in (("binary", binary), ("multiclass", multiclass))]
     # A table without rows has no types to give to the numbers of the other one.
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+
+
+def with_problem(table: Table, kind: str) -> Table:
+    """Return the table with the column `problem`, which tables of earlier versions lack: all are of one kind there."""
+    return table if "problem" in table else table.assign(problem=kind)
+
+
+def deciding(table: Table, name: str) -> Column:
+    """Return the accuracy that decides in each problem, plain or balanced; name: such as `accuracy_source`."""
+    if "decided_by" not in table:
+        return table[name]
+    return table[name].where(table["decided_by"] != "balanced_accuracy", table[f"balanced_{name}"])
 
 
 def threshold_key(threshold: float | None) -> float | None:

@@ -151,7 +151,7 @@ class Baseline:
         each = self.reengineering
         logits, labels = predict(model, each.test)
         right = int((logits.argmax(1) == labels).sum())
-        source, row = each.baseline["test"], history[epoch - 1]
+        source, row = each.plain_baseline, history[epoch - 1]
         count, kept = sum(bit.numel() for bit in bits.values()), sum(int(bit.sum()) for bit in bits.values())
         holdout = {"source": each.source_accuracy, "baseline": row["accuracy"]} if each.uses_holdout else None
         problem = each.problem

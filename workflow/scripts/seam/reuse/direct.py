@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.drawing import draw_problem
-from seam.data.problems import Subset
+from seam.data.drawing import draw_problem, problem_seed
+from seam.data.problems import Subset, class_weights, hold_out
 from seam.data.storage import Split, open_dataset
 from seam.device import is_cuda, select_device
 from seam.errors import UserError
-from seam.evaluation import predict, require_better_than_guessing, source_accuracy
+from seam.evaluation import (
+    balanced_accuracy,
+    class_metrics,
+    confusion_matrix,
+    outputs_of_classes,
+    predict,
+    require_better_than_guessing,
+    require_several_answers,
+    source_accuracy,
+    source_predictions,
+)
 from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
@@ -26,7 +38,7 @@ from seam.masks.layers import maskable
 from seam.masks.shrink import require_exact_removal, shrink
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import copy_state, to_channels_last, with_head
+from seam.models.surgery import copy_state, initialise_head, to_channels_last, with_head
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
@@ -35,7 +47,7 @@ from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings, choose_batch_size
+from seam.settings import SearchSettings, choose_batch_size, for_few_images
 from seam.training.checkpoint import Checkpoint
 
 
@@ -101,8 +113,11 @@ def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> d
     log.info("searches in one pass: %s", ", ".join(each.target for each in alike))
     try:
         for reengineering, result in search_stack(alike, alike[0].settings):
-            reengineering.save(result)
-            done[reengineering.target] = reengineering
+            try:
+                reengineering.save(result)
+                done[reengineering.target] = reengineering
+            except UserError as error:  # raised again when it is searched alone
+                log.warning("%s: %s", reengineering.target, error)
     except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
         log.info("the others are searched one by one, not in one pass: %s", str(error).partition("\n")[0])
     return done
@@ -142,12 +157,18 @@ class Reengineering:
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
-        self.target, self.settings, self.device = target, SearchSettings(**settings), select_device(device)
+        self.target, self.device = target, select_device(device)
         self.architecture = architecture
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
+        self.problem = draw_problem(images, dataset, problem, target, members, seed, holdout=0.0)
+        fewest = int(np.bincount(self.problem.train.labels).min())
+        self.settings = for_few_images(SearchSettings(**settings), fewest)
+        if self.settings != SearchSettings(**settings):
+            log.info("few images: %d of the smallest class, so the search takes the settings for few_images", fewest)
         self.uses_holdout = self.settings.selection == "holdout"
-        share = self.settings.holdout if self.uses_holdout else 0.0
-        self.problem = draw_problem(images, dataset, problem, target, members, seed, share)
+        if self.uses_holdout:
+            parts = hold_out(self.problem.train, self.settings.holdout, problem_seed(dataset, problem, target, seed))
+            self.problem = replace(self.problem, train=parts[0], holdout=parts[1])
         train, holdout, test = self.problem.train, self.problem.holdout, self.problem.test
         log.info("%d training, %d held-out and %d test images", len(train), len(holdout), len(test))
         if not self.settings.batch_size:
@@ -161,17 +182,34 @@ class Reengineering:
             )  # fmt: skip
 
         self.test = batches_of(images.test, test)
-        self.selection = batches_of(images.train, holdout) if self.uses_holdout else self.test
+        selected_on = {"holdout": (images.train, holdout), "last": (images.train, train)}
+        if self.settings.selection == "test":
+            self.selection = self.test
+        else:
+            self.selection = batches_of(*selected_on[self.settings.selection])
+        self.is_balanced = {"auto": self.problem.is_unequal, "always": True, "never": False}[self.settings.balance]
+        self.measure = balanced_accuracy if self.is_balanced else evaluation.accuracy
+        self.class_weights = None
+        if self.is_balanced:
+            self.class_weights = class_weights(train.labels, len(self.problem.classes))
+            weights = ", ".join(f"{name} {weight:.3g}" for name, weight in self._by_class(self.class_weights))
+            log.info("balanced accuracy decides, and the loss weighs the images of %s", weights)
         network = to_channels_last(source.module, self.device)
         require_classifier(network, len(source.classes), images.size, f"The source model {model}")
-        self.baseline = {
-            name: source_accuracy(*predict(network, subset), self.problem, source.classes)
-            for name, subset in (("selection", self.selection), ("test", self.test))
+        outputs = {
+            name: predict(network, subset) for name, subset in (("selection", self.selection), ("test", self.test))
         }
+        self.baseline = {
+            name: source_accuracy(*each, self.problem, source.classes, balanced=self.is_balanced)
+            for name, each in outputs.items()
+        }
+        self.plain_baseline = source_accuracy(*outputs["test"], self.problem, source.classes)
         self.source_accuracy = self.baseline["selection"][0]
-        # With the target's classes alone to choose from; for a binary problem that is the same.
+        self.source_test = outputs["test"][0], source.classes
+        # With the target's classes alone to choose from; for a problem with a rest that is the same.
         what = f"The source model {model} on the {problem} problem {target}"
-        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what)
+        counts = np.bincount(test.labels).tolist() if self.is_balanced else None
+        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what, counts)
 
         search_seed = derive_seed(seed, "search", model, problem, target)
         torch.manual_seed(search_seed)
@@ -186,7 +224,12 @@ class Reengineering:
                 log.info(sentence)
         else:
             network = fold(network)
-        self.model = with_head(network, len(source.classes), len(self.problem.classes)).to(self.device)
+        self.model = with_head(network, len(source.classes), len(self.problem.classes))
+        if self.settings.initial_head == "source":
+            head = self.model.get_submodule("head")
+            assert isinstance(head, nn.Linear)
+            initialise_head(head, outputs_of_classes(self.problem, source.classes))
+        self.model.to(self.device)
         self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
         self.layer_costs = None if layer_costs is None else read_json(layer_costs)
@@ -195,18 +238,21 @@ class Reengineering:
             names, self.settings.recorded(), seed, self.device, dataset_folder, model_folder, **tables
         )
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
-        self.sizes = len(train), len(self.selection.labels), len(self.problem.classes)
+        self.sizes = len(train), len(self.selection.labels), len(self.problem.classes), self.class_weights
+
+    def _by_class(self, values: Iterable[Any]) -> list[tuple[str, Any]]:
+        return list(zip(self.problem.classes, values, strict=True))
 
     def search(self) -> SearchResult:
         """Search alone, not in a stack; return the result."""
         if self.groups is not None:
             return search_channels(
                 self.model, self.groups, self.train, self.selection, self.source_accuracy, self.settings,
-                self.checkpoint,
+                self.checkpoint, self.measure,
             )  # fmt: skip
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
-            self.layer_costs, self._distillation(),
+            self.layer_costs, self._distillation(), class_weights=self.class_weights, measure=self.measure,
         )  # fmt: skip
 
     def _distillation(self) -> Distillation | None:
@@ -215,7 +261,41 @@ class Reengineering:
             return None
         outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
         frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
+        if self.is_balanced:  # all classes count the same
+            frequencies = [1] * len(frequencies)
         return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
+
+    def _test_metrics(self, model: Any) -> dict[str, Any]:
+        """Return what metrics.json says of the test images. Raises UserError if the model has a single answer."""
+        problem = self.problem
+        logits, labels = predict(model.to(self.device), self.test)
+        source_logits, source_classes = self.source_test
+        _, restricted = source_predictions(source_logits, problem, source_classes)
+        matrices = {
+            name: confusion_matrix(predictions, labels, len(problem.classes))
+            for name, predictions in (("source", restricted), ("reengineered", logits.argmax(1)))
+        }
+        what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
+        advice = "lower alpha or lr_mask, so that the search removes less, or add training images of the other classes."
+        require_several_answers(logits.argmax(1), labels, problem.classes, what, advice)
+        accuracies = {}
+        for key, balanced, measure in (
+            ("accuracy", False, evaluation.accuracy),
+            ("balanced_accuracy", True, balanced_accuracy),
+        ):
+            source = source_accuracy(source_logits, labels, problem, source_classes, balanced=balanced)
+            accuracies[key] = {
+                "source": source[0],
+                "source_restricted": source[1],
+                "reengineered": measure(logits, labels),
+            }
+        return {
+            **accuracies,
+            "decided_by": "balanced_accuracy" if self.is_balanced else "accuracy",
+            "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),
+            "per_class": {name: class_metrics(matrix, problem.classes) for name, matrix in matrices.items()},
+            "confusion": matrices,
+        }
 
     def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
         """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
@@ -253,17 +333,17 @@ class Reengineering:
             count, kept = self._save_without_channels(result, self.groups)
         write_csv(folder / "history.csv", pd.DataFrame(result.history))
         # The metrics are those of the stored model, so it is read back from its folder.
-        model = load_reengineered(folder, architecture=self.architecture, recovered=False)
-        accuracy = evaluation.accuracy(*predict(model.to(self.device), self.test))
-        row, source = result.history[result.selected_epoch - 1], self.baseline["test"]
+        tested = self._test_metrics(load_reengineered(folder, architecture=self.architecture, recovered=False))
+        row = result.history[result.selected_epoch - 1]
         holdout = {"source": self.source_accuracy, "reengineered": row["accuracy"]} if self.uses_holdout else None
         metrics = {
             **self.names,
             "classes": list(problem.classes),
+            **({"members": list(problem.members)} if problem.kind == "group" else {}),
             "seed": self.seed,
             "settings": self.settings.recorded(),
             "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
-            "accuracy": {"source": source[0], "source_restricted": source[1], "reengineered": accuracy},
+            **tested,
             "holdout_accuracy": holdout,
             "retention": kept / count,
             "weights": count,
@@ -275,7 +355,11 @@ class Reengineering:
             **environment(self.device),
         }
         write_json(folder / "metrics.json", metrics)
-        log.info("test accuracy %.4f (source %.4f), retention %.4f", accuracy, source[0], metrics["retention"])
+        decisive = tested[tested["decided_by"]]
+        log.info(
+            "test %s %.4f (source %.4f), retention %.4f",
+            tested["decided_by"].replace("_", " "), decisive["reengineered"], decisive["source"], metrics["retention"],
+        )  # fmt: skip
         if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from seam.data.batches import batches
-from seam.data.problems import require_every_class
+from seam.data.problems import are_unequal, require_every_class
 from seam.data.storage import open_dataset
 from seam.device import select_device
 from seam.errors import UserError
-from seam.evaluation import predict, require_better_than_guessing, share
+from seam.evaluation import mean_recall, predict, require_better_than_guessing, share
 from seam.files import write_json
 from seam.models.architectures import require_classifier
 from seam.models.surgery import to_channels_last
@@ -46,7 +46,10 @@ def evaluate_source(
     logits, labels = predict(to_channels_last(source.module, torch_device), test_batches)
     correct = logits.argmax(1) == labels
     what = f"The source model {model} on {settings['dataset']}"
-    require_better_than_guessing(share(correct), len(source.classes), len(test), what)
+    accuracy, counts = share(correct), None
+    if are_unequal(test.labels, len(images.classes)):
+        accuracy, counts = mean_recall(logits.argmax(1), labels), np.bincount(test.labels).tolist()
+    require_better_than_guessing(accuracy, len(source.classes), len(test), what, counts)
     write_json(
         metrics,
         {

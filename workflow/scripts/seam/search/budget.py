@@ -17,13 +17,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from seam import evaluation
 from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
 from seam.masks.masks import Masks
 from seam.precision import forward
 from seam.search.distillation import Distillation
-from seam.search.mask_search import MaskSearch, SearchResult, Tensors
+from seam.search.mask_search import MaskSearch, Measure, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
 from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
 from seam.training.adam import Adam
@@ -149,8 +150,9 @@ class BudgetSearch(MaskSearch):
         source_accuracy: float,
         budget: Budget,
         name: str | None = None,
+        measure: Measure = evaluation.accuracy,
     ) -> None:
-        super().__init__(run, settings, source_accuracy, name)
+        super().__init__(run, settings, source_accuracy, name, measure)
         self.budget = budget
 
     def has_next_epoch(self) -> bool:
@@ -246,9 +248,12 @@ def prepare_budget_training(
     budget: Budget,
     settings: SearchSettings,
     distillation: Distillation | None = None,
+    loss: Loss = cross_entropy,
 ) -> MaskTraining:
     """Return the training of a search that meets a budget. Rates fall to zero along a cosine."""
-    loss = cross_entropy if distillation is None else distillation.loss
+    if distillation is not None:
+        distillation.label_loss = None if loss is cross_entropy else loss
+        loss = distillation.loss
     steps = max(budget.steps, 1)
     return BudgetTraining(
         model, head, masks, lr_mask=settings.lr_mask * math.sqrt(RATE_STEPS / steps), lr_head=settings.lr_head,

@@ -24,7 +24,7 @@ from seam.masks.channels import ChannelGroups
 from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
-from seam.search.mask_search import SearchResult
+from seam.search.mask_search import Measure, SearchResult
 from seam.search.training import train_head
 from seam.settings import SearchSettings, budget_unit
 from seam.training.adam import Adam
@@ -70,6 +70,7 @@ def search_channels(
     source_accuracy: float,
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
+    measure: Measure = evaluation.accuracy,
 ) -> SearchResult:
     """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
 
@@ -113,7 +114,7 @@ def search_channels(
             images, right, loss = run.train_epoch(step)
             accuracy = None
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
-                accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
+                accuracy = measure(*predict(model, run.interruptible(selection)))
             share = cost.share(masks.kept)
             row = {
                 "epoch": run.epoch,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -43,6 +43,7 @@ class Distillation:
         ]
         self.log_prior = torch.tensor(priors, device=device)
         self.share = share
+        self.label_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # None: cross entropy
         self.targets = torch.empty(0)
 
     @torch.no_grad()
@@ -59,7 +60,10 @@ class Distillation:
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the mean loss of the batch that was observed last: [], from logits [B, n] and labels [B]."""
         log_probabilities = logits.log_softmax(1)
-        own = nn.functional.nll_loss(log_probabilities, labels)
+        if self.label_loss is None:
+            own = nn.functional.nll_loss(log_probabilities, labels)
+        else:
+            own = self.label_loss(logits, labels)
         return (1 - self.share) * own - self.share * (self.targets * log_probabilities).sum(1).mean()
 
     def observed(self, step: Step) -> Step:
@@ -75,6 +79,8 @@ class Distillation:
 def source_outputs(problem: TargetProblem, source_classes: Sequence[str]) -> list[list[int]]:
     """Return the source model's outputs that stand for each class of a problem; those of `rest` are all others."""
     members = [source_classes.index(name) for name in problem.members]
-    if problem.kind == "binary":
-        return [members, [number for number in range(len(source_classes)) if number not in members]]
-    return [[number] for number in members]
+    others = [number for number in range(len(source_classes)) if number not in members]
+    if problem.kind in ("binary", "group"):
+        return [members, others]
+    each = [[number] for number in members]
+    return [*each, others] if problem.kind == "multiclass_rest" else each

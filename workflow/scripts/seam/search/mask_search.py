@@ -27,6 +27,7 @@ from seam.training.run import Batch, TrainingRun
 ADVICE = "lower lr_mask, lr_head or alpha"  # if the loss is not finite
 
 Tensors = dict[str, torch.Tensor]
+Measure = Callable[[torch.Tensor, torch.Tensor], float]  # logits [N, K], labels [N] -> an accuracy
 
 
 @dataclass
@@ -53,10 +54,20 @@ class MaskSearch:
     """
 
     def __init__(
-        self, run: TrainingRun, settings: SearchSettings, source_accuracy: float, name: str | None = None
+        self,
+        run: TrainingRun,
+        settings: SearchSettings,
+        source_accuracy: float,
+        name: str | None = None,
+        measure: Measure = evaluation.accuracy,
     ) -> None:
-        """source_accuracy: that of the source model on the images of the selection. name: for the log, if needed."""
+        """source_accuracy: that of the source model on the images of the selection. name: for the log, if needed.
+
+        measure: the accuracy by which epochs are compared, plain or balanced.
+        """
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
+        self.measure = measure
+        run.most_epochs, run.name = settings.epochs, name
         self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
@@ -67,7 +78,7 @@ class MaskSearch:
             retention = training.masks.retention(self.run.epoch)
             accuracy = None
             if self.is_evaluated():
-                accuracy = evaluation.accuracy(*predict(training.model, self.run.interruptible(selection)))
+                accuracy = self.measure(*predict(training.model, self.run.interruptible(selection)))
             self.end_epoch(phase, sums, retention, accuracy, training.masks.bits, partial(copy_state, training.head))
 
     def has_next_epoch(self) -> bool:
@@ -88,7 +99,12 @@ class MaskSearch:
         return "head" if head_only else "masks"
 
     def is_evaluated(self) -> bool:
-        """Return whether the epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last."""
+        """Return whether the epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last.
+
+        With `selection: last`, only the last one is.
+        """
+        if self.settings.selection == "last":
+            return self.run.epoch == self.settings.epochs
         return self.run.epoch % self.settings.evaluate_every == 0 or self.run.epoch == self.settings.epochs
 
     def end_epoch(
@@ -138,7 +154,7 @@ class MaskSearch:
     def _log(self, row: dict[str, Any], event: str) -> None:
         accuracy = "not evaluated"
         if row["accuracy"] is not None:
-            images = "held-out" if self.settings.selection == "holdout" else "test"
+            images = {"holdout": "held-out", "last": "training", "test": "test"}[self.settings.selection]
             accuracy = f"{images} accuracy {row['accuracy']:.4f} (source {self.source_accuracy:.4f})"
         log.info(
             "%sepoch %d/%d %-5s loss %.4f %s retention %.4f %.1f s%s",

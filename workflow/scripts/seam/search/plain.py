@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from seam import evaluation
 from seam.masks.costs import make_cost, penalty_share, relative_prices
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
 from seam.search.distillation import Distillation
-from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
-from seam.search.training import prepare_training
+from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
+from seam.search.training import prepare_training, weighted_cross_entropy
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.run import Batch, Batches, TrainingRun
@@ -29,6 +30,9 @@ def search(
     checkpoint: Checkpoint | None = None,
     layer_costs: Mapping[str, Any] | None = None,
     distillation: Distillation | None = None,
+    *,
+    class_weights: Sequence[float] | None = None,
+    measure: Measure = evaluation.accuracy,
 ) -> SearchResult:
     """Search the masks and the head of `model`, which `with_head` made; return the result.
 
@@ -36,6 +40,8 @@ def search(
         those of the selected epoch: `bake` its bits into the source model, and load its head.
     batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
+    class_weights: how often an image of each class counts in the loss. measure: the accuracy by which epochs are
+    compared, plain or balanced.
     layer_costs: what weights cost in an engine, if the settings count latency (see `seam.masks.costs.latency_cost`).
     distillation: from the source model, in a search that meets a budget.
 
@@ -48,18 +54,21 @@ def search(
     exclude = unused_parameters(network, images)
     with own_mappings():
         masks = Masks(network, exclude)
+    weighted = {}
+    if class_weights is not None:
+        weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
-        training = prepare_budget_training(model, head, masks, budget, settings, distillation)
+        training = prepare_budget_training(model, head, masks, budget, settings, distillation, **weighted)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
-            mask_search = BudgetSearch(run, settings, source_accuracy, budget)
+            mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure)
             mask_search.search(training, selection)
         return mask_search.result(network)
     cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
-    training = prepare_training(model, head, masks, settings, len(batches))
+    training = prepare_training(model, head, masks, settings, len(batches), **weighted)
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
-        mask_search = MaskSearch(run, settings, source_accuracy)
+        mask_search = MaskSearch(run, settings, source_accuracy, measure=measure)
         if cost is not None:
             mask_search.penalty_share = lambda: penalty_share(cost, masks)
         mask_search.search(training, selection)

@@ -8,6 +8,7 @@ those that each search has alone, except for the order in which a convolution su
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,13 +32,19 @@ class Stack:
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], settings: SearchSettings, batches: int, exclude: Collection[str] = ()
+        self,
+        models: Sequence[nn.Module],
+        settings: SearchSettings,
+        batches: int,
+        exclude: Collection[str] = (),
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         """models: one of each search, by `with_head`, with equal source networks. batches: the number in an epoch.
 
-        exclude: the parameters without masks.
+        exclude: the parameters without masks. class_weights: as in `seam.search.plain.search`, the same for all.
         """
         self.models, self.settings, self.batches, self.exclude = models, settings, batches, exclude
+        self.class_weights = class_weights
         source = models[0].get_submodule("source").requires_grad_(False)
         heads = [model.get_submodule("head") for model in models]
         for layer in (*source.modules(), heads[0]):
@@ -53,7 +60,9 @@ class Stack:
         self.model.add_module("source", StackedModule(source, self.masks.parameters))
         self.model.add_module("relu", models[0].get_submodule("relu"))
         self.model.add_module("head", StackedModule(heads[0], dict(self.head.named_parameters())))
-        self.training = prepare_training(self.model, self.head, self.masks, settings, batches, losses)
+        weight = None if class_weights is None else torch.tensor(class_weights, device=self.head.weight.device)
+        loss = partial(losses, weight=weight)
+        self.training = prepare_training(self.model, self.head, self.masks, settings, batches, loss)
 
     def slices(self, number: int) -> dict[str, Stateful]:
         """Return the parts of one search, for its checkpoint, with states as if it trained alone."""
@@ -65,7 +74,8 @@ class Stack:
 
     def subset(self, numbers: Sequence[int]) -> Stack:
         """Return a new stack of some of the searches, in their present state."""
-        stack = Stack([self.models[number] for number in numbers], self.settings, self.batches, self.exclude)
+        models = [self.models[number] for number in numbers]
+        stack = Stack(models, self.settings, self.batches, self.exclude, self.class_weights)
         for new, old in enumerate(numbers):
             for part, other in zip(stack.slices(new).values(), self.slices(old).values(), strict=True):
                 part.load_state_dict(other.state_dict())
@@ -155,6 +165,6 @@ def round_output(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: tor
     return output.to(torch.get_autocast_dtype("cuda")) if lower else output
 
 
-def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the cross entropy of each search [T], from logits [B, T, n] and labels [B, T]."""
-    return cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(0)
+def losses(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the cross entropy of each search [T], from logits [B, T, n], labels [B, T] and classes' weights [n]."""
+    return cross_entropy(logits.transpose(1, 2), labels, weight, reduction="none").mean(0)

@@ -16,12 +16,11 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from seam import evaluation
 from seam.errors import UserError
 from seam.evaluation import predict
 from seam.log import log
 from seam.masks.layers import unused_parameters
-from seam.search.mask_search import ADVICE, MaskSearch, SearchResult
+from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
 from seam.search.stack import Stack, stack_batches
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
@@ -37,6 +36,8 @@ class Problem(Protocol):
     selection: Iterable[Batch]
     source_accuracy: float
     checkpoint: Checkpoint
+    class_weights: Sequence[float] | None
+    measure: Measure
 
 
 ProblemType = TypeVar("ProblemType", bound=Problem)
@@ -60,18 +61,19 @@ def search_stack(
 ) -> Iterator[tuple[ProblemType, SearchResult]]:
     """Yield (problem, result) of each search when it ends; leave out those that fail, with a line in the log.
 
-    problems: at least one, all of the same source model and with the same numbers of images. If their checkpoints
+    problems: at least one, all of the same source model, numbers of images and weights of classes. If their checkpoints
     stand at different places, only those that stand where the first does are searched. Raises RuntimeError if the
     network has an operation that cannot be vectorised, such as dropout.
     """
     with contextlib.ExitStack() as entered:
         first = problems[0]
         exclude = unused_parameters(first.model.get_submodule("source"), next(iter(first.selection))[0][:2])
-        stack = Stack([problem.model for problem in problems], settings, len(first.train), exclude)
+        stack = Stack([problem.model for problem in problems], settings, len(first.train), exclude, first.class_weights)
         members = []
         for number, problem in enumerate(problems):
             run = entered.enter_context(TrainingRun(problem.train, stack.slices(number), problem.checkpoint, ADVICE))
-            members.append(Member(problem, MaskSearch(run, settings, problem.source_accuracy, problem.target)))
+            mask_search = MaskSearch(run, settings, problem.source_accuracy, problem.target, problem.measure)
+            members.append(Member(problem, mask_search))
         runs = [member.run for member in members]
         places = [(run.epoch, run.batch) for run in runs]
         if later := [problem.target for problem, place in zip(problems, places, strict=True) if place != places[0]]:
@@ -121,7 +123,7 @@ def _train_epoch(
     if members[0].search.is_evaluated():
         selection = zip(*(member.problem.selection for member in members), strict=True)
         logits, labels = predict(stack.model, map(stack_batches, selection))
-        accuracies = [evaluation.accuracy(logits[:, n], labels[:, n]) for n in range(len(members))]
+        accuracies = [member.search.measure(logits[:, n], labels[:, n]) for n, member in enumerate(members)]
     signalled = any(run.signal is not None for run in runs)
     save = signalled or members[0].run.is_save_worthwhile(len(members))
     results = zip(members, filter(None, figures), accuracies, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -106,6 +106,16 @@ def prepare_training(
         model, head, masks, lr_mask=settings.lr_mask, lr_head=settings.lr_head, alpha=settings.alpha,
         rate_factor=rate_factor, loss=loss,
     )  # fmt: skip
+
+
+def weighted_cross_entropy(weights: Sequence[float], device: torch.device) -> Loss:
+    """Return the mean cross entropy in which an image of class c counts `weights[c]` times."""
+    weight = torch.tensor(weights, device=device)
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits, labels, weight, reduction="none").mean()
+
+    return loss
 
 
 def cosine(steps: int) -> RateFactor:

@@ -15,6 +15,7 @@ import torch
 
 from seam.errors import UserError
 from seam.log import log
+from seam.progress import progress
 from seam.training.checkpoint import Checkpoint
 
 SAVE_SECONDS = 300  # between two checkpoints within an epoch
@@ -72,6 +73,9 @@ class TrainingRun:
         parts: everything that the loop changes, by name. advice: what the user can do if the loss is not finite.
         """
         self.batches, self.parts, self.checkpoint, self.advice = batches, dict(parts), checkpoint, advice
+        self.name: str | None = None  # of one of several runs of a job, on the terminal
+        self.most_epochs: int | None = None  # for the time that is left, on the terminal
+        self.trained = 0  # epochs in this process
         self.generator: torch.Generator | None = getattr(batches, "generator", None)
         self.epoch, self.batch, self.totals = 1, 0, torch.zeros(3)
         self.generator_state: torch.Tensor | None = None  # at the start of the epoch
@@ -91,7 +95,7 @@ class TrainingRun:
         if self.checkpoint and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self.handlers[number] = signal.signal(number, self._note_signal)
-        self.start = self.saved = time.perf_counter()
+        self.start = self.saved = self.began = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -146,6 +150,11 @@ class TrainingRun:
         is worth its time.
         """
         self.history.append(row)
+        self.trained += 1
+        left = None
+        if self.most_epochs is not None:
+            left = (time.perf_counter() - self.began) / self.trained * (self.most_epochs - self.epoch)
+        progress.end_epoch(self.name, self.epoch, self.most_epochs, row, left)
         if selected is not None:
             self.selected, self.selected_epoch = selected, self.epoch
         self.epoch, self.batch, self.totals, self.earlier_seconds = self.epoch + 1, 0, torch.zeros(3), 0.0

@@ -64,6 +64,7 @@ def train(
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     with TrainingRun(batches, parts, checkpoint, "lower training.lr") as run:
+        run.most_epochs = settings.epochs
         while run.epoch <= settings.epochs:
             model.train()
             images, right, loss = run.train_epoch(step)
@@ -157,6 +158,7 @@ def _train_and_select(
 
     parts = {"model": model, "optimizer": optimizer}
     with TrainingRun(batches, parts, checkpoint, "lower its lr in transfer") as run:
+        run.most_epochs = settings.epochs
         while run.epoch <= settings.epochs and run.epoch - run.selected_epoch <= settings.patience:
             set_mode(model)
             images, right, loss = run.train_epoch(step)

@@ -1,0 +1,516 @@
+"""The report: one page in HTML that needs no other file, from the answer down to each target problem.
+
+It shows what exists: columns and keys are read by name, and a file that is missing leaves a part of the page out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from seam.cost.processor import describe_cpu
+from seam.errors import UserError
+from seam.files import read_json, write_text
+from seam.log import log
+from seam.report.html import (
+    Number,
+    chart,
+    confusion,
+    identifier,
+    image,
+    link,
+    page,
+    pairs,
+    table,
+    text,
+    wilson,
+)
+from seam.report.intervals import bootstrap
+from seam.report.losses import LOST_POINTS, lost
+from seam.report.style import BLUE, INK, RED
+from seam.report.summary import quantities
+from seam.report.tables import (
+    PROBLEMS,
+    Column,
+    Table,
+    all_problems,
+    deciding,
+    engine_name,
+    engines,
+    read_table,
+    student_name,
+)
+
+FIGURES = {  # in the order of the page, with what they show
+    "accuracy_binary": "Accuracy on each binary target before (ring) and after (dot) re-engineering.",
+    "accuracy_multiclass": "Accuracy on each multi-class target before (ring) and after (dot) re-engineering; the tick "
+    "is the source model with only the target's classes to choose from.",
+    "cost": "What re-engineering saves: bars are means, dots are problems, dashed lines are published means.",
+    "retention_accuracy": "Weights kept against accuracy, one point per problem.",
+    "history": "The course of the search of the first target of each model and kind of problem.",
+    "thresholds": "Accuracy and inherited defects of the students against the share of weights removed.",
+    "defects": "Inherited defects of each student.",
+}
+COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better")  # columns of whole numbers
+CONDITIONS = ("batch_size", "threads")  # of a latency
+PACKAGES = ["seam-reuse", "torch", "torchvision", "numpy", "pandas", "onnx", "onnxruntime", "openvino", "snakemake"]
+
+
+def write_report(
+    path: str | Path, tables: Mapping[str, str | Path], figures: Mapping[str, str | Path], run: Any
+) -> None:
+    """Write the report to `path`.
+
+    tables: {"binary", "multiclass", "indirect", "summary", and others: path of the CSV file}. figures: {name: path of
+    the PNG file}. run: {"benchmarks": folder of the jobs' times, "config": the checked config, "left_out": sentences on
+    what the config leaves out}. The problems' own files are read from the folders that the tables name.
+    """
+    data = {name: read_table(file) for name, file in tables.items()}
+    problems = all_problems(data["binary"], data["multiclass"])
+    students = data["indirect"]
+    times = run_times(Path(run["benchmarks"]))
+    sections = [("figures", "Figures", figures_section(figures))]
+    if len(problems):
+        sections.append(("table", "Target problems", problems_table(problems)))
+    if len(students):
+        sections.append(("students", "Students", students_table(students)))
+    sections.append(("means", "Means", whole_table(data["summary"])))
+    if "baselines_comparison" in data and len(data["baselines_comparison"]):
+        sections.append(("baselines", "Baselines", whole_table(data["baselines_comparison"])))
+    if len(problems):
+        sections.append(("problems", "Each problem", "".join(problem_details(problems, times))))
+    sections += [
+        ("gaps", "Gaps", gaps(problems, students, run["left_out"])),
+        ("run", "Run", run_section(problems, students, times, run["config"])),
+    ]
+    write_text(path, page("SeaM: results", sections, introduction(problems, students, data["summary"])))
+    log.info("%s: target problems: %d, students: %d", path, len(problems), len(students))
+
+
+# The answer
+
+
+def introduction(problems: Table, students: Table, summary: Table) -> str:
+    """Return the answer: what was saved, at what accuracy, beside the published values."""
+    date = datetime.date.today().isoformat()
+    count = f"{len(problems)} target problem{'s' * (len(problems) != 1)}"
+    parts = [f'<p class="note">{count} and {len(students)} students, {date}</p>']
+    parts.append(warnings(problems))
+    cards = [*direct_cards(problems, summary), *indirect_cards(students, summary)]
+    if not cards:
+        parts.append("<p>There is no result yet.</p>")
+    parts.append(f'<dl class="cards">{"".join(cards)}</dl>')
+    parts.append(
+        '<p class="note">Means over the problems. Intervals are 95 % intervals of the mean over the problems, and say '
+        "nothing of other seeds. Published: the SeaM paper's means over its own problems, on its own machine. Accuracy "
+        "like for like: the source model, too, chooses among the target's classes alone.</p>"
+    )
+    return "".join(parts)
+
+
+def warnings(problems: Table) -> str:
+    """Return what a reader must know first: problems that lost accuracy."""
+    worse = lost(problems)
+    if not len(worse):
+        return ""
+    items = "".join(
+        f"<li>{link(problem_id(row), problem_name(row))}: {text(Number(row['lost_points'], 1))} points</li>"
+        for _, row in worse.head(8).iterrows()
+    )
+    more = f"<li>and {len(worse) - 8} more</li>" if len(worse) > 8 else ""
+    noun = "result has" if len(worse) == 1 else "results have"
+    return (
+        f'<div class="warning"><b>{len(worse)} of {len(problems)} {noun} lost more than {LOST_POINTS:g} points of '
+        f"accuracy</b> against the source model:<ul>{items}{more}</ul></div>"
+    )
+
+
+def card(title: str, value: str, *lines: str) -> str:
+    """Return a card of the answer."""
+    small = "".join(f'<dd class="small">{text(line)}</dd>' for line in lines if line)
+    return f'<div><dt>{text(title)}</dt><dd class="value">{text(value)}</dd>{small}</div>'
+
+
+def direct_cards(problems: Table, summary: Table) -> Iterable[str]:
+    """Yield a card for each quantity of direct reuse that has values."""
+    if not len(problems):
+        return
+    published = {
+        (row["quantity"], row["engine"]): row["published"]
+        for _, row in summary[summary["group"] == "all"].iterrows()
+        if not pd.isna(row["published"])
+    }
+    titles = {
+        "weights_kept": "weights kept",
+        "macs_reduction": "MACs saved",
+        "accuracy_gain": "accuracy gain",
+        "accuracy_gain_restricted": "accuracy gain, like for like",
+    }
+    for quantity, engine, unit, values in quantities(problems):
+        if not values.notna().any():
+            continue
+        signed, ending = unit == "points", " %" if unit == "%" else f" {unit}"
+        title = titles.get(quantity, quantity.replace("_", " "))
+        if quantity == "inference_time_reduction":
+            title = f"time saved, {engine_name(engine)}"
+        low, high = bootstrap(values.dropna().to_list())
+        known = published.get((quantity, engine))
+        lines = [] if pd.isna(low) else [f"{Number(low, 1)} to {Number(high, 1)}"]
+        lines.append(f"published: {Number(known, 2, ending, signed)}" if known is not None else "")
+        if len(values.dropna()) < len(values):
+            lines.append(f"{len(values.dropna())} of {len(values)} measured")
+        yield card(title, str(Number(values.mean(), 1, ending, signed)), *lines)
+
+
+def indirect_cards(students: Table, summary: Table) -> Iterable[str]:
+    """Yield the cards of indirect reuse: the reduction of inherited defects, and SeaM's accuracy."""
+    if not len(students):
+        return
+    for _, row in summary[(summary["group"] == "indirect") & summary["ours_mean"].notna()].iterrows():
+        if row["quantity"] == "inherited_defects_reduction" or row["student"] in ("seam", "standard"):
+            name = {
+                "inherited_defects_reduction": "fewer inherited defects, SeaM",
+                "accuracy": f"accuracy, {student_name(row['student'])}",
+                "defect_inheritance_rate": f"defects inherited, {student_name(row['student'])}",
+            }.get(row["quantity"])
+            if name:
+                known = f"published: {Number(row['published'], 2, ' %')}" if not pd.isna(row["published"]) else ""
+                count = f"{row['problems']:g} problem{'s' * (row['problems'] != 1)}"
+                yield card(name, str(Number(row["ours_mean"], 1, " %")), known, count)
+
+
+# Figures and tables
+
+
+def figures_section(figures: Mapping[str, str | Path]) -> str:
+    """Return all figures with their captions, those of unknown names last."""
+    names = [name for name in FIGURES if name in figures] + sorted(set(figures) - set(FIGURES))
+    parts = []
+    for name in names:
+        caption = FIGURES.get(name, name.replace("_", " "))
+        file = Path(figures[name])
+        if file.is_file():
+            parts.append(f"<figure><figcaption>{text(caption)}</figcaption>{image(file, caption)}</figure>")
+    return "".join(parts) or "<p>There are no figures.</p>"
+
+
+def problem_id(row: Column) -> str:
+    """Return the id of a problem's part of the page."""
+    return identifier(str(row["model"]), str(row["problem"]), str(row["target"]))
+
+
+def problem_name(row: Column) -> str:
+    """Return how the page names a problem."""
+    return f"{row['model']}, {PROBLEMS.get(row['problem'], row['problem'])}: {row['target']}"
+
+
+def per_cent(value: Any, decimals: int = 1) -> Number:
+    """Return a share as a number in per cent."""
+    return Number(None if value is None or pd.isna(value) else 100 * float(value), decimals)
+
+
+def optional(value: Any, decimals: int = 0) -> Number:
+    """Return a number of a table, which may be missing."""
+    return Number(None if pd.isna(value) else float(value), decimals)
+
+
+def problems_table(problems: Table) -> str:
+    """Return the table of the target problems: the main columns; the CSV files have them all."""
+    names = engines(problems)
+    heads = ["target", "model", "kind", "accuracy, source %", "re-engineered %", "95 % interval", "gain, points"]
+    heads += ["lowest class %", "weights kept %", "MACs saved %"]
+    heads += [f"{engine_name(name)}, times as fast" for name in names]
+    rows, before, after = [], deciding(problems, "accuracy_source"), deciding(problems, "accuracy_reengineered")
+    for place, row in problems.iterrows():
+        low, high = wilson(float(after[place]), int(row["images_test"]))
+        lowest = per_cent(row["lowest_recall_reengineered"]) if "lowest_recall_reengineered" in row else None
+        rows.append(
+            [
+                link(problem_id(row), row["target"]),
+                row["model"],
+                PROBLEMS.get(row["problem"], row["problem"]),
+                per_cent(before[place]),
+                per_cent(after[place]),
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                Number(row["accuracy_gain_points"], 1, signed=True),
+                lowest,
+                per_cent(row["retention"]),
+                per_cent(row["macs_reduction"]),
+                *(Number(row[f"speedup_{name}"], 2) for name in names),
+            ]
+        )
+    note = (
+        "A click on the name of a column sorts by it. The interval is that of the accuracy for so many test images "
+        "(Wilson). The tables <code>direct_binary.csv</code> and <code>direct_multiclass.csv</code> have all columns."
+    )
+    return f'<p class="note">{note}</p>{table(heads, rows)}'
+
+
+def students_table(students: Table) -> str:
+    """Return the table of the students."""
+    heads = ["source model", "data set", "student", "accuracy %", "95 % interval", "published %", "DIR %"]
+    heads += ["published %", "inherited of right", "weights kept %"]
+    rows = []
+    for _, row in students.iterrows():
+        low, high = wilson(float(row["accuracy"]), int(row["images_test"]))
+        rows.append(
+            [
+                row["model"],
+                row["dataset"],
+                student_name(row["student"], row["threshold"]),
+                per_cent(row["accuracy"]),
+                f"{100 * low:.1f} to {100 * high:.1f}",
+                per_cent(row["published_accuracy"]),
+                per_cent(row["defect_inheritance_rate"]),
+                per_cent(row["published_defect_inheritance_rate"]),
+                f"{row['images_inherited']:g} of {row['images_right']:g}",
+                per_cent(row["retention"]),
+            ]
+        )
+    note = (
+        "DIR, the defect inheritance rate: the share, among the test images that a student gets right, of those that "
+        "it gets wrong once they are perturbed against the source model."
+    )
+    return f'<p class="note">{note}</p>{table(heads, rows)}'
+
+
+def whole_table(summary: Table) -> str:
+    """Return a table with all its columns but those of paths."""
+    names = [name for name in summary.columns if name != "folder"]
+    rows = [
+        [
+            optional(value, 0 if str(name).startswith(COUNTS) else 2) if pd.api.types.is_number(value) else value
+            for name, value in row[names].items()
+        ]
+        for _, row in summary.iterrows()
+    ]
+    return table([name.replace("_", " ") for name in names], rows)
+
+
+# Each problem
+
+
+def problem_details(problems: Table, times: Mapping[str, Table]) -> Iterable[str]:
+    """Yield a closed part of the page for each problem, below a field to search for names."""
+    yield '<p><label>Show problems named <input type="search" id="filter" placeholder="cat"></label></p>'
+    before, after = deciding(problems, "accuracy_source"), deciding(problems, "accuracy_reengineered")
+    for place, row in problems.iterrows():
+        numbers = f"{100 * before[place]:.1f} → {100 * after[place]:.1f} %, {100 * row['retention']:.1f} % kept"
+        yield (
+            f'<details class="problem" id="{problem_id(row)}"><summary><b>{text(problem_name(row))}</b> '
+            f'<span class="note">{text(numbers)}</span></summary><div>{problem_content(row, times)}</div></details>'
+        )
+
+
+def problem_content(row: Column, times: Mapping[str, Table]) -> str:
+    """Return what is known of a problem, from its folder; a sentence for what cannot be read."""
+    folder = Path(row["folder"])
+    try:
+        metrics, steps = read_json(folder / "metrics.json"), read_table(folder / "history.csv")
+    except UserError as error:
+        return f"<p>{text(error)}</p>"
+    left = [f"<h3>Course of the search</h3>{history(steps, metrics)}"]
+    matrices = metrics.get("confusion") or {}
+    right = []
+    for name, title in (
+        ("reengineered", "Answers of the re-engineered model"),
+        ("source", "Answers of the source model"),
+    ):
+        if name in matrices:
+            right.append(f"<h3>{title}</h3>{confusion(matrices[name], metrics['classes'])}")
+    if "per_class" in metrics:
+        right.append(f"<h3>Each class</h3>{classes(metrics)}")
+    left.append(f"<h3>Result</h3>{pairs(result(row, metrics, folder))}")
+    right.append(f"<h3>Hyper-parameters</h3>{pairs(settings(metrics))}")
+    if (card_file := folder / "card.md").is_file():
+        left.append(f"<h3>Card</h3><pre>{text(card_file.read_text(encoding='utf-8', errors='replace'))}</pre>")
+    where = f"{row['model']}/{row['problem']}/{row['target']}"
+    own = times.get(where)
+    if own is not None:
+        left.append(f"<h3>Run times</h3>{table(['rule', 'seconds', 'memory, MB'], own, sortable=False)}")
+    return f'<div class="columns"><div>{"".join(left)}</div><div>{"".join(right)}</div></div>'
+
+
+def history(steps: Table, metrics: Mapping[str, Any]) -> str:
+    """Return the chart of a search: accuracy and weights kept by epoch."""
+    evaluated = steps.dropna(subset=["accuracy"])
+    lines = {
+        "accuracy, images of the selection": (
+            BLUE,
+            list(zip(evaluated["epoch"], 100 * evaluated["accuracy"], strict=True)),
+        ),
+        "weights kept": (RED, list(zip(steps["epoch"], 100 * steps["retention"], strict=True))),
+    }
+    source = (metrics.get("holdout_accuracy") or {}).get("source")
+    if source is not None:
+        ends = [steps["epoch"].min(), steps["epoch"].max()]
+        lines["source model, same images"] = (INK, [(end, 100 * source) for end in ends])
+    return chart(lines, metrics.get("selected_epoch"), "Accuracy and weights kept by epoch")
+
+
+def classes(metrics: Mapping[str, Any]) -> str:
+    """Return the table of the classes of a problem."""
+    after, before, images = (metrics["per_class"].get("reengineered", {}), metrics["per_class"].get("source", {}), {})
+    images = metrics.get("test_images", {})
+    rows = [
+        [
+            name,
+            Number(images.get(name)),
+            per_cent(before.get(name, {}).get("recall")),
+            per_cent(values.get("recall")),
+            per_cent(values.get("precision")),
+        ]
+        for name, values in after.items()
+    ]
+    return table(["class", "images", "source: right %", "re-engineered: right %", "precision %"], rows, sortable=False)
+
+
+def result(row: Column, metrics: Mapping[str, Any], folder: Path) -> dict[str, object]:
+    """Return the main numbers of a problem, and all others that metrics.json has."""
+    values: dict[str, object] = {"folder": folder.as_posix(), "outputs": ", ".join(metrics["classes"])}
+    for key, title in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")):
+        accuracies = metrics.get(key) or {}
+        if accuracies:
+            restricted = accuracies.get("source_restricted", accuracies["source"])
+            fair = f", of the target's classes {100 * restricted:.2f}" if restricted != accuracies["source"] else ""
+            values[title] = f"{100 * accuracies['source']:.2f}{fair} → {100 * accuracies['reengineered']:.2f} %"
+    values["decided by"] = str(metrics.get("decided_by", "accuracy")).replace("_", " ")
+    low, high = wilson(float(metrics["accuracy"]["reengineered"]), int(metrics["images"]["test"]))
+    values["95 % interval of the accuracy"] = f"{100 * low:.2f} to {100 * high:.2f} %"
+    values["weights kept"] = f"{metrics['kept']:,} of {metrics['weights']:,} ({100 * metrics['retention']:.2f} %)"
+    if (macs := folder / "macs.json").is_file():
+        counts = read_json(macs)
+        values["MACs per image"] = f"{counts['source']['total']:,} → {counts['reengineered']['total']:,}"
+    for file in sorted(folder.glob("latency_*.json")):
+        times = read_json(file)
+        name = engine_name(str(times.get("engine", file.stem.removeprefix("latency_"))))
+        conditions = [f"{times[key]} {key.replace('batch_size', 'images')}" for key in CONDITIONS if key in times]
+        values[f"{name} {times.get('version', '')}".strip()] = ", ".join(
+            [f"{times['source_ms_mean']:.2f} → {times['reengineered_ms_mean']:.2f} ms", *conditions]
+        )
+    values["images"] = ", ".join(f"{count:,} {name}" for name, count in metrics["images"].items())
+    values["epochs"] = f"{metrics['epochs']}, of which {metrics['selected_epoch']} is the result"
+    values["time of the search"] = duration(float(metrics["seconds"]))
+    values["seed"] = metrics.get("seed")
+    values["device"] = ", ".join(str(metrics[name]) for name in ("device", "precision") if name in metrics)
+    values["torch"] = metrics.get("torch")
+    shown = {
+        "accuracy",
+        "balanced_accuracy",
+        "decided_by",
+        "confusion",
+        "per_class",
+        "test_images",
+        "settings",
+        "images",
+    }
+    shown |= {"classes", "kept", "weights", "retention", "epochs", "selected_epoch", "seconds", "seed", "device"}
+    shown |= {"precision", "torch", "model", "dataset", "problem", "target", "digest", "holdout_accuracy"}
+    for name in sorted(metrics.keys() - shown):
+        value = metrics[name]
+        values[name.replace("_", " ")] = json.dumps(value) if isinstance(value, (dict, list)) else value
+    return values
+
+
+def settings(metrics: Mapping[str, Any]) -> dict[str, object]:
+    """Return the hyper-parameters of a search."""
+    return {name: "none" if value is None else value for name, value in sorted(metrics.get("settings", {}).items())}
+
+
+# The run
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people write it."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def run_times(folder: Path) -> dict[str, list[list[object]]]:
+    """Return {what the jobs worked on: [rule, seconds, peak memory] of each}, from Snakemake's benchmark files."""
+    found: dict[str, list[list[object]]] = defaultdict(list)
+    for file in sorted(folder.rglob("*.tsv")):
+        rule, _, where = file.relative_to(folder).with_suffix("").as_posix().partition("/")
+        try:
+            row = pd.read_csv(file, sep="\t").iloc[-1]
+            seconds, memory = float(row["s"]), pd.to_numeric(row["max_rss"], errors="coerce")
+        except (ValueError, KeyError, IndexError, OSError):
+            continue
+        found[where].append([rule, Number(seconds, 1), optional(memory)])
+    return dict(found)
+
+
+def gaps(problems: Table, students: Table, left_out: Sequence[str]) -> str:
+    """Return what is missing, and what makes numbers less comparable."""
+    lines = list(left_out)
+    for name in engines(problems):
+        missing = int(problems[f"speedup_{name}"].isna().sum())
+        if missing:
+            lines.append(f"No latency by {engine_name(name)} for {missing} of {len(problems)} target problems.")
+    if len(problems) and not engines(problems):
+        lines.append("No latency was measured: the config names no engine.")
+    for rows, column, noun in (
+        (problems, "search_selection", "target problems"),
+        (students, "transfer_selection", "students"),
+    ):
+        on_test = int((rows[column] == "test").sum()) if column in rows else 0
+        if on_test:
+            lines.append(
+                f"{on_test} of {len(rows)} {noun} had their epoch selected on the test images, as published, which "
+                "flatters their accuracy."
+            )
+    small = int((problems["images_test"] < 200).sum()) if len(problems) else 0
+    if small:
+        lines.append(f"{small} of {len(problems)} target problems have fewer than 200 test images: mind the intervals.")
+    if len(problems) and "decided_by" in problems:
+        unequal = int((problems["decided_by"] == "balanced_accuracy").sum())
+        if unequal:
+            lines.append(f"In {unequal} target problems classes differ much in size: their balanced accuracy is shown.")
+    if not lines:
+        return "<p>Nothing that the config asks for is missing.</p>"
+    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>"
+
+
+def run_section(
+    problems: Table, students: Table, times: Mapping[str, list[list[Any]]], config: Mapping[str, Any]
+) -> str:
+    """Return versions, the jobs' times by rule, and the config."""
+    versions: dict[str, object] = {"Python": platform.python_version(), "system": platform.platform(terse=True)}
+    versions["processor"] = describe_cpu()[0]
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    where = [rows for rows in (problems, students) if len(rows)]
+    for column in ("torch", "device", "precision"):
+        known = sorted({str(value) for rows in where if column in rows for value in rows[column].dropna()})
+        versions[f"{column} of the results"] = ", ".join(known)
+    by_rule: dict[str, list[list[Any]]] = defaultdict(list)
+    for jobs in times.values():
+        for job in jobs:
+            by_rule[job[0]].append(job)
+    rows = [
+        [
+            rule,
+            Number(len(jobs)),
+            Number(sum(job[1].value or 0 for job in jobs) / 60, 1),
+            Number(max((job[2].value or 0 for job in jobs), default=0)),
+        ]
+        for rule, jobs in sorted(by_rule.items())
+    ]
+    content = json.dumps(config, indent=1, ensure_ascii=False, default=str)
+    return (
+        f"<h3>Versions</h3>{pairs(versions)}<h3>Times of the jobs, by rule</h3>"
+        f"{table(['rule', 'jobs', 'minutes', 'peak memory, MB'], rows)}"
+        f"<details><summary>The whole configuration</summary><pre>{text(content)}</pre></details>"
+    )
