@@ -238,14 +238,14 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(world, tmp_path,
     from seam.reuse.source_training import train_source
 
     settings = {"architecture": "resnet20", "normalization": None, "seed": 0,
-                "training": {"epochs": 1, "batch_size": 16, "lr": 0.05}}  # fmt: skip
+                "training": {"epochs": 4, "batch_size": 16, "lr": 0.05}}  # fmt: skip
     source = tmp_path / "source.safetensors"
     train_source(source, tmp_path / "a.csv", "r", root / "data", settings, "cpu", tmp_path / "c.pt")
     state = {name: value.half() for name, value in open_source(tmp_path).module.state_dict().items()}
     torch.save({"model": state}, tmp_path / "mine.pth")
     code = main(["shrink", "resnet20", "--weights", str(tmp_path / "mine.pth"), "--data", str(root / "colours"),
                  "--keep", "red,blue,green", "--normalization", normalization, "--out", str(tmp_path / "out"),
-                 "--size", "16", "--epochs", "2", "--time", "onnxruntime,onnxruntime-int8",
+                 "--size", "16", "--epochs", "6", "--time", "onnxruntime,onnxruntime-int8",
                  "--int8", "--quiet"])  # fmt: skip
     shown = capsys.readouterr()
     assert code in (0, 3), shown.err
