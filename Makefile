@@ -84,10 +84,11 @@ GLIBC := 2.17
 MACHINE := $(shell uname -m)
 
 wheel: .venv/dev
-	CC="$(CURDIR)/$(BIN)/python -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
+	@rm -rf dist
+	CC="$(CURDIR)/$(BIN)/python -I -m ziglang cc -target $(MACHINE)-linux-gnu.$(GLIBC) -s" $(BIN)/pip wheel --quiet \
 		--disable-pip-version-check --no-deps --wheel-dir dist \
 		--config-settings=--build-option=--plat-name=manylinux_$(subst .,_,$(GLIBC))_$(MACHINE) .
-	@ls dist/*.whl
+	@ls dist/*manylinux*.whl || { echo "The compiler failed: see pip wheel -v."; exit 1; }
 
 .venv/python:
 	@case "$(CURDIR)" in *[\ {}]*) echo "Snakemake cannot work in $(CURDIR), which has a space or a brace in its path: move the clone."; exit 1;; esac

@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from . import campaign, known
+from . import campaign, commands, known
 from .outcomes import HELD, SKIPPED, holes, report
 from .world import World
 
@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         counts = {kind: number for kind, number in asked.items() if number}
     if options.only:
         counts = {kind: counts.get(kind) or campaign.SMALL[kind] for kind in options.only}
+    commands.preload()
     world, outcomes = World(options.work), []
     try:
         if options.attempt is not None:

@@ -167,6 +167,22 @@ class Answer:
     logged: str = ""
 
 
+def preload() -> None:
+    """Import what the functions under attack need, once: else each child of `call` does, which takes seconds."""
+    import onnxruntime  # noqa: F401
+    import torch
+
+    import seam.data.kinds.registry
+    import seam.models.published
+    import seam.report.direct
+    import seam.report.indirect
+    import seam.reuse.defects
+    import seam.reuse.load
+    import seam.training.checkpoint  # noqa: F401
+
+    torch.set_num_threads(1)  # a child that is forked has none of the threads of its parent
+
+
 def call(function: Callable[[], str], cwd: Path, variables: Variables = None) -> Answer:
     """Call `function` in a child process that works in `cwd`; its value is a text.
 

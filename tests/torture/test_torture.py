@@ -96,7 +96,7 @@ def test_foreign_code_crashes_and_hangs_are_told_apart(tmp_path: Path, monkeypat
         marker.unlink(missing_ok=True)
         return ending.verdict
 
-    monkeypatch.setattr(commands, "PATIENCE", 1)
+    monkeypatch.setattr(commands, "PATIENCE", 5)
     assert verdict(lambda: "right", "right") == HELD
     assert verdict(lambda: "wrong", "right") == SILENT
     assert verdict(lambda: Path("code-ran").touch() or "right", "right") == RUN

@@ -11,9 +11,10 @@ from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors
 from seam.masks.bits import unpack_bits
 from seam.models.weights import open_source
-from seam.reuse.baselines import Baseline, apply_bits, train_baseline
+from seam.reuse.baselines import Baseline, apply_bits, head_rate, train_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.quick_baselines import quick_baseline
+from seam.settings import SearchSettings, search_settings
 
 SETTINGS = {
     **{"epochs": 8, "batch_size": 16, "lr_mask": 0.3, "lr_head": 0.05, "alpha": 2.0},
@@ -121,6 +122,12 @@ def test_a_checkpoint_depends_on_the_number_of_kept_weights_alone(search, tmp_pa
     emptied = {**tensors, name: torch.zeros_like(tensors[name])}
     assert provenance("snip", moved) == provenance("snip", tensors) != provenance("snip", emptied)
     assert provenance("head", emptied) == provenance("head", tensors)
+
+
+def test_a_head_below_a_budget_is_not_trained_at_the_rate_of_changing_masks():
+    assert head_rate(SearchSettings(lr_head=0.02)) == 0.02
+    budget = search_settings({"budget": {"weights": 0.1}})
+    assert head_rate(SearchSettings(**budget)) == 0.1 > budget["lr_head"]
 
 
 def test_masks_of_another_source_model_are_one_sentence(search, tmp_path):

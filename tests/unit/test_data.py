@@ -211,6 +211,18 @@ def test_a_failed_second_try_leaves_the_first_data_set(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"arrays", "dataset.json"}
 
 
+@pytest.mark.parametrize("name", ["arrays", ".arrays.new"])
+def test_a_link_in_the_folder_of_a_data_set_leads_nowhere(tmp_path, name):
+    folder, elsewhere = tmp_path / "digits", tmp_path / "elsewhere"
+    for each in (folder, elsewhere):
+        each.mkdir()
+    (elsewhere / "train_images.npy").write_bytes(b"of somebody")
+    (folder / name).symlink_to(elsewhere)
+    prepare_dataset({"kind": "digits"}, folder)
+    assert [(path.name, path.read_bytes()) for path in elsewhere.iterdir()] == [("train_images.npy", b"of somebody")]
+    assert len(open_dataset(folder).classes) == 10 and not (folder / "arrays").is_symlink()
+
+
 # ------------------------------------------------------------------ CIFAR-10 and CIFAR-100
 
 

@@ -17,7 +17,12 @@ def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
         dict.fromkeys(names)
         | {
             **{"model": model, "dataset": "pets", "architecture": "resnet20", "weights_origin": "hub", "seed": seed},
-            **{"target": f"t{number}", "accuracy_source": 0.8, "accuracy_reengineered": 0.8 + gain / 100},
+            **{
+                "problem": "binary",
+                "target": f"t{number}",
+                "accuracy_source": 0.8,
+                "accuracy_reengineered": 0.8 + gain / 100,
+            },
             **{"retention": 0.1, "images_test": 200, "search_selection": selection},
         }
         for number, gain in enumerate(gains)

@@ -62,7 +62,7 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
     import onnx
 
     # Attention: torch has an ONNX form of it for opset 14 alone, but all of its operations are in 13, too.
-    from torch.onnx import register_custom_op_symbolic, symbolic_opset14
+    from torch.onnx import register_custom_op_symbolic, symbolic_opset14  # pyright: ignore[reportPrivateImportUsage]
 
     register_custom_op_symbolic(
         "aten::scaled_dot_product_attention",

@@ -60,7 +60,7 @@ def write_dataset(
     """
     folder, splits = Path(folder), dict(splits)
     manifest, arrays, staging = folder / "dataset.json", folder / "arrays", folder / ".arrays.new"
-    shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
+    _remove(staging)  # left by a killed process
     try:
         written = _write_arrays(staging, splits, decode, workers)
         mean, std = normalization or channel_statistics(splits["train"])
@@ -76,7 +76,7 @@ def write_dataset(
             "sha256": {file.name: sha256(file) for file in written},
         }
         manifest.unlink(missing_ok=True)
-        shutil.rmtree(arrays, ignore_errors=True)
+        _remove(arrays)
         try:
             staging.rename(arrays)
         except OSError as error:
@@ -85,6 +85,13 @@ def write_dataset(
         shutil.rmtree(staging, ignore_errors=True)
     write_json(manifest, content)
     return content
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder if it is there; of a link to one, the link alone: nothing is written or deleted elsewhere."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_arrays(folder: Path, splits: dict[str, Split], decode: bool, workers: int | None) -> list[Path]:

@@ -31,7 +31,7 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
     problems, baselines = [], []
     for folder in map(Path, folders):
         tables = folder / "results" / "tables"
-        problems.append(all_problems(*(read_table(tables / f"direct_{kind}.csv") for kind in PROBLEMS)))
+        problems.append(all_problems(*(read_table(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass"))))
         if (tables / "baselines.csv").is_file():
             baselines.append(read_table(tables / "baselines.csv"))
     if not problems:
@@ -89,8 +89,9 @@ def evidence(problems: Table, baselines: Table) -> Table:
     ]
     table = pd.concat([part[columns] for part in parts], ignore_index=True)
     table["gain"] = 100 * (table["accuracy"] - table["accuracy_source"])
-    for names, own in table.groupby([*GROUP, "method"], sort=False):
-        means = own.groupby("target")[["retention", "accuracy", "accuracy_source", "gain", "over"]].mean()
+    groups: Any = table.groupby([*GROUP, "method"], sort=False)
+    for names, own in groups:
+        means: Table = own.groupby("target")[["retention", "accuracy", "accuracy_source", "gain", "over"]].mean()
         (low, high), (over_low, over_high) = (
             bootstrap(list(means[name].round(9).dropna())) for name in ("gain", "over")
         )

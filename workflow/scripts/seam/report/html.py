@@ -119,8 +119,13 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
 
 def image(path: Path, description: str) -> str:
     """Return a PNG file as an image that is part of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{text(description)}" loading="lazy">'
+    content = path.read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # of the header of a PNG file
+    data = base64.b64encode(content).decode()
+    return (
+        f'<div class="scroll"><img src="data:image/png;base64,{data}" alt="{text(description)}" '
+        f'style="width:{width / 200 * 110:.0f}px"></div>'
+    )
 
 
 def chart(lines: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], mark: float | None, label: str) -> str:

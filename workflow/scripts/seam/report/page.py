@@ -60,7 +60,6 @@ FIGURES = {  # in the order of the page, with what they show
     "defects": "Inherited defects of each student.",
 }
 COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better")  # columns of whole numbers
-CONDITIONS = ("batch_size", "threads")  # of a latency
 PACKAGES = ["seam-reuse", "torch", "torchvision", "numpy", "pandas", "onnx", "onnxruntime", "openvino", "snakemake"]
 
 
@@ -389,13 +388,13 @@ def result(row: Column, metrics: Mapping[str, Any], folder: Path) -> dict[str, o
     if (macs := folder / "macs.json").is_file():
         counts = read_json(macs)
         values["MACs per image"] = f"{counts['source']['total']:,} → {counts['reengineered']['total']:,}"
-    for file in sorted(folder.glob("latency_*.json")):
-        times = read_json(file)
-        name = engine_name(str(times.get("engine", file.stem.removeprefix("latency_"))))
-        conditions = [f"{times[key]} {key.replace('batch_size', 'images')}" for key in CONDITIONS if key in times]
-        values[f"{name} {times.get('version', '')}".strip()] = ", ".join(
-            [f"{times['source_ms_mean']:.2f} → {times['reengineered_ms_mean']:.2f} ms", *conditions]
-        )
+    for name in engines(row.to_frame().T):
+        before, after = row.get(f"latency_source_ms_{name}"), row.get(f"latency_reengineered_ms_{name}")
+        if not pd.isna(before) and not pd.isna(after):
+            version = row.get(f"version_{name}", "")
+            values[f"{engine_name(name)} {'' if pd.isna(version) else version}".strip()] = (
+                f"{before:.2f} → {after:.2f} ms for a batch"
+            )
     values["images"] = ", ".join(f"{count:,} {name}" for name, count in metrics["images"].items())
     values["epochs"] = f"{metrics['epochs']}, of which {metrics['selected_epoch']} is the result"
     values["time of the search"] = duration(float(metrics["seconds"]))

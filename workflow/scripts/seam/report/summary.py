@@ -236,8 +236,9 @@ def render_direct(table: Table) -> list[str]:
     kinds = [kind for kind in PROBLEMS if kind in first.index and first.loc[kind, "problems"]]
     if not kinds:
         return ["Direct reuse: there is no target problem in this config."]
-    names = {kind: PROBLEMS[kind] for kind in PROBLEMS if kind in first.index}
-    heads = {"all": "all", **names} if len(kinds) > 1 else {kinds[0]: PROBLEMS[kinds[0]]}
+    heads = {kind: PROBLEMS[kind] for kind in kinds}
+    if len(kinds) > 1:
+        heads = {"all": "all", **heads}
     lines = {"target problems": [str(first.loc[group, "problems"]) for group in heads] + [""]}
     for (quantity, engine), rows in table.groupby(["quantity", "engine"], sort=False):
         if quantity in ENGINE_QUANTITIES:

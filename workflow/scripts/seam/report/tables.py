@@ -27,9 +27,9 @@ TEXT = [
 ENGINE_TEXT = ("version_", "gains_from_zeros_")  # columns of names that have an engine behind these words
 PROBLEMS = {
     "binary": "binary",
-    "group": "group against the rest",
+    "group": "group",
     "multiclass": "multi-class",
-    "multiclass_rest": "multi-class with rest",
+    "multiclass_rest": "with rest",
 }
 TABLE_OF = {"binary": "binary", "group": "binary", "multiclass": "multiclass", "multiclass_rest": "multiclass"}
 ENGINES = {

@@ -9,7 +9,7 @@ Each has a name, as `baselines` of the config lists it, and a folder in the targ
 - `scratch`: the same architecture with the weights where the search keeps them, trained from random values.
 
 All use the images, the seed, the batches and the first head of the search. A head is trained like the search's: by Adam
-at `lr_head`, with the search's schedule. The selected epoch is the first with the best accuracy on the images of the
+at `head_rate`, with the search's schedule. The selected epoch is the first with the best accuracy on the images of the
 selection. Another baseline, such as a network with fewer channels, needs a function like `train_masked` and a rule.
 """
 
@@ -51,7 +51,7 @@ from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
 from seam.search.training import cosine, train_head
 from seam.seeds import derive_seed
-from seam.settings import TrainingSettings
+from seam.settings import SearchSettings, TrainingSettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.graphs import with_cuda_graph
@@ -123,7 +123,7 @@ class Baseline:
         torch.manual_seed(self.derive_seed("head"))
         model = with_head(network, len(self.source.classes), len(each.problem.classes)).to(each.device)
         head = model.get_submodule("head")
-        step = train_head(model, Adam([(head.parameters(), each.settings.lr_head)]))
+        step = train_head(model, Adam([(head.parameters(), head_rate(each.settings))]))
         model.eval()
         for images, labels in self.plain_batches(shuffle=True):
             step(images, labels)
@@ -213,7 +213,7 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     head.load_state_dict(first_head)
     torch.manual_seed(baseline.derive_seed("training"))  # dropout draws from it
     factor = cosine(baseline.epochs * len(each.train)) if settings.schedule != "published" else None
-    optimizer = Adam([(head.parameters(), settings.lr_head)], factor)
+    optimizer = Adam([(head.parameters(), head_rate(settings))], factor)
     parts = {"head": head, "optimizer": optimizer}
     step = with_cuda_graph(train_head(model, optimizer), parts.values(), each.device)
     history, epoch = train_and_select(
@@ -224,6 +224,15 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     # The metrics are those of the stored model, so it is read back from its folder.
     stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
     return baseline.save(bits, stored, history, epoch)
+
+
+def head_rate(settings: SearchSettings) -> float:
+    """Return Adam's learning rate for the head of a baseline: the search's, or its default if the search has a budget.
+
+    A search with a budget trains the head slowly, because the masks change below it. A head on a network that stays as
+    it is would hardly learn at that rate.
+    """
+    return settings.lr_head if settings.budget is None else SearchSettings.lr_head
 
 
 def apply_bits(network: nn.Module, bits: Mapping[str, torch.Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from seam.evaluation import accuracy
 from seam.files import read_json
 from seam.precision import exact
-from seam.reuse.baselines import Baseline, apply_bits
+from seam.reuse.baselines import Baseline, apply_bits, head_rate
 from seam.search.training import cosine
 from seam.training.adam import Adam
 
@@ -55,7 +55,14 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
     held_out, test = features(model, each.selection), features(model, each.test)
     factor = cosine(ready.epochs * len(each.train)) if settings.schedule != "published" else None
     epoch, best, result = train_on_features(
-        model.get_submodule("head"), train, held_out, test, ready.epochs, settings.batch_size, settings.lr_head, factor
+        model.get_submodule("head"),
+        train,
+        held_out,
+        test,
+        ready.epochs,
+        settings.batch_size,
+        head_rate(settings),
+        factor,
     )
     count = sum(bit.numel() for bit in bits.values())
     return {

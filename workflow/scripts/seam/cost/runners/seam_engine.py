@@ -18,7 +18,8 @@ def open_engine(threads: int, batch_size: int) -> tuple[dict[str, Any], Load]:
     """Return the engine's description and its function that loads a model; it runs batches of any size.
 
     A model with operations that the engine lacks runs in ONNX Runtime, and so does every model on a machine on which
-    the kernels cannot be compiled. The reason is logged and returned with the model.
+    the kernels cannot be compiled. The reason is logged and returned with the model. A model with few zeros runs there,
+    too, because that is faster; its plan, which is logged, says so.
     """
     from seam.engine.engine import load as load_model
     from seam.engine.errors import EngineError

@@ -1,0 +1,147 @@
+"""The report: what is on it, that nothing on it runs or is loaded, and what the terminal shows at the end of a run."""
+
+import html.parser
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import synthetic
+from made_tables import ENGINES, PUBLISHED
+
+from seam.files import write_csv
+from seam.progress import TerminalLines, describe, job_name
+from seam.report import direct, indirect
+from seam.report.closing import closing_lines
+from seam.report.html import Number, chart, table, wilson
+from seam.report.losses import lost
+from seam.report.page import write_report
+from seam.report.summary import write_summary
+from seam.report.tables import read_table
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page that load or run something, and whether all are closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.scripts, self.loads, self.ids = [], 0, [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.scripts += tag == "script"
+        self.loads += [attrs[name] for name in ("src", "href") if name in attrs]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        assert not any(name.startswith("on") for name in attrs), attrs
+        if tag not in ("meta", "link", "img", "input", "br", "line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "circle", "polyline"):
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A folder with made-up results, and its report."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        made = synthetic.make(".", synthetic.DEMO)
+        tables = direct.tables(made["metrics.json"], made["macs.json"], made["latency"], made["models"], ENGINES)
+        for kind in ("binary", "multiclass"):
+            write_csv(f"results/tables/direct_{kind}.csv", tables[kind])
+        write_csv("results/tables/indirect.csv", indirect.students([], [], read_table(PUBLISHED)))
+        names = ("direct_binary", "direct_multiclass", "indirect")
+        write_summary("results/tables/summary.csv", *(f"results/tables/{name}.csv" for name in names), PUBLISHED)
+        files = {name.removeprefix("direct_"): f"results/tables/{name}.csv" for name in (*names, "summary")}
+        run = {"benchmarks": "results/benchmarks", "config": {"name": HOSTILE}, "left_out": [f"{HOSTILE} is missing."]}
+        write_report("results/report.html", files, {}, run)
+    return folder
+
+
+@pytest.fixture
+def page(results):
+    return (results / "results/report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_is_whole_and_loads_nothing(page):
+    parsed = Page(page)
+    assert parsed.open == []
+    assert parsed.scripts == 1
+    assert all(place.startswith(("#", "data:")) for place in parsed.loads)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {place[1:] for place in parsed.loads if place.startswith("#")} <= set(parsed.ids)
+
+
+def test_text_from_outside_is_escaped(page):
+    assert HOSTILE not in page and "&lt;script&gt;alert(1)&lt;/script&gt; is missing." in page
+    assert HOSTILE not in table([HOSTILE], [[HOSTILE, Number(1.0)]])
+    assert HOSTILE not in chart({HOSTILE: ("red", [(1, 50)])}, 1, HOSTILE)
+
+
+def test_the_page_has_the_answer_and_every_problem(results, page):
+    binary, multiclass = (
+        read_table(results / f"results/tables/direct_{kind}.csv") for kind in ("binary", "multiclass")
+    )
+    for _, row in pd.concat([binary, multiclass]).iterrows():
+        assert f": {row['target']}</b>" in page
+        assert f"{100 * row['accuracy_reengineered']:.2f} %" in page
+    assert page.index("weights kept") < page.index("<h2>Each problem")
+    assert "published: 10.11 %" in page
+    assert page.count("Answers of the re-engineered model") == 5
+
+
+def test_intervals_by_hand():
+    low, high = wilson(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    assert wilson(1.0, 10)[1] == pytest.approx(1) and wilson(0.0, 10)[0] == 0
+
+
+def test_results_that_lost_accuracy_are_said(results):
+    tables = results / "results/tables"
+    said = "\n".join(closing_lines(tables, "results/report.html"))
+    assert "weights kept" in said and "results/report.html" in said and "lost more than" not in said
+    binary = read_table(tables / "direct_binary.csv")
+    binary.loc[0, "accuracy_reengineered"] = binary.loc[0, "accuracy_source_restricted"] - 0.031
+    assert list(lost(binary)["lost_points"].round(3)) == [3.1]
+    assert len(lost(binary.head(0))) == 0
+    shutil.copytree(tables, results / "worse")
+    write_csv(results / "worse/direct_binary.csv", binary)
+    said = "\n".join(closing_lines(results / "worse", None))
+    assert "1 of 5 results lost more than 2 points" in said and "3.1 points" in said
+
+
+def test_progress_is_a_line_a_minute(capsys):
+    now = [0.0]
+    lines = TerminalLines(lambda: now[0])
+    for second in range(0, 200, 5):
+        now[0] = float(second)
+        lines("reengineer net/cat", second // 5 + 1, 300, {"accuracy": 0.931, "retention": 0.41}, 240.0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    assert said[0] == (
+        "reengineer net/cat: epoch 3 of at most 300, accuracy 93.1 %, 41.0 % of the weights kept, at most 4 min left"
+    )
+    assert describe("train", 2, None, {"train_accuracy": 0.5}, None) == "train: epoch 2, accuracy 50.0 %"
+    assert job_name("results/logs/reengineer/net/binary/cat.log") == "reengineer net/binary/cat"
+
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_an_error(results, tmp_path, width):
+    command = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--enable-logging=stderr", "--v=0", f"--window-size={width},900", "--dump-dom"]
+    done = subprocess.run(
+        [*command, (results / "results/report.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in done.stderr
+    assert done.stdout.count('<details class="problem"') == 5

@@ -1,0 +1,34 @@
+"""What the terminal shows at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from seam.report.losses import LOST_POINTS, lost
+from seam.report.summary import render
+from seam.report.tables import PROBLEMS, all_problems, read_table
+
+MOST_LINES = 5  # results that lost accuracy
+
+
+def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str]:
+    """Yield the summary, then results that lost accuracy, then where everything is.
+
+    tables: the folder of the tables. report: the path of the report, if there is one.
+    """
+    tables = Path(tables)
+    yield "\n" + render(read_table(tables / "summary.csv"))
+    binary, multiclass = (read_table(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass"))
+    problems = all_problems(binary, multiclass)
+    worse = lost(problems)
+    if len(worse):
+        yield f"\n{len(worse)} of {len(problems)} results lost more than {LOST_POINTS:g} points of accuracy:"
+        for row in worse.head(MOST_LINES).to_dict("records"):
+            kind = PROBLEMS.get(row["problem"], row["problem"])
+            yield f"  {row['model']}, {kind}: {row['target']}: {row['lost_points']:.1f} points ({row['folder']})"
+        if len(worse) > MOST_LINES:
+            yield f"  and {len(worse) - MOST_LINES} more"
+    yield f"\nTables are in {tables}, figures in {tables.parent / 'figures'}, models in {tables.parent / 'direct'}."
+    if report is not None:
+        yield f"Everything on one page: {report}"
