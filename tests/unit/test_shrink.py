@@ -23,8 +23,10 @@ from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
 from seam.errors import UserError
-from seam.files import load_tensors, sha256
+from seam.files import load_tensors, save_tensors, sha256, write_json
+from seam.models.architectures import build_model
 from seam.models.published import fetch_weights
+from seam.models.surgery import with_head
 from seam.models.weights import open_source
 from seam.reuse.delivered import OnnxModule
 
@@ -166,8 +168,10 @@ def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, cap
                  "--keep", "red", "--normalization", normalization, "--out", str(root / "red"), *COMMON]  # fmt: skip
     masks = root / "red.work/direct/small/binary/red/masks.safetensors"
     before = masks.stat().st_mtime_ns
-    main([*arguments, "--json"])
+    main([*arguments, "--json", "--int8", "--time", "onnxruntime,onnxruntime-int8"])
     card = json.loads(capsys.readouterr().out)
+    assert {entry["engine"] for entry in card["latency"]} == {"onnxruntime", "onnxruntime-int8"}
+    assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     assert card["classes"] == ["red", "rest"] and card["folder"] == str(root / "red")
     assert masks.stat().st_mtime_ns == before
     main([*arguments, "--search", "batch_size=16", "--quiet"])
@@ -233,28 +237,19 @@ def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     assert "holds other files" in capsys.readouterr().err
 
 
-def test_an_architecture_of_the_package_is_a_torch_module_again(world, tmp_path, capsys):
-    root, normalization = world
-    from seam.reuse.source_training import train_source
-
-    settings = {"architecture": "resnet20", "normalization": None, "seed": 0,
-                "training": {"epochs": 1, "batch_size": 16, "lr": 0.05}}  # fmt: skip
-    source = tmp_path / "source.safetensors"
-    train_source(source, tmp_path / "a.csv", "r", root / "data", settings, "cpu", tmp_path / "c.pt")
-    state = {name: value.half() for name, value in open_source(tmp_path).module.state_dict().items()}
-    torch.save({"model": state}, tmp_path / "mine.pth")
-    code = main(["shrink", "resnet20", "--weights", str(tmp_path / "mine.pth"), "--data", str(root / "colours"),
-                 "--keep", "red,blue,green", "--normalization", normalization, "--out", str(tmp_path / "out"),
-                 "--size", "16", "--epochs", "2", "--time", "onnxruntime,onnxruntime-int8",
-                 "--int8", "--quiet"])  # fmt: skip
-    shown = capsys.readouterr()
-    assert code in (0, 3), shown.err
-    assert "accuracy in int8" in shown.out and "onnxruntime-int8, 1 image" in shown.out
-    card = json.loads((tmp_path / "out/card.json").read_text())
-    assert {entry["engine"] for entry in card["latency"]} == {"onnxruntime", "onnxruntime-int8"}
-    assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
-    model = seam.load(tmp_path / "out")
-    assert type(model).__name__ == "Sequential" and model.source.conv1.weight.dtype == torch.float32
+def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
+    model = with_head(build_model("resnet20", 4), 4, 2).eval()
+    metadata = {
+        "architecture": "resnet20",
+        "source_classes": 4,
+        "classes": ["a", "b"],
+        "normalization": [[0.5] * 3] * 2,
+    }
+    save_tensors(tmp_path / "model.safetensors", model.state_dict(), metadata)
+    write_json(tmp_path / "card.json", {"format": "seam-delivery", "preprocessing": {"crop": 32}})
+    delivered, images = seam.load(tmp_path), torch.randn(2, 3, 32, 32)
+    assert type(delivered).__name__ == "Sequential" and delivered.size == 32
+    torch.testing.assert_close(delivered(images), model(images))
 
 
 # ---------------------------------------------------------------------- seam check

@@ -27,7 +27,7 @@ class Progress(logging.Handler):
         arguments = record.args
         if EPOCH in record.msg and isinstance(arguments, tuple) and len(arguments) >= 8:
             self._show_epoch(arguments)
-        elif record.levelno >= logging.WARNING:
+        elif record.levelno == logging.WARNING:  # an error ends the command, which then says it
             self.close_line()
             print(f"Warning: {record.getMessage()}", file=sys.stderr, flush=True)
         elif record.msg.startswith("resumes from"):

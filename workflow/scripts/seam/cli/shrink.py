@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep", required=True, metavar="CLASSES", help="the classes to keep, separated by commas")
     parser.add_argument(
-        "--problem", help="binary (one class against the rest) or multiclass (default: by the number of classes)"
+        "--problem",
+        help="binary, group (against the rest), multiclass or multiclass_rest (default: by the number of classes)",
     )
     parser.add_argument(
         "--budget",
@@ -184,7 +185,9 @@ def training_images(labels: Any, classes: list[str], choices: Any) -> int:
     """Return about how many images an epoch of the search has."""
     members = [classes.index(name) for name in choices.keep]
     counts = [int((labels == member).sum()) for member in members]
-    total = 2 * min(counts[0], len(labels) - counts[0]) if choices.problem == "binary" else sum(counts)
+    total = sum(counts)
+    if choices.problem in ("binary", "group"):
+        total = 2 * min(total, len(labels) - total)
     return round(0.8 * total)  # the rest is held out
 
 

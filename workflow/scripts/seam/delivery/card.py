@@ -24,6 +24,10 @@ def limits(card: Card) -> list[str]:
             f"It answers '{classes[0]}' or '{classes[1]}'. Test images had as many of each; where one is rare, "
             "more of the answers that name it are wrong."
         )
+    elif card["problem"]["kind"] in ("group", "multiclass_rest"):
+        lines.append(
+            f"It answers one of {', '.join(classes)}; the last stands for all other classes of the data alone."
+        )
     else:
         lines.append(
             f"It knows {', '.join(classes)} alone, and gives one of these names to any image, also to one of something "

@@ -28,6 +28,7 @@ KNOWN_NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
@@ -195,10 +196,12 @@ def choose_problem(keep: Sequence[str], problem: str | None) -> str:
     """Return the kind of problem: `binary` for a single class, `multiclass` for several, or the one that is given."""
     if problem is None:
         return "binary" if len(keep) == 1 else "multiclass"
+    if problem not in PROBLEMS:
+        raise UserError(f"--problem is {problem}, but must be one of {', '.join(PROBLEMS)}.")
     if problem == "binary" and len(keep) != 1:
-        raise UserError(f"--problem binary takes one class, but --keep names {len(keep)}: choose multiclass.")
-    if problem == "multiclass" and len(keep) < 2:
-        raise UserError("--problem multiclass takes two classes or more: add some to --keep, or choose binary.")
+        raise UserError(f"--problem binary takes one class, but --keep names {len(keep)}: choose another kind.")
+    if problem != "binary" and len(keep) < 2:
+        raise UserError(f"--problem {problem} takes two classes or more: add some to --keep, or choose binary.")
     return problem
 
 

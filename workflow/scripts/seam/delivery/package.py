@@ -197,6 +197,8 @@ def _sentence(metrics: dict[str, Any]) -> str:
     classes = metrics["classes"]
     if metrics["problem"] == "binary":
         return f"It tells images of class {classes[0]} from all others. It is a part of the network {metrics['model']}."
+    if metrics["problem"] == "group":
+        return f"It tells the group {classes[0]} from all other images. It is a part of the network {metrics['model']}."
     return f"It tells {', '.join(classes)} apart. It is a part of the network {metrics['model']}."
 
 

@@ -72,7 +72,7 @@ class Shrinking:
         files = [
             part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
         ]
-        key = {"source": source, "files": {file: sha256(file) for file in files}, "data": data.classes}
+        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, "data": data.classes}
         if self._is_done("source", key, path):
             return str(read_json(self.work / "steps.json")["source"]["words"])
         self.say(f"reading the weights {source['weights']}")
