@@ -50,10 +50,9 @@ def _entries(node: ast.stmt) -> list[str]:
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     entries = [f"### {node.name}\n", _code(f"class {node.name}{bases}"), _docstring(node)]
     for method in node.body:
-        is_public = isinstance(method, ast.FunctionDef) and (
-            not method.name.startswith("_") or method.name == "__init__"
-        )
-        if is_public and (method.name != "__init__" or ast.get_docstring(method)):
+        if not isinstance(method, ast.FunctionDef) or (method.name.startswith("_") and method.name != "__init__"):
+            continue
+        if method.name != "__init__" or ast.get_docstring(method):
             entries += [_code(_signature(method)), _docstring(method)]
     return entries
 
