@@ -18,10 +18,6 @@ DEMO := $(BIN)/snakemake --cores $(CORES) --profile profiles/demo
 
 demo: .venv/seam
 	@$(DEMO) $(ARGS)
-	@echo
-	@$(BIN)/python workflow/scripts/summarise.py results/tables/summary.csv
-	@echo
-	@echo "Tables are in results/tables, figures in results/figures, re-engineered models in results/direct, students in results/indirect."
 
 demo-slurm: .venv/dev
 	@$(BIN)/pytest tests/workflow/demo_on_slurm.py $(ARGS)
