@@ -546,3 +546,27 @@ def decoding(number, dataset=None):
         return 8 if images_of(wildcards, dataset).get("kind") == "imagenet" else number
 
     return threads
+
+
+CLOSING = {"summarise", "report"}  # rules after which a run has new results to show
+
+
+def short_job_error(self, msg):
+    """Return the lines on a failed job: not all its inputs and outputs, which the log file of the run has."""
+    where = f"Error in rule {msg['rule_name']}"
+    lines = [": ".join(filter(None, [where, msg["rule_msg"]]))]
+    if msg["log"]:
+        lines.append(f"    log: {', '.join(msg['log'])} (check log file(s) for error details)")
+    lines += [f"    {name}: {value}" for name, value in msg["aux"].items()]
+    return lines
+
+
+def show_results():
+    """Show the summary, results that lost accuracy, and where everything is, if this run made the summary."""
+    if CLOSING.isdisjoint(job.rule.name for job in workflow.dag.finished_jobs):
+        return
+    from seam.report.closing import closing_lines
+
+    page = "results/report.html"
+    for line in closing_lines("results/tables", page if Path(page).exists() else None):
+        logger.info(line)
