@@ -264,7 +264,7 @@ DATA = {
         lambda root: (root / "test/eel").mkdir(), "has test/eel but no train/eel", "add the one or remove the other",
     ),
     "no folder test": (
-        lambda root: (root / "test").rename(root / "val"), "there is no folder", "give the folder that holds train/",
+        lambda root: (root / "test").rename(root / "exam"), "there is no folder", "give the folder that holds train/",
     ),
     "a file in place of train": (
         lambda root: ((root / "train").rename(root / "old"), (root / "train").write_text("")),
@@ -445,7 +445,7 @@ WEIGHTS = {
         "pt", lambda path: torch.save({"a": Harm()}, path), "holds no state dictionary", "state_dict()",
     ),
     "another module": ("pt", lambda path: torch.save(build(7), path), "8.weight is (7, 64), not (4, 64)", ""),
-    "TorchScript": ("pt", script, "could run code", HARMFUL),
+    "TorchScript": ("pt", script, "is compressed", "save the state_dict() again"),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
         "The weights file", "its permissions",

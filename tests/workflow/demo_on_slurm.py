@@ -49,7 +49,7 @@ def demo(tmp_path_factory):
 
 def test_each_job_ran_once(demo):
     assert demo.jobs.keys() == LOCAL | GPU | GROUPED.keys() | {"prepare_dataset", "export_source"}
-    assert "67 of 67 steps (100%) done" in demo.said and sum(demo.jobs.values()) == 67
+    assert "68 of 68 steps (100%) done" in demo.said and sum(demo.jobs.values()) == 68
     assert "Trying to restart" not in demo.said
     assert {entry["JobState"] for entries in demo.entries.values() for entry in entries} == {"COMPLETED"}
 
