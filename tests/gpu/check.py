@@ -59,7 +59,9 @@ def read(file: Path) -> dict:
     """Return the content of a JSON file; an empty dictionary if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
+        if isinstance(content, dict):
+            content.pop("digest", None)  # of the content as the package wrote it: `write` changes it
+            return content
     return {}
 
 

@@ -45,7 +45,11 @@ PROVIDED = {  # module: the packages that are needed to import it
     "requests": ["requests", "certifi", "charset-normalizer", "idna", "urllib3"],
     "urllib3": ["urllib3"],
 }
-ELSEWHERE = {"snakemake", "deepsparse"}  # of the workflow and of an environment of its own: no stage imports them
+ELSEWHERE = {
+    "snakemake",
+    "deepsparse",
+    "openvino",
+}  # of the workflow and of an environment of its own: no stage imports them
 OWN_PINS = {"geffnet": "1.0.2"}  # beside those in envs/: nothing but the check needs it
 UNUSED = {"advertorch": ["advertorch_examples"]}  # folders of a source distribution: 5 MB of trained models
 

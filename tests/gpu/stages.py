@@ -418,7 +418,7 @@ def stacked(check: Check, record: Record) -> str:
     check.need("cifar100")
     dataset, model = check.dataset("cifar100", check.scale.repeated), check.resnet20("cifar100")
     epochs, classes = check.scale.counted_epochs, check.manifest["cifar100"]["classes"]
-    settings = {"epochs": epochs, "patience": epochs, "lr_mask": 0.12, "alpha": 1.5}
+    settings = {"epochs": epochs, "patience": epochs, "lr_mask": 0.12, "alpha": 1.5, "few_images": 0}
     for count in check.scale.counts:
         part = str(count)
         if part in record:
@@ -441,7 +441,7 @@ def stacked(check: Check, record: Record) -> str:
 def problems(check: Check, record: Record, name: str, count: int, settings: dict, model: Path, targets: list) -> str:
     """Search binary problems of a CIFAR at published rates, as a stack where that is possible."""
     epochs = check.scale.epochs
-    settings = settings | {"epochs": epochs, "patience": epochs}
+    settings = settings | {"epochs": epochs, "patience": epochs, "few_images": 0}  # as published
     missing = [target for target in targets[:count] if target not in record]
     if missing:
         planned = search_arguments(

@@ -58,7 +58,7 @@ def test_after_a_failed_run_tables_and_figures_are_made_of_what_is_there(tmp_pat
     assert summary.loc[("weights_kept", "all"), "problems"] == 1
     assert summary.loc[("weights_kept", "all"), "missing"] == "1 of 2 target problems"
     pictures = sorted(path.stem for path in (partial / "figures").glob("*.png"))
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for name in pictures:
         with Image.open(partial / f"figures/{name}.png") as picture:
             assert min(picture.size) > 200

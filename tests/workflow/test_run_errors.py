@@ -60,7 +60,7 @@ def test_mistakes_in_images_and_weights_touch_no_other_result(run, tmp_path):
     status, said = snakemake(folder, "--keep-going", "--", *targets, config=config, check=False)
     assert status != 0 and "Traceback" not in said
     assert said.count("broken.jpg cannot be read as an image (image file is truncated") == 1
-    assert said.count("mine.pt holds more than tensors, which is refused since unpickling could run code") == 1
+    assert said.count("mine.pt holds no state dictionary (names and tensors) but a dictionary with a") == 1
     for log in ("prepare_dataset/broken.log", "fetch_weights/mine.log"):
         assert "Traceback (most recent call last)" in (folder / "results/logs" / log).read_text()
     assert results(folder) == before

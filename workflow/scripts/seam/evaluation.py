@@ -16,7 +16,7 @@ from seam.precision import exact
 if TYPE_CHECKING:
     from seam.data.problems import TargetProblem
 
-FEWEST_OTHERS = 5  # images that a model which tells classes apart does not all mistake by chance
+FEWEST_OTHERS = 10  # images that a model which tells classes apart does not all mistake by chance
 
 
 @exact()
@@ -155,7 +155,7 @@ def require_several_answers(
 ) -> None:
     """Raise UserError if a model gives the same answer for all images, though several have another label.
 
-    predictions, labels: int64 [N]. what, advice: begin and end the sentence. Fewer than five images of other classes
+    predictions, labels: int64 [N]. what, advice: begin and end the sentence. Fewer than ten images of other classes
     may all be mistaken by chance: then the log has a warning.
     """
     answer = int(predictions[0])
