@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from colours import ARCHITECTURE, paint, trained_model
 import seam
 from seam.cli.main import main
 from seam.config import plan
+from seam.cost.export import export
 from seam.cost.macs import count_macs
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import open_dataset
@@ -408,6 +410,40 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
     delivered, images = seam.load(tmp_path), torch.randn(2, 3, 32, 32)
     assert type(delivered).__name__ == "Sequential" and delivered.size == 32
     torch.testing.assert_close(delivered(images), model(images))
+
+
+def test_models_of_timm_are_built_by_name_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not
+    with pytest.raises(UserError, match="needs the package timm"):
+        resolve_architecture("timm:resnet10t")
+    calls = []
+
+    def create_model(name, pretrained, num_classes):
+        calls.append((name, pretrained, num_classes))
+        return build_model("resnet20", num_classes)
+
+    class Timm:
+        list_models = staticmethod(lambda: ["tiny"])
+        get_pretrained_cfg = staticmethod(lambda name: SimpleNamespace(input_size=(3, 40, 40)))
+
+    Timm.create_model = staticmethod(create_model)
+    monkeypatch.setitem(sys.modules, "timm", Timm)
+    assert resolve_architecture("timm:tiny") == "timm:tiny" and command.default_size("timm:tiny", "w.pt") == 40
+    for name in ("timm:large", "timm:hf_hub:somebody/model"):  # the latter would be downloaded
+        with pytest.raises(UserError, match="timm has no model called"):
+            build_model(name, 3)
+    model = with_head(build_model("timm:tiny", 4), 4, 2).eval()
+    assert calls == [("tiny", False, 4)]
+    metadata = {"architecture": "timm:tiny", "source_classes": 4, "classes": ["a", "b"]}
+    save_tensors(tmp_path / "model.safetensors", model.state_dict(), {**metadata, "normalization": [[0.5] * 3] * 2})
+    write_json(tmp_path / "card.json", {"format": "seam-delivery", "preprocessing": {"crop": 32}})
+    export(model, tmp_path / "model.onnx", (3, 32, 32))
+    images = torch.randn(2, 3, 32, 32)
+    for installed, kind in ((Timm, "Sequential"), (None, "OnnxModule")):
+        monkeypatch.setitem(sys.modules, "timm", installed)
+        delivered = seam.load(tmp_path)
+        assert type(delivered).__name__ == kind
+        torch.testing.assert_close(delivered(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- seam check

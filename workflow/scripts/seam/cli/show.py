@@ -67,12 +67,12 @@ def _target(folder: Path) -> dict[str, str]:
         "accuracy": f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})",
         "weights kept": _weights(metrics),
     }
-    if metrics["decided_by"] == "balanced_accuracy":
+    if metrics.get("decided_by") == "balanced_accuracy":
         balanced = metrics["balanced_accuracy"]
         rows["balanced accuracy"] = f"{balanced['reengineered']:.4f} (source model: {balanced['source']:.4f})"
     if recovery := metrics.get("recovery"):
         rows["recovery"] = f"{recovery['epochs']} epochs, accuracy before it {recovery['accuracy']['before']:.4f}"
-    if metrics["settings"].get("granularity") == "channel":
+    if metrics.get("settings", {}).get("granularity") == "channel":
         rows["removed"] = "whole channels: the model is smaller and has no zeros"
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
