@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -150,7 +149,7 @@ def fork(words: list[str], output: Path, variables: Variables = None) -> Forked:
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())  # the workflow has its own
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
