@@ -459,7 +459,7 @@ class _Converter:
 
     def _on_concat(self, node: Node) -> None:
         if all(name in self.constants for name in node.inputs):
-            self._fold(node, lambda values: np.concatenate([np.atleast_1d(v) for v in values]))
+            self._fold(node, lambda values: np.concatenate([np.atleast_1d(v) for v in values]), rank=1)
             return
         names = [self._tensor(node, i) for i in range(len(node.inputs))]
         ranks = {self.ranks[name] for name in node.inputs}
@@ -525,7 +525,7 @@ class _Converter:
 
     def _on_squeeze(self, node: Node) -> None:
         if self._is_constant(node, 0):
-            self._fold(node, lambda values: np.squeeze(values[0]))
+            self._fold(node, lambda values: np.squeeze(values[0]), used=1, rank=1)
             return
         source = self._tensor(node)
         axes = self._integers(node, 1, "axes") or []
@@ -542,7 +542,7 @@ class _Converter:
         if self._is_constant(node, 0):
             if axes != [0]:
                 raise UnsupportedError("it unsqueezes a constant")
-            self._fold(node, lambda values: np.atleast_1d(values[0]), used=1)
+            self._fold(node, lambda values: values[0][None], used=1)
             return
         source = self._tensor(node)
         if self.ranks[node.inputs[0]] != 2 or sorted(a % 4 for a in axes) != [2, 3] or self._flat(node):
@@ -551,12 +551,15 @@ class _Converter:
 
     # Shapes that are computed
 
-    def _fold(self, node: Node, compute: Callable, used: int | None = None) -> None:
-        """Compute a small array of integers now."""
+    def _fold(self, node: Node, compute: Callable, used: int | None = None, rank: int = 2) -> None:
+        """Compute a small array of integers now, from inputs of at most `rank` dimensions."""
         values = [self._constant(node, index) for index in range(len(node.inputs[:used]))]
-        if any(v is None or v.dtype.kind not in "iu" or v.ndim > 2 or v.size > 64 for v in values):
+        if any(v is None or v.dtype.kind not in "iu" or v.ndim > rank or v.size > 64 for v in values):
             raise UnsupportedError(f"it has {node.operation} of constants")
-        self.constants[node.outputs[0]] = np.asarray(compute(values))
+        try:
+            self.constants[node.outputs[0]] = np.asarray(compute(values))
+        except ValueError as error:
+            raise EngineError(f"its constants do not fit: their shapes are {[v.shape for v in values]}.") from error
 
     def _on_constant(self, node: Node) -> None:
         for attribute, dtype in (("value", None), ("value_int", np.int64), ("value_ints", np.int64),
@@ -640,22 +643,16 @@ def _computed(operation: str, first: np.ndarray, second: np.ndarray) -> np.ndarr
     """Return Add, Sub, Mul or Div of two arrays of integers. Their sizes in computed shapes are far below 2**31."""
     if any(np.any(np.abs(values.astype(np.float64)) >= 1 << 31) for values in (first, second)):
         raise UnsupportedError("it computes with the batch's size, or with numbers beyond 32 bits")
-    try:
-        if operation == "Div":
-            if not second.all():
-                raise EngineError("it divides by 0.")
-            return np.trunc(first / second).astype(np.int64)  # exact below 2**31; ONNX rounds towards 0
-        return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[operation](first, second, dtype=np.int64)
-    except ValueError as error:
-        raise EngineError(f"the shapes of its constants do not fit: {first.shape} and {second.shape}.") from error
+    if operation == "Div":
+        if not second.all():
+            raise EngineError("it divides by 0.")
+        return np.trunc(first / second).astype(np.int64)  # exact below 2**31; ONNX rounds towards 0
+    return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[operation](first, second, dtype=np.int64)
 
 
 def _reshaped(values: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return an array of integers in another shape."""
-    try:
-        return values.reshape([int(size) for size in np.atleast_1d(shape)])
-    except ValueError as error:
-        raise EngineError(f"its constant of {values.size} values does not fit the shape {shape.tolist()}.") from error
+    """Return an array of integers in another shape. Raises ValueError if it does not fit."""
+    return values.reshape([int(size) for size in np.atleast_1d(shape)])
 
 
 _SIMPLE: dict[str, Callable[[Callable[[str, float], float]], Activation]] = {
