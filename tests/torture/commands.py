@@ -141,7 +141,8 @@ def fork(words: list[str], output: Path, variables: Variables = None) -> Forked:
         for number, place in ((null, 0), (file, 1), (file, 2)):
             os.dup2(number, place)
         os.environ.update(variables or {})
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", errors="replace") for number in (1, 2))
+        sys.stdout = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 (to the end of this process)
+        sys.stderr = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         sys.argv = words[words.index("snakemake") :]
         try:
             snakemake.cli.main(sys.argv[1:])

@@ -88,7 +88,8 @@ def _wait(folder: Path, process: Run, mode: str, chance: random.Random, jobs: in
     """Wait for the random moment; return how long that was, in seconds."""
     began = time.monotonic()
     if mode == "kill -9 at a checkpoint":
-        _until(process, lambda: list(folder.glob("results/checkpoints/**/*.pt*")) or list((folder / "results").rglob(".*.part")))
+        results = folder / "results"
+        _until(process, lambda: list(results.glob("checkpoints/**/*.pt*")) or list(results.rglob(".*.part")))
         time.sleep(chance.uniform(0, 0.05))
     elif "a job" in mode:
         which = chance.randrange(jobs)

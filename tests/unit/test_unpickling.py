@@ -355,14 +355,16 @@ def everything():
     for optimizer in optimizers:
         module(torch.randn(2, 3, 8, 8)).sum().backward()
         optimizer.step()
-    base, types = torch.arange(24.0).reshape(4, 6), "float16 bfloat16 float64 int8 int16 int32 int64 uint8 bool".split()
+    base = torch.arange(24.0).reshape(4, 6)
+    types = ["float16", "bfloat16", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
     return {
         "module": module.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "random": torch.get_rng_state(),
         "views": (base, base.T, base[1:3, ::2], base.expand(2, 4, 6), base[0, 0], torch.empty(0, 3), torch.zeros(())),
         "types": {name: base.to(getattr(torch, name)) for name in [*types, "complex64", "float8_e4m3fn", "uint16"]},
-        "values": [None, True, -(2**70), 3, 0.1, float("inf"), float("-0.0"), "\u00e4", b"\x00\xff", {1: {2: ()}}, {"x", 1}],
+        "values": [None, True, -(2**70), 3, 0.1, float("inf"), float("-0.0"), "\u00e4", b"\x00\xff"],
+        "containers": [{1: {2: ()}}, {"x", 1}, [[], ()]],
         "keys": {("a", (1, 2)): 1, 0.5: 2, None: 3, b"c": 4, True: 5},
         "size": base.shape,
         "parameter": torch.nn.Parameter(base.clone()),

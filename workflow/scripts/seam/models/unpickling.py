@@ -241,7 +241,7 @@ def _rebuild_bytes(
 
 
 def _unusual(kind: str) -> torch.Tensor:
-    """Return an empty tensor in the place of one that is no plain array of numbers. Its attribute `unusual` says why."""
+    """Return an empty tensor in the place of one that is no plain array; its attribute `unusual` says what it is."""
     import torch
 
     tensor = torch.empty(0)
@@ -274,6 +274,10 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "builtins.set": set,
     "__builtin__.set": set,
 }
+
+
+def _is_long(number: Any) -> bool:
+    return isinstance(number, int) and abs(number) > LARGEST_KEY
 
 
 class _TooManyParts(pickle.UnpicklingError):
@@ -347,9 +351,7 @@ class _Unpickler(_PythonUnpickler):
             if isinstance(part, tuple):
                 self.count(len(part))
                 waiting += part
-            elif isinstance(part, int) and abs(part) > LARGEST_KEY:
-                return False
-            elif not isinstance(part, (str, int, float, bytes, type(None))):
+            elif not isinstance(part, (str, int, float, bytes, type(None))) or _is_long(part):
                 return False
         return True
 
