@@ -497,7 +497,7 @@ direct_reuse/0/search = {budget: {epochs: 20}}
 search/budget = {weights: 0.1, batch: 4}
   search.budget has batch, which only a budget in latency_ms takes: remove it.
 search/budget = {latency_ms: 2, engine: onnxruntime}
-  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+  direct_reuse[0].search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
 search/budget = {weights: 1.5}
   search.budget.weights is 1.5, but must be ...
 """
@@ -647,7 +647,7 @@ def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(sma
     ("search", "sentence"),
     [
         ({"granularity": "channel"}, "granularity: channel and no budget"),
-        ({"granularity": "channel", "budget": {"latency_ms": 2.0, "engine": "seam"}}, "a budget of latency_ms"),
+        ({"budget": {"latency_ms": 2.0, "engine": "openvino"}}, "is for openvino, which gains nothing"),
         ({"granularity": "channel", "budget": {"macs": 0.3}, "channels": {"multiple": 0}}, "channels.multiple is 0"),
         ({"granularity": "filter"}, "granularity"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from seam.report.budgets import sentences
 from seam.report.losses import LOST_POINTS, lost
 from seam.report.summary import render
 from seam.report.tables import PROBLEMS, all_problems, read_table
@@ -29,6 +30,9 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
             yield f"  {row['model']}, {kind}: {row['target']}: {row['lost_points']:.1f} points ({row['folder']})"
         if len(worse) > MOST_LINES:
             yield f"  and {len(worse) - MOST_LINES} more"
+    if (tables / "latency_budgets.csv").is_file():
+        yield ""
+        yield from sentences(read_table(tables / "latency_budgets.csv"))
     yield f"\nTables are in {tables}, figures in {tables.parent / 'figures'}, models in {tables.parent / 'direct'}."
     if report is not None:
         yield f"Everything on one page: {report}"

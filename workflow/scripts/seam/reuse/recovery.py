@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.data.batches import batches
-from seam.data.problems import TargetProblem, binary_problem, multiclass_problem
+from seam.data.drawing import draw_problem
+from seam.data.problems import TargetProblem
 from seam.data.storage import Dataset, open_dataset
 from seam.device import select_device
 from seam.evaluation import predict
@@ -66,12 +67,7 @@ def recover(
     folder, place = Path(folder), select_device(device)
     chosen = RecoverySettings(**settings)
     images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
-    draw = derive_seed(seed, "problem", dataset, problem, target)
-    task = (
-        binary_problem(images, members[0], draw, holdout)
-        if problem == "binary"
-        else multiclass_problem(images, members, draw, holdout)
-    )
+    task = draw_problem(images, dataset, problem, target, members, seed, holdout)
     network = load_reengineered(masks_folder, model_folder, architecture, recovered=False)
     network = to_channels_last(network, place).requires_grad_(True)
     common = {"normalization": source.normalization, "device": place}
