@@ -152,14 +152,14 @@ def written(root, target, after, others):
     )
     times = {"source": 4.0, "search": 2.0, "finetuned": 4.0, "widths-scratch": 2.0, "uniform-magnitude": 2.5}
     measured = {"batch_size": 16, **{name: {"median_ms": time} for name, time in times.items()}}
-    write_json(folder / "latency_baselines.json", {"statistic": "median", "measurements": [measured]})
+    write_json(folder / "baselines_latency.json", {"statistic": "median", "measurements": [measured]})
     paths = []
     for name, reached in others.items():
         own = {"baseline": name, "right": int(100 * reached), "retention": 0.4, "selected_epoch": 3, "seconds": 1.0}
         own |= {"accuracy": {**accuracy, "baseline": reached}, "macs": {"search": 0.5, "baseline": 0.45}}
         paths.append(folder / "baselines" / name / "metrics.json")
         write_json(paths[-1], {**common, **own, "holdout_accuracy": None})
-    return folder / "metrics.json", folder / "recovery.json", folder / "latency_baselines.json", paths
+    return folder / "metrics.json", folder / "recovery.json", folder / "baselines_latency.json", paths
 
 
 def test_rows_compare_the_recovered_model_and_say_who_wins(tmp_path):

@@ -172,7 +172,7 @@ def test_the_measured_time_says_whether_the_budget_is_missed(tmp_path):
         result = time_budget(budget, metrics | {"target": target}, models, open_engine)
         assert result["missed"] == (target == "cat") and result["predicted_ms"] == 0.125
         assert result["measured_ms"] > 0 and result["source_measured_ms"] > 0
-        paths.append(tmp_path / target / "latency_budget.json")
+        paths.append(tmp_path / target / "budget_latency.json")
         write_json(paths[-1], result)
     write_budgets(tmp_path / "table.csv", paths)
     table = read_table(tmp_path / "table.csv")

@@ -294,7 +294,7 @@ models/mine/last_layr = fc
 models/mine/dataset = pet
     models.mine.dataset names 'pet', which is not the name of a data set under datasets: did you mean pets?
 models/mine/architecture = resnet21
-    models.mine.architecture is 'resnet21', but must be resnet20, vgg16_bn, torchvision:NAME or
+    models.mine.architecture is 'resnet21', but must be resnet20, vgg16_bn, torchvision:NAME, timm:NAME or
     path/to/file.py:factory (did you mean resnet20?).
 models/mine/architecture = torchvision:resnet49
     models.mine.architecture is 'torchvision:resnet49', but torchvision has no such model: did you mean

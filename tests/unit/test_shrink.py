@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from colours import ARCHITECTURE, paint, trained_model
 import seam
 from seam.cli.main import main
 from seam.config import plan
+from seam.cost.export import export
+from seam.cost.macs import count_macs
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import open_dataset
 from seam.delivery import choices as command
@@ -32,6 +35,7 @@ from seam.reuse.delivered import OnnxModule
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
+CHANNELS = ["--search", "channels.multiple=2", "--search", "channels.lr=0.01", "--search", "batch_size=16"]
 COMMON = ["--size", "16", "--epochs", "12", "--time", "none", "--augmentation", "none", "--search", "lr_mask=0.05"]
 
 
@@ -59,9 +63,8 @@ def shrunk(world):
     return root / "red", root / "red.work", code
 
 
-def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, monkeypatch):
-    root, normalization = world
-    _, work, _ = shrunk
+def configured(root, normalization, entry):
+    """Return a config of the workflow with one entry of direct reuse."""
     mean, std = ([float(value) for value in part.split(",")] for part in normalization.split("/"))
     raw = {
         "datasets": {"colours": {"kind": "imagefolder", "root": str(root / "colours"), "size": 16, "augmentation": []}},
@@ -71,12 +74,17 @@ def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, mo
                 "normalization": {"mean": mean, "std": std},
             }
         },
-        "direct_reuse": [
-            {"model": "small", "problem": "binary", "targets": ["red"],
-             "search": {"budget": {"weights": 0.25, "epochs": 12, "lr_mask": 0.05}}},
-        ],
+        "direct_reuse": [entry],
     }  # fmt: skip
-    config = plan.validate(yaml.safe_load(yaml.safe_dump(raw)), ROOT / "workflow/schemas/config.schema.yaml")
+    return yaml.safe_load(yaml.safe_dump(raw))
+
+
+def test_the_command_gives_the_bytes_of_the_workflow(world, shrunk, tmp_path, monkeypatch):
+    root, normalization = world
+    _, work, _ = shrunk
+    entry = {"model": "small", "problem": "binary", "targets": ["red"],
+             "search": {"budget": {"weights": 0.25, "epochs": 12, "lr_mask": 0.05}}}  # fmt: skip
+    config = plan.validate(configured(root, normalization, entry), ROOT / "workflow/schemas/config.schema.yaml")
     (problem,) = plan.target_problems(config)
     results = tmp_path / "results"
     prepare_dataset(plan.dataset_entry(config, "colours"), results / "datasets/colours")
@@ -216,6 +224,158 @@ def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found
     assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["BLUE", "RED"]
 
 
+@pytest.fixture(scope="module")
+def narrow(world):
+    """The folder of a search of channels with a recovery, with C code, and its working folder."""
+    root, normalization = world
+    code = main(
+        ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"), "--keep", "red",
+         "--normalization", normalization, "--out", str(root / "narrow"), "--quiet", "--granularity", "channel",
+         "--budget", "60% macs", "--size", "16", "--epochs", "20", "--time", "onnxruntime", "--augmentation", "none",
+         *CHANNELS, "--recovery", "epochs=2,fresh_negatives=true", "--c"]
+    )  # fmt: skip
+    assert code in (0, 3)
+    return root / "narrow", root / "narrow.work"
+
+
+def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true(narrow, shrunk, world, tmp_path):
+    folder, work = narrow
+    card = json.loads((folder / "card.json").read_text())
+    source = open_source(work / "models/small", architecture=ARCHITECTURE).module
+    model = seam.load(work / "direct/small/binary/red", architecture=ARCHITECTURE)
+    assert card["granularity"] == "channel" and card["budget"]["name"] == "macs: 0.6" and model.recovered
+    numbers = [sum(value.numel() for value in module.parameters()) for module in (source, model)]
+    assert list(card["size"]["parameters"].values()) == numbers and numbers[1] < 0.9 * numbers[0]
+    assert (
+        card["size"]["weights"]
+        > card["size"]["kept"]
+        == sum(value.numel() for name, value in model.source.named_parameters() if name.split(".")[0] in "038")
+    )
+    sizes = {name: (folder / name).stat().st_size for name in card["size"]["bytes"]}
+    assert sizes == card["size"]["bytes"] and sizes["model.onnx"] < card["size"]["source_onnx_bytes"]
+    assert sizes["model.onnx"] < 0.9 * (shrunk[0] / "model.onnx").stat().st_size
+    macs = [count_macs(module, (3, 16, 16))["dense"]["total"] for module in (source, model)]
+    assert list(card["macs"].values()) == macs and macs[1] < 0.7 * macs[0]
+    recovery = json.loads((work / "direct/small/binary/red/recovery.json").read_text())
+    assert card["recovery"]["epochs"] == 2 and card["accuracy"]["reengineered"] == recovery["accuracy"]["after"]
+    shares = [value["accuracy"] for value in card["accuracy"]["per_class"].values()]
+    assert np.mean(shares) == pytest.approx(recovery["accuracy"]["after"])
+    text = (folder / "card.md").read_text()
+    assert "without the channels that are not needed, and the others were trained further" in text
+    assert "| weights |" in text and "zero" not in text.partition("## Use")[0] and "`model.c`" in text
+
+
+def test_a_folder_with_fewer_channels_is_loaded_measured_and_shown(narrow, world, capsys):
+    folder, work = narrow
+    model, delivered = seam.load(work / "direct/small/binary/red", architecture=ARCHITECTURE), seam.load(folder)
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(delivered(images), model(images), rtol=1e-4, atol=1e-4)
+    program = torch.export.load(str(folder / "model.pt2")).module()
+    torch.testing.assert_close(program(images), model(images), rtol=1e-4, atol=1e-4)
+    card = json.loads((folder / "card.json").read_text())
+    assert main(["evaluate", str(folder), "--data", str(world[0] / "colours/test"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)  # on all images of the rest, of which the card has as many as of red
+    assert measured["per_class"]["red"]["accuracy"] == card["accuracy"]["per_class"]["red"]["accuracy"]
+    for place in (folder, work / "direct/small/binary/red"):
+        assert main(["show", str(place)]) == 0
+    shown = capsys.readouterr().out
+    assert "whole channels: the model is smaller" in shown and "recovery" in shown
+    accuracy = card["accuracy"]["reengineered"]
+    assert f"{accuracy:.4f} (source model: " in shown and f"{accuracy:.2%}" in shown
+
+
+@pytest.mark.skipif(not (shutil.which("cc") and shutil.which("make")), reason="there is no C compiler")
+def test_the_c_code_in_the_folder_is_compiled_and_agrees(narrow, tmp_path):
+    folder = shutil.copytree(narrow[0], tmp_path / "elsewhere")
+    subprocess.run(["make", "-C", folder], check=True, capture_output=True)
+    model, images = seam.load(folder), torch.randn(5, 3, 16, 16)
+    images.numpy().tofile(tmp_path / "images.bin")
+    done = subprocess.run(
+        [folder / "model", tmp_path / "images.bin", tmp_path / "logits.bin"], capture_output=True, text=True, check=True
+    )
+    logits = torch.from_numpy(np.fromfile(tmp_path / "logits.bin", np.float32)).view(5, 2)
+    torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-4)
+    answers = [model.classes[place] for place in logits.argmax(1)]
+    assert done.stdout.splitlines() == [f"{number}: {answer}" for number, answer in enumerate(answers)]
+
+
+def test_channels_and_recovery_have_the_bytes_of_the_workflow(world, narrow, tmp_path):
+    from seam.reuse.direct import reengineer
+    from seam.reuse.recovery import recover
+
+    root, normalization = world
+    _, work = narrow
+    entry = {
+        "model": "small", "problem": "binary", "targets": ["red"],
+        "search": {"granularity": "channel", "channels": {"multiple": 2, "lr": 0.01},
+                   "budget": {"macs": 0.6, "epochs": 20, "batch_size": 16}},
+        "recovery": {"epochs": 2, "fresh_negatives": True},
+    }  # fmt: skip
+    config = plan.validate(configured(root, normalization, entry), ROOT / "workflow/schemas/config.schema.yaml")
+    (problem,) = plan.target_problems(config)
+    folder, names = tmp_path / "direct/small/binary/red", {"model": "small", "dataset": "colours"}
+    common = {
+        **names, "problem": "binary", "target": "red", "members": problem.classes, "seed": 0, "device": "cpu",
+        "model_folder": work / "models/small", "dataset_folder": work / "datasets/colours", "folder": folder,
+        "architecture": ARCHITECTURE, "checkpoint": tmp_path / "checkpoint.pt",
+    }  # fmt: skip
+    shutil.copytree(work / "models/small", tmp_path / "models/small")
+    common["model_folder"] = tmp_path / "models/small"
+    reengineer(settings=problem.settings, **common)
+    recover(settings=problem.recovery, holdout=problem.settings["holdout"], masks_folder=folder, **common)
+    for name in ("masks.safetensors", "recovered.safetensors"):
+        assert sha256(folder / name) == sha256(work / "direct/small/binary/red" / name), name
+
+
+def test_another_choice_leaves_nothing_of_the_last_one_behind(world, narrow, tmp_path, capsys):
+    root, normalization = world
+    folder, work = (shutil.copytree(path, tmp_path / path.name) for path in narrow)
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(folder), "--json", "--granularity",
+                 "channel", "--budget", "60% macs", "--size", "16", "--epochs", "20", "--time", "none",
+                 "--augmentation", "none", *CHANNELS]  # fmt: skip
+    result = work / "direct/small/binary/red"
+    before, after = sha256(folder / "model.onnx"), json.loads((result / "recovery.json").read_text())["accuracy"]
+    masks = (result / "masks.safetensors").stat().st_mtime_ns
+    main(arguments)
+    card = json.loads(capsys.readouterr().out)
+    assert (result / "masks.safetensors").stat().st_mtime_ns == masks  # the search is kept
+    assert sha256(folder / "model.onnx") != before and card["accuracy"]["reengineered"] == after["before"]
+    assert not {"model.c", "model.h", "main.c", "Makefile"} & {path.name for path in folder.iterdir()}
+    assert card["recovery"] is None and card["latency"] == [] and "model.c" not in card["files"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--granularity", "channel", "--budget", "none"], "a search of channels needs one"),
+        (["--search", "channels.multiple=16"], "has no effect without channels: add --granularity channel"),
+        (["--granularity", "channel", "--search", "channels.width=3"], "channels.width=3 is no setting of a search"),
+        (["--granularity", "channel", "--search", "channels.multiple=0"], "takes a whole number, such as 8"),
+        (["--search", "lr_mask=much"], "--search lr_mask=much does not fit: this setting takes a number"),
+        (["--recovery", "lr=0.1"], "must say how many epochs"),
+        (["--recovery", "epochs=few"], "--recovery epochs=few does not fit"),
+        (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
+    ],
+)
+def test_mistakes_in_settings_are_told_before_anything_is_done(world, tmp_path, capsys, arguments, sentence):
+    root, _ = world
+    code = main(["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--out", str(tmp_path / "out"), *arguments])  # fmt: skip
+    assert code == 1 and sentence in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_budget_in_milliseconds_measures_the_layers_first(world, tmp_path, capsys):
+    root, normalization = world
+    code = main(["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), *COMMON,
+                 "--budget", "0.5 ms", "--json"])  # fmt: skip
+    card = json.loads(capsys.readouterr().out)
+    assert code in (0, 3) and card["budget"]["name"] == "latency_ms: 0.5"
+    (table,) = (tmp_path / "out.work/models/small").glob("layer_costs_1.json")
+    assert json.loads(table.read_text())["engine"] == "seam"
+
+
 def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     root, _ = world
     folder, work, _ = shrunk
@@ -250,6 +410,40 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
     delivered, images = seam.load(tmp_path), torch.randn(2, 3, 32, 32)
     assert type(delivered).__name__ == "Sequential" and delivered.size == 32
     torch.testing.assert_close(delivered(images), model(images))
+
+
+def test_models_of_timm_are_built_by_name_where_it_is_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not
+    with pytest.raises(UserError, match="needs the package timm"):
+        resolve_architecture("timm:resnet10t")
+    calls = []
+
+    def create_model(name, pretrained, num_classes):
+        calls.append((name, pretrained, num_classes))
+        return build_model("resnet20", num_classes)
+
+    class Timm:
+        list_models = staticmethod(lambda: ["tiny"])
+        get_pretrained_cfg = staticmethod(lambda name: SimpleNamespace(input_size=(3, 40, 40)))
+
+    Timm.create_model = staticmethod(create_model)
+    monkeypatch.setitem(sys.modules, "timm", Timm)
+    assert resolve_architecture("timm:tiny") == "timm:tiny" and command.default_size("timm:tiny", "w.pt") == 40
+    for name in ("timm:large", "timm:hf_hub:somebody/model"):  # the latter would be downloaded
+        with pytest.raises(UserError, match="timm has no model called"):
+            build_model(name, 3)
+    model = with_head(build_model("timm:tiny", 4), 4, 2).eval()
+    assert calls == [("tiny", False, 4)]
+    metadata = {"architecture": "timm:tiny", "source_classes": 4, "classes": ["a", "b"]}
+    save_tensors(tmp_path / "model.safetensors", model.state_dict(), {**metadata, "normalization": [[0.5] * 3] * 2})
+    write_json(tmp_path / "card.json", {"format": "seam-delivery", "preprocessing": {"crop": 32}})
+    export(model, tmp_path / "model.onnx", (3, 32, 32))
+    images = torch.randn(2, 3, 32, 32)
+    for installed, kind in ((Timm, "Sequential"), (None, "OnnxModule")):
+        monkeypatch.setitem(sys.modules, "timm", installed)
+        delivered = seam.load(tmp_path)
+        assert type(delivered).__name__ == kind
+        torch.testing.assert_close(delivered(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- seam check

@@ -118,7 +118,7 @@ rule time_baselines:
         baselines=baseline_models,
         modules=modules("time_baselines.py"),
     output:
-        latency=update("results/direct/{model}/{problem}/{target}/latency_baselines.json"),
+        latency=update("results/direct/{model}/{problem}/{target}/baselines_latency.json"),
     log:
         "results/logs/time_baselines/{model}/{problem}/{target}.log",
     benchmark:

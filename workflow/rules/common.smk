@@ -219,7 +219,7 @@ def latency_budget_of(wildcards):
 def budget_files():
     """Return the times of all models with a budget in milliseconds."""
     return [
-        f"results/direct/{p.model}/{p.problem}/{p.target}/latency_budget.json"
+        f"results/direct/{p.model}/{p.problem}/{p.target}/budget_latency.json"
         for p in PROBLEMS
         if latency_budget(p)
     ]
@@ -434,7 +434,7 @@ def problems_with_channel_baselines():
 def latency_of_baselines():
     """Return the times of the baselines of all searches of channels."""
     return [
-        f"results/direct/{p.model}/{p.problem}/{p.target}/latency_baselines.json"
+        f"results/direct/{p.model}/{p.problem}/{p.target}/baselines_latency.json"
         for p in problems_with_channel_baselines()
     ]
 

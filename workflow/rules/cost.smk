@@ -365,7 +365,7 @@ rule time_budget:
         kernels=budget_engine(engine_kernels),
         modules=budget_engine(engine_modules("time_budget.py")),
     output:
-        latency=update("results/direct/{model}/{problem}/{target}/latency_budget.json"),
+        latency=update("results/direct/{model}/{problem}/{target}/budget_latency.json"),
     log:
         "results/logs/time_budget/{model}/{problem}/{target}.log",
     benchmark:

@@ -4,46 +4,40 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
+from collections.abc import Mapping
+from typing import Any
 
 from seam.log import log
-
-EPOCH = "epoch %d/%d"  # in the message that a search logs after each epoch
+from seam.progress import progress
 
 
 class Progress(logging.Handler):
-    """Shows the log of a search on the terminal, an epoch in one line; on a terminal, the line is rewritten.
+    """Shows epochs on the terminal, each in one line, which a terminal rewrites, and warnings of the log.
 
-    quiet: shows warnings alone.
+    quiet: shows warnings alone. It is a handler of the log, and a listener of `seam.progress`.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         super().__init__(logging.WARNING if quiet else logging.INFO)
-        self.start, self.first, self.is_open = time.monotonic(), 0, False
+        self.is_open, self.is_quiet = False, quiet
         self.rewrites = sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show an epoch, a warning, or that a search resumes."""
-        arguments = record.args
-        if EPOCH in record.msg and isinstance(arguments, tuple) and len(arguments) >= 8:
-            self._show_epoch(arguments)
-        elif record.levelno == logging.WARNING:  # an error ends the command, which then says it
+        """Show a warning, or that a search resumes."""
+        if record.levelno == logging.WARNING:  # an error ends the command, which then says it
             self.close_line()
             print(f"Warning: {record.getMessage()}", file=sys.stderr, flush=True)
         elif record.msg.startswith("resumes from"):
             self.close_line()
             print(record.getMessage(), file=sys.stderr, flush=True)
 
-    def _show_epoch(self, arguments: tuple) -> None:
-        _, epoch, epochs, _, _, accuracy, retention, _, event = arguments[:9]
-        if not self.first:
-            self.first, self.start = int(epoch), time.monotonic()
-        done, best = int(epoch) - self.first, ", the best so far" if "selected" in str(event) else ""
-        left = ""
-        if done:
-            seconds = (time.monotonic() - self.start) / done * (int(epochs) - int(epoch))
-            left = f", {duration(seconds)} left"
-        line = f"epoch {epoch}/{epochs}: {accuracy}, {retention:.1%} of the weights kept{best}{left}"
+    def __call__(
+        self, name: str, epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_left: float | None
+    ) -> None:
+        """Show the end of an epoch, from its row of the history."""
+        if self.is_quiet:
+            return
+        line = describe(epoch, epochs, row, seconds_left)
         if self.rewrites:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
             self.is_open = True
@@ -55,6 +49,28 @@ class Progress(logging.Handler):
         if self.is_open:
             print(file=sys.stderr, flush=True)
             self.is_open = False
+
+
+def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_left: float | None) -> str:
+    """Return the line of an epoch.
+
+    >>> describe(2, 30, {"accuracy": 0.931, "images": "held-out", "source_accuracy": 0.95, "retention": 0.4}, 600)
+    'epoch 2/30: 93.1 % of the held-out images right (source model 95.0 %), 40.0 % of the weights kept, 10 min left'
+    """
+    parts = []
+    if row.get("accuracy") is not None:
+        source = row.get("source_accuracy")
+        beside = "" if source is None else f" (source model {100 * source:.1f} %)"
+        parts.append(f"{100 * row['accuracy']:.1f} % of the {row.get('images', 'held-out')} images right{beside}")
+    elif row.get("train_accuracy") is not None:
+        parts.append(f"{100 * row['train_accuracy']:.1f} % of the training images right")
+    if row.get("retention") is not None:
+        parts.append(f"{100 * row['retention']:.1f} % of the weights kept")
+    if row.get("selected"):
+        parts.append("the best so far")
+    if seconds_left is not None and epoch != epochs:
+        parts.append(f"{duration(seconds_left)} left")
+    return f"epoch {epoch}{f'/{epochs}' if epochs else ''}: {', '.join(parts)}"
 
 
 def duration(seconds: float) -> str:
@@ -71,14 +87,14 @@ def duration(seconds: float) -> str:
 
 def show_log(path: str, quiet: bool) -> Progress:
     """Send the package's log to a file and, in short, to the terminal; return what shows it."""
-    progress = Progress(quiet)
+    shown = Progress(quiet)
     file = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.setLevel(logging.INFO)
-    for handler in (progress, file):
+    for handler in (shown, file):
         log.addHandler(handler)
-    log.propagate = False
-    return progress
+    log.propagate, progress.listener = False, shown
+    return shown
 
 
 def hide_log() -> None:
@@ -86,4 +102,4 @@ def hide_log() -> None:
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    log.propagate = True
+    log.propagate, progress.listener = True, None

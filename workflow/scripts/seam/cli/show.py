@@ -9,6 +9,7 @@ from typing import Any
 from seam.delivery.card import render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
+from seam.report.measured import read_metrics
 from seam.reuse.cards import is_delivered, read_card
 
 NAME = "show"
@@ -58,7 +59,7 @@ def _describe(folder: Path) -> list[str]:
 
 
 def _target(folder: Path) -> dict[str, str]:
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     accuracy = metrics["accuracy"]
     rows = {
         "source model": f"{metrics['model']} (data set {metrics['dataset']})",
@@ -66,6 +67,13 @@ def _target(folder: Path) -> dict[str, str]:
         "accuracy": f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})",
         "weights kept": _weights(metrics),
     }
+    if metrics.get("decided_by") == "balanced_accuracy":
+        balanced = metrics["balanced_accuracy"]
+        rows["balanced accuracy"] = f"{balanced['reengineered']:.4f} (source model: {balanced['source']:.4f})"
+    if recovery := metrics.get("recovery"):
+        rows["recovery"] = f"{recovery['epochs']} epochs, accuracy before it {recovery['accuracy']['before']:.4f}"
+    if metrics.get("settings", {}).get("granularity") == "channel":
+        rows["removed"] = "whole channels: the model is smaller and has no zeros"
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"

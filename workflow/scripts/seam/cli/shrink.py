@@ -4,10 +4,13 @@
   seam shrink resnet50 --data photos/ --keep tabby --budget "25% macs"
   seam shrink my_models.py:build --weights best.ckpt --classes names.txt --data photos/ --keep cat
 
-MODEL is resnet20, vgg16_bn, a classifier of torchvision, or a function in a file of yours, whose code runs. The images
-are a folder with train/CLASS and test/CLASS (or val/CLASS), a folder with CLASS alone (it is split), a CSV file with
-the columns path and label, or torchvision:NAME or hf:NAME. With one class in --keep, the model answers "this class, or
-something else"; with several, which of them an image shows.
+MODEL is resnet20, vgg16_bn, a classifier of torchvision or timm (timm:NAME), or a function in a file of yours, whose
+code runs. The images are a folder with train/CLASS and test/CLASS (or val/CLASS), a folder with CLASS alone (it is
+split), a CSV file with the columns path and label, or torchvision:NAME or hf:NAME. With one class in --keep, the model
+answers "this class, or something else"; with several, which of them an image shows.
+
+By default single weights become zero, which seam.engine skips. With --granularity channel, whole channels are removed,
+so that the model is smaller and faster in every engine; its default budget is half of the multiply-accumulates (MACs).
 
 Interrupt it with Ctrl-C; the same command resumes.
 """
@@ -26,14 +29,15 @@ if TYPE_CHECKING:
 
 NAME = "shrink"
 HELP = "shrink a model to the classes that you need, and write a folder to ship"
-BUDGET = "25%"
+BUDGETS = {"weight": "25%", "channel": "50% macs"}  # by granularity, if none is given
+INSTRUCTIONS = ("portable", "avx2", "avx512", "neon")  # that C code can be for
 EXIT_WORSE = 3
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which model it is."""
     parser.add_argument(
-        "model", metavar="MODEL", help="resnet20, vgg16_bn, a classifier of torchvision, or file.py:function"
+        "model", metavar="MODEL", help="resnet20, vgg16_bn, a classifier of torchvision, timm:NAME, or file.py:function"
     )
     parser.add_argument("--weights", metavar="W", help="a file of weights, or the name of torchvision's (its default)")
     parser.add_argument(
@@ -61,16 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="binary, group (against the rest), multiclass or multiclass_rest (default: by the number of classes)",
     )
     parser.add_argument(
+        "--granularity",
+        choices=tuple(BUDGETS),
+        default="weight",
+        help="what is removed: single weights (default), or channels, which suits every engine",
+    )
+    parser.add_argument(
         "--budget",
-        default=BUDGET,
         metavar="B",
-        help="25%% of the weights (default), '25%% macs', '10M macs', '5 ms', or none",
+        help="25%% of the weights (default), '25%% macs', '10M macs', '5 ms', or none; for channels '50%% macs'",
     )
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="epochs of the search (default: 30 with a budget, else 20)"
     )
     parser.add_argument(
         "--search", action="append", default=[], metavar="NAME=VALUE", help="any setting of the search: alpha=2.0"
+    )
+    parser.add_argument(
+        "--recovery", metavar="N", help="epochs that train what is left after the search; or epochs=8,lr=0.0005"
     )
     parser.add_argument(
         "--normalization",
@@ -93,6 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engines that time both models, or none (default onnxruntime,seam)",
     )
     parser.add_argument("--int8", action="store_true", help="add a model with weights and activations of 8 bits")
+    parser.add_argument(
+        "--c",
+        nargs="?",
+        const=INSTRUCTIONS[0],
+        choices=INSTRUCTIONS,
+        help="add the model as C code without dependencies, for any processor or one with these instructions",
+    )
     parser.add_argument("--licence", metavar="L", help="the licence of the source model, for the card")
     parser.add_argument("--data-licence", metavar="L", help="the licence of the images, for the card")
     parser.add_argument(
@@ -109,13 +128,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Shrink the model; print the summary; return the exit code."""
     from seam.cli.progress import hide_log, show_log
-    from seam.delivery.choices import make_choices, parse_budget, search_choice
+    from seam.delivery.choices import make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
     from seam.errors import UserError
 
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
-    budget = None if options.budget == "none" else parse_budget(options.budget)
+    given = options.budget or BUDGETS[options.granularity]
+    budget = None if given == "none" else parse_budget(given)
     if options.epochs is not None and options.epochs < 2:
         raise UserError(f"--epochs is {options.epochs}, but must be at least 2.")
     augmentation = None
@@ -127,6 +147,8 @@ def run(options: argparse.Namespace) -> int:
         problem=options.problem, size=options.size, normalization=options.normalization, augmentation=augmentation,
         test_share=options.test_share, seed=options.seed,
     )  # fmt: skip
+    choices.recovery = recovery_choice(options.recovery)
+    search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
     out = options.out or Path("shrunk") / f"{choices.model}-{choices.target}"
     work = options.work or out.with_name(f"{out.name}.work")
     require_own(out)
@@ -149,12 +171,15 @@ def run(options: argparse.Namespace) -> int:
         say(f"normalization: {shrinking.fetch_source(images)}")
         shrinking.check_export(images)
         count = training_images(images.train.labels, images.classes, choices)
-        choices.settings = search_choice(count, budget, options.epochs, options.search)
+        choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity)
         epochs = choices.settings["epochs"]
         say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
         shrinking.search()
         progress.close_line()
-        shrinking.measure(images, () if options.time == "none" else tuple(options.time.split(",")), options.int8)
+        shrinking.recover()
+        progress.close_line()
+        engines = () if options.time == "none" else tuple(options.time.split(","))
+        shrinking.measure(images, engines, options.int8, options.c)
         say("writing the folder")
         about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
         card = shrinking.deliver(out, about)
@@ -193,35 +218,48 @@ def training_images(labels: Any, classes: list[str], choices: Any) -> int:
 
 def judge(card: Card, lose: float) -> list[str]:
     """Return what is worse than asked for, a sentence each: the accuracy, the budget."""
-    from seam.delivery.card import interval, lost_points
+    from seam.delivery.card import interval, is_balanced, lost_points
 
     sentences = []
     lost, images = lost_points(card), card["images"]["test"]
-    if lost > lose:
+    advice = "A larger --budget or more --epochs can help."
+    if lost > lose and is_balanced(card):
+        sentences.append(
+            f"The result is {lost:.1f} points worse than the source model in balanced accuracy, the mean of the "
+            f"classes, on {images} test images. {advice}"
+        )
+    elif lost > lose:
         low, high = interval(card["accuracy"]["reengineered"], images)
         sentences.append(
             f"The result is {lost:.1f} points less accurate than the source model on {images} test images "
-            f"(95 % interval of the result: {low:.1%} to {high:.1%}). A larger --budget or more --epochs can help."
+            f"(95 % interval of the result: {low:.1%} to {high:.1%}). {advice}"
         )
     budget = card.get("budget")
     if budget and not budget["met"]:
         sentences.append(
-            f"The budget is not met: {budget['name']} allows {budget['limit']:.4g}, and the result costs "
-            f"{budget['cost']:.4g} of the source model's cost. More --epochs can help."
+            f"The budget is not met: {budget['name']} allows {budget['limit']:.1%} of the source model's cost, and the "
+            f"result costs {budget['cost']:.1%}. More --epochs can help."
         )
     return sentences
 
 
 def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     """Return the lines of the summary: what is worse first, then source and result side by side."""
+    from seam.delivery.card import has_channels_removed, is_balanced, kilobytes, lost_points
+
     accuracy, size, images = card["accuracy"], card["size"], card["images"]["test"]
     rows = [("", "source model", "result")]
     rows.append((f"accuracy ({images} test images)", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"))
-    for name, value in (accuracy["per_class"] or {}).items():
-        rows.append((f"  {name} ({value['images']})", "", f"{value['accuracy']:.2%}"))
+    if is_balanced(card):
+        balanced = accuracy["balanced"]
+        rows.append(("balanced accuracy", f"{balanced['source']:.2%}", f"{balanced['reengineered']:.2%}"))
+    for name, value in accuracy["per_class"].items():
+        rows.append((f"  {name} ({value['images']})", f"{value['source']:.2%}", f"{value['accuracy']:.2%}"))
     if accuracy.get("int8") is not None:
         rows.append(("accuracy in int8", "", f"{accuracy['int8']:.2%}"))
     rows.append(("weights", f"{size['weights']:,}", f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"))
+    if size["source_onnx_bytes"]:
+        rows.append(("model.onnx", kilobytes(size["source_onnx_bytes"]), kilobytes(size["bytes"]["model.onnx"])))
     if card["macs"]:
         source, result = card["macs"]["source"], card["macs"]["reengineered"]
         rows.append(("MACs", millions(source), f"{millions(result)} ({result / source:.1%})"))
@@ -235,13 +273,18 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"! {sentence}" for sentence in verdict]
-    lost = 100 * (accuracy["source"] - accuracy["reengineered"])
-    if not verdict and lost > 0:
+    lost = lost_points(card)
+    if not verdict and is_balanced(card) and lost:
+        lines.append(f"The balanced accuracy of the result is {lost:.1f} points below that of the source model.")
+    elif not verdict and lost:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     idle = dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"])
-    if idle:
-        lines.append(f"{' and '.join(idle)} gains nothing from weights that are zero; seam.engine skips them.")
+    if idle and not has_channels_removed(card):
+        lines.append(
+            f"{' and '.join(idle)} gains nothing from weights that are zero: seam.engine skips them, and --granularity "
+            "channel makes a model that is smaller and faster in every engine."
+        )
     lines.append(f"{out} holds the model, its card and a program for each runtime: copy it anywhere.")
     lines.append(f"{work} is needed only to resume or repeat: delete it when you like.")
     return lines

@@ -38,6 +38,12 @@ def limits(card: Card) -> list[str]:
         f"Its accuracy was measured on {card['images']['test']} test images of one data set: the 95 % interval is "
         f"{low:.1%} to {high:.1%}, and other cameras or places can differ by more."
     )
+    if is_balanced(card):
+        counts = ", ".join(f"{value['images']} {name}" for name, value in card["accuracy"]["per_class"].items())
+        lines.append(
+            f"Test images are unequal ({counts}), so look at the balanced accuracy, the mean of the classes: of few "
+            "images of a class, each counts much."
+        )
     lines.append("Robustness, fairness and the certainty of its scores were not measured.")
     if card["selection"] == "test":
         lines.append("The epoch was selected on the test images, which flatters the accuracy.")
@@ -49,14 +55,18 @@ def limits(card: Card) -> list[str]:
 def render_card(card: Card) -> str:
     """Return card.md, from the content of card.json."""
     accuracy, size = card["accuracy"], card["size"]
-    rows = [
-        ("accuracy on the problem", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"),
-        (
-            "weights that are not zero",
-            f"{size['weights']:,}",
-            f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})",
-        ),
-    ]
+    rows = [("accuracy on the problem", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}")]
+    if is_balanced(card):
+        balanced = accuracy["balanced"]
+        rows.append(("balanced accuracy", f"{balanced['source']:.2%}", f"{balanced['reengineered']:.2%}"))
+    kept = f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"
+    rows.append(
+        ("weights" if has_channels_removed(card) else "weights that are not zero", f"{size['weights']:,}", kept)
+    )
+    before = size.get("source_onnx_bytes")
+    rows.append(
+        ("size of model.onnx", "" if before is None else kilobytes(before), kilobytes(size["bytes"]["model.onnx"]))
+    )
     if accuracy.get("int8") is not None:
         rows.append(("accuracy in int8", "", f"{accuracy['int8']:.2%}"))
     if macs := card.get("macs"):
@@ -67,13 +77,20 @@ def render_card(card: Card) -> str:
     table = ["| | source model | this model |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     verdict = ""
     if lost := lost_points(card):
-        verdict = f"**This model is {lost:.1f} points less accurate on the problem than its source model.**\n\n"
-    per_class = ""
-    if values := accuracy.get("per_class"):
-        lines = [f"| {name} | {value['accuracy']:.2%} | {value['images']} |" for name, value in values.items()]
-        per_class = "\n".join(["", "| class | accuracy | test images |", "| --- | --- | --- |", *lines, ""])
+        measure = "of balanced accuracy worse" if is_balanced(card) else "less accurate"
+        verdict = f"**This model is {lost:.1f} points {measure} on the problem than its source model.**\n\n"
+    lines = [
+        f"| {name} | {value['images']} | {value['source']:.2%} | {value['accuracy']:.2%} |"
+        for name, value in accuracy["per_class"].items()
+    ]
+    titles = ["", "| class | test images | source model | this model |", "| --- | --- | --- | --- |"]
+    per_class = "\n".join([*titles, *lines, ""])
     steps, source, data = card["preprocessing"], card["source"], card["data"]
     settings = ", ".join(f"{name} {value}" for name, value in card["settings"].items() if value is not None)
+    method = METHODS[card.get("granularity", "weight")]
+    if card.get("recovery"):
+        method += ", then a recovery that trains what is left"
+        settings += ". Recovery: " + ", ".join(f"{name} {value}" for name, value in card["recovery"].items())
     crop, counts = steps["crop"], card["images"]
     preprocessing = (
         f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, "
@@ -104,14 +121,42 @@ Preprocessing: {preprocessing}
 {source["sha256"]}).
 - Licence of the source model: {source["licence"]}.
 - Data: {data["name"]}, {images}. Licence of the data: {data["licence"]}.
-- Method: SeaM, a mask search (Qi et al., ICSE 2023). Epoch {card["selected_epoch"]} of {card["epochs"]}, selected on \
+- Method: {method}. Epoch {card["selected_epoch"]} of {card["epochs"]}, selected on \
 the {card["selection"]} images; seed {card["seed"]}.
 - Hyper-parameters: {settings}.
 - Versions: {", ".join(f"{name} {version}" for name, version in card["versions"].items())}.
 """
 
 
+METHODS = {
+    "weight": "SeaM, a mask search (Qi et al., ICSE 2023)",
+    "channel": "a search of the channels to keep and their removal, along the lines of SeaM (Qi et al., ICSE 2023)",
+}
+
+
+def is_balanced(card: Card) -> bool:
+    """Return whether the balanced accuracy decides, because classes differ much in their number of images."""
+    return card["accuracy"].get("decided_by") == "balanced_accuracy"
+
+
+def has_channels_removed(card: Card) -> bool:
+    """Return whether channels were removed, so that the model is smaller and dense, and not a network with zeros."""
+    return card.get("granularity") == "channel"
+
+
+def kilobytes(size: int) -> str:
+    """Return a number of bytes in kB.
+
+    >>> kilobytes(1_094_812)
+    '1,095 kB'
+    """
+    return f"{size / 1e3:,.0f} kB"
+
+
 def lost_points(card: Card) -> float:
-    """Return by how many points of accuracy the model is worse than its source model; 0 if it is not."""
-    accuracy = card["accuracy"]
+    """Return by how many points of accuracy the model is worse than its source model; 0 if it is not.
+
+    The balanced accuracy counts where classes differ much in their number of images.
+    """
+    accuracy = card["accuracy"]["balanced"] if is_balanced(card) else card["accuracy"]
     return max(0.0, 100 * (accuracy["source"] - accuracy["reengineered"]))

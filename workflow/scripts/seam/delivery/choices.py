@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,17 @@ from seam.config.entries import folder_name
 from seam.config.wording import closest, did_you_mean
 from seam.data.kinds.registry import IMAGENET, class_names
 from seam.errors import UserError
-from seam.models.architectures import ARCHITECTURES
+from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
-from seam.models.weights import is_weights_file
-from seam.settings import BUDGET_SEARCH, SHARED, SearchSettings, search_settings
+from seam.settings import (
+    BUDGET_SEARCH,
+    SHARED,
+    ChannelSettings,
+    RecoverySettings,
+    SearchSettings,
+    budget_unit,
+    search_settings,
+)
 
 SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
 KNOWN_NORMALIZATIONS = {
@@ -31,6 +39,7 @@ KNOWN_NORMALIZATIONS = {
 PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
+FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
 
 
@@ -51,14 +60,17 @@ class Choices:
     target: str
     keep: list[str]
     settings: dict[str, Any]
+    recovery: dict[str, Any] = field(default_factory=dict)  # settings of `RecoverySettings`; empty: none
     seed: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 def resolve_architecture(model: str) -> str:
-    """Return the architecture that MODEL names: one of the package's, `torchvision:NAME`, or `path.py:factory`."""
+    """Return the architecture that MODEL names, as `build_model` takes it."""
     if model in ARCHITECTURES or model.startswith("torchvision:"):
         return model
+    if model.startswith("timm:"):
+        return f"timm:{timm_name(model)}"
     path, _, factory = model.rpartition(":")
     if path.endswith(".py") or model.endswith(".py"):
         path, factory = (path, factory) if path.endswith(".py") else (model, "")
@@ -69,8 +81,8 @@ def resolve_architecture(model: str) -> str:
     if model.lower() in names:
         return f"torchvision:{model.lower()}"
     raise UserError(
-        f"MODEL is {model}, but must be {', '.join(ARCHITECTURES)}, the name of a classifier of torchvision, or "
-        f"path.py:function{did_you_mean(model, [*ARCHITECTURES, *names])}."
+        f"MODEL is {model}, but must be {', '.join(ARCHITECTURES)}, the name of a classifier of torchvision, "
+        f"timm:NAME, or path.py:function{did_you_mean(model, [*ARCHITECTURES, *names])}."
     )
 
 
@@ -103,6 +115,8 @@ def default_size(architecture: str, weights: str) -> int:
         chosen = members.get(weights) or enum["DEFAULT"]
         size = getattr(chosen.transforms(), "crop_size", [224])
         return int(size[0])
+    if architecture.startswith("timm:"):
+        return int(import_timm().get_pretrained_cfg(timm_name(architecture)).input_size[-1])
     return 224
 
 
@@ -141,33 +155,48 @@ def parse_normalization(text: str) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def search_choice(
-    images: int, budget: dict[str, Any] | None, epochs: int | None, given: Sequence[str]
+    images: int,
+    budget: dict[str, Any] | None,
+    epochs: int | None,
+    given: Sequence[str],
+    granularity: str = "weight",
 ) -> dict[str, Any]:
     """Return the settings of a search: towards a budget, or with the schedule `fast`.
 
-    images: of the training. given: `name=value` of any setting of `search`. With few images, batches are small: masks
-    need steps more than images.
+    images: of the training. given: `name=value` of any setting of `search`, `channels.multiple=16` for one of channels.
+    granularity: `weight` or `channel`. With few images, batches are small: masks need steps more than images. Raises
+    UserError, in the words of the command line.
     """
+    if granularity == "channel" and budget is None:
+        raise UserError("--budget is none, but a search of channels needs one: 50% macs, say.")
+    if granularity == "channel" and budget_unit(budget or {}) == "latency_ms":
+        raise UserError("--budget is in ms, but a search of channels takes weights or macs: 50% macs, say.")
     batch_size = next((size for size in (64, 32, 16) if images >= 20 * size), 8)
-    search: dict[str, Any] = {}
+    search: dict[str, Any] = {} if granularity == "weight" else {"granularity": granularity}
     if budget is not None:  # which chooses its batch size itself
         search["budget"] = {**budget, **({"epochs": epochs} if epochs else {})}
     else:
         search |= {"batch_size": batch_size, "schedule": "fast", "epochs": epochs or 20, "lr_mask": 0.1, "alpha": 3.0}
-    from dataclasses import fields
-
-    known = {each.name: each.type for each in fields(SearchSettings) if each.name != "budget"}
+    known = [each.name for each in fields(SearchSettings) if each.name not in ("budget", "granularity", "channels")]
+    known += [f"channels.{each.name}" for each in fields(ChannelSettings)]
     for text in given:
         name, _, value = text.partition("=")
+        block, _, key = name.rpartition(".")
+        if block and name in known:
+            if granularity != "channel":
+                raise UserError(f"--search {text} has no effect without channels: add --granularity channel.")
+            search.setdefault("channels", {})[key] = _value(value, getattr(ChannelSettings(), key), "--search", text)
+            continue
         if name not in known:
             raise UserError(f"--search {text} is no setting of a search{did_you_mean(name, known)}.")
+        given_value = _value(value, getattr(SearchSettings(), name), "--search", text)
         if budget is not None and name not in SHARED:
             if name not in BUDGET_SEARCH:
                 raise UserError(f"--search {text} has no effect with a budget: leave it out, or choose --budget none.")
-            search["budget"][name] = _number(value)
+            search["budget"][name] = given_value
         else:
-            search[name] = _number(value)
-    settings = search_settings({**_defaults(), **search})
+            search[name] = given_value
+    settings = search_settings({**asdict(SearchSettings()), **search})
     try:
         SearchSettings(**settings)
     except (TypeError, ValueError) as error:
@@ -175,21 +204,47 @@ def search_choice(
     return settings
 
 
-def _defaults() -> dict[str, Any]:
-    from dataclasses import asdict
+def recovery_choice(text: str | None) -> dict[str, Any]:
+    """Return the settings of a recovery, sorted, from `8` epochs or `epochs=8,lr=0.0005`; empty without one.
 
-    return asdict(SearchSettings())
+    >>> recovery_choice("8")["epochs"], recovery_choice("epochs=3,fresh_negatives=true")["fresh_negatives"]
+    (8, True)
+    """
+    if text is None or text == "0":
+        return {}
+    defaults, given = asdict(RecoverySettings()), {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals:
+            name, value = "epochs", name
+        if name not in defaults:
+            raise UserError(f"--recovery {part} is no setting of a recovery{did_you_mean(name, defaults)}.")
+        given[name] = _value(value, defaults[name], "--recovery", part.strip())
+    if not given.get("epochs"):
+        raise UserError(f"--recovery is {text}, but must say how many epochs it takes: epochs=8,{text}.")
+    return dict(sorted({**defaults, **given}.items()))
 
 
-def _number(text: str) -> Any:
-    if text.lower() in ("none", "null"):
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _value(text: str, default: Any, option: str, shown: str) -> Any:
+    """Return the value that a text stands for, of the kind of the setting's default.
+
+    Raises UserError if it is of another kind, or negative. option, shown: what the sentence says, `name=value`.
+    """
+    value: Any = {"none": None, "null": None, "true": True, "false": False}.get(text.lower(), text)
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                value = kind(text)
+                break
+    kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+    name = shown.partition("=")[0].rpartition(".")[2]
+    fits = default is None or type(value) in kinds[type(default)] or (value is None and name == "accuracy_worth")
+    if isinstance(value, (int, float)) and not (name in FROM_ONE) <= value < 1e9:
+        fits = False
+    if not fits:
+        words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
+        raise UserError(f"{option} {shown} does not fit: this setting takes {words}, such as {default}.")
+    return float(value) if type(default) is float and value is not None else value
 
 
 def choose_problem(keep: Sequence[str], problem: str | None) -> str:
@@ -353,8 +408,3 @@ def _wnids() -> list[str]:
 def _base_name(architecture: str) -> str:
     path, _, name = architecture.rpartition(":")
     return Path(path).stem if path.endswith(".py") else name
-
-
-def is_local(weights: str) -> bool:
-    """Return whether weights are a file of the user."""
-    return is_weights_file(weights)

@@ -19,18 +19,20 @@ from seam.data.decoding import stored_size
 from seam.delivery.card import Card, limits, render_card
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError, one_line
-from seam.evaluation import predict
 from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
+from seam.report.measured import read_metrics
 from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
 from seam.reuse.load import load_reengineered
 
 INT8 = "model-int8.onnx"
+C_FILES = ("model.c", "model.h", "main.c", "Makefile")  # as `seam.engine.emit` writes a model of the name `model`
 MEANINGS = {
     NETWORK: "the network for ONNX Runtime and other engines (`use_onnxruntime.py`)",
     INT8: "the same with weights and activations of 8 bits",
-    "model.c": "the same as C code without dependencies",
+    "model.c": "the same as C code without dependencies: `make`, then `./model images.bin`; `model.h` says how to call "
+    "it, and `main.c` is an example",
     "model.pt2": "the same as a program of torch.export, without anybody's Python code (`use_torch.py`). "
     "`torch.export.load` can run code that a stranger put into such a file, so load only one that you trust",
     WEIGHTS: "the weights; `seam.load(folder)` runs no code from the folder (`use_seam.py`)",
@@ -53,15 +55,18 @@ def write_package(
 
     dataset_folder: that of the prepared data set. source_folder, architecture: as in `load_reengineered`. about: what
     the results do not say, such as `weights`, `licence`, `data` and `data_licence`. Files that are in the result folder
-    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there. The card comes last.
+    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there, and those of an earlier card
+    in `out` are removed. The card comes last.
     """
     folder, out, about = Path(result_folder), Path(out), dict(about or {})
-    metrics, manifest = read_json(folder / "metrics.json"), read_json(Path(dataset_folder) / "dataset.json")
+    metrics, manifest = read_metrics(folder), read_json(Path(dataset_folder) / "dataset.json")
     size = int(manifest["size"][0])
     model = load_reengineered(folder, source_folder, architecture)
     source = open_source(source_folder or _source_of(folder), architecture=architecture)
     out.mkdir(parents=True, exist_ok=True)
     (out / CARD).unlink(missing_ok=True)  # an unfinished folder has no card
+    for name in (*MEANINGS, *SNIPPETS, *C_FILES, "card.md"):
+        (out / name).unlink(missing_ok=True)
 
     shape = (3, size, size)
     if (folder / NETWORK).is_file():
@@ -69,7 +74,7 @@ def write_package(
         shutil.copyfile(folder / NETWORK, out / NETWORK)
     else:
         export(model, out / NETWORK, shape, metadata=onnx_metadata(model.classes, model.normalization))
-    for name in (INT8, "model.c", "model.h"):
+    for name in (INT8, *C_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     save_tensors(
@@ -89,8 +94,10 @@ def write_package(
         if name != "use_torch.py" or (out / "model.pt2").is_file():
             write_text(out / name, text)
 
-    accuracy = metrics["accuracy"]
-    recovery = read_json(folder / "recovery.json")["accuracy"] if model.recovered else None
+    accuracy, balanced = metrics["accuracy"], metrics["balanced_accuracy"]
+    decided_by, settings = metrics["decided_by"], metrics["settings"]
+    granularity = settings.get("granularity", "weight")
+    source_file = Path(source_folder or _source_of(folder)) / NETWORK
     card: Card = {
         "format": FORMAT,
         "format_version": 1,
@@ -99,20 +106,32 @@ def write_package(
         "problem": {
             "kind": metrics["problem"],
             "target": metrics["target"],
-            "sentence": _sentence(metrics),
+            "sentence": _sentence(metrics, model.recovered),
         },
         # Of a group, the source model has to choose among the same classes: the fair comparison.
         "accuracy": {
             "source": accuracy.get("source_restricted", accuracy["source"]),
-            "reengineered": recovery["after"] if recovery else accuracy["reengineered"],
-            "per_class": about.get("per_class"),
+            "reengineered": accuracy["reengineered"],
+            "balanced": {
+                "source": balanced.get("source_restricted", balanced["source"]),
+                "reengineered": balanced["reengineered"],
+            },
+            "decided_by": decided_by,
+            "per_class": _per_class(metrics),
+            "confusion": metrics["confusion"],
             "int8": _int8_accuracy(folder) if (out / INT8).is_file() else None,
         },
         "images": metrics["images"],
         "selection": metrics["settings"]["selection"],
+        "granularity": granularity,
         "size": {
             "weights": metrics["weights"],
             "kept": metrics["kept"],
+            "parameters": {
+                name: sum(value.numel() for value in module.parameters())
+                for name, module in (("source", source.module), ("reengineered", model))
+            },
+            "source_onnx_bytes": source_file.stat().st_size if source_file.is_file() else None,
             "bytes": {path.name: path.stat().st_size for path in sorted(out.glob("model*"))},
         },
         "budget": metrics.get("budget"),
@@ -128,7 +147,7 @@ def write_package(
             "architecture": source.architecture.rpartition("/")[2],
             "classes": len(source.classes),
             "weights": str(about.get("weights") or "not recorded"),
-            "sha256": sha256(Path(source_folder or _source_of(folder)) / "source.safetensors"),
+            "sha256": sha256(source_file.with_name("source.safetensors")),
             "licence": about.get("licence") or GIVEN_NOWHERE,
         },
         "data": {
@@ -137,7 +156,8 @@ def write_package(
             "digest": sha256(Path(dataset_folder) / "dataset.json"),
             "licence": about.get("data_licence") or GIVEN_NOWHERE,
         },
-        "settings": metrics["settings"],
+        "settings": settings,
+        "recovery": metrics["recovery"]["settings"] if model.recovered else None,
         "seed": metrics["seed"],
         "epochs": metrics["epochs"],
         "selected_epoch": metrics["selected_epoch"],
@@ -176,30 +196,35 @@ def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
         log.warning("no model.pt2: its outputs differ from the model's")
 
 
-def accuracy_per_class(model: Any, batches: Any) -> dict[str, dict[str, float]]:
-    """Return {class: {"accuracy": share, "images": number}} of a model on batches of images with its labels."""
-    logits, labels = predict(model, batches)
-    right = logits.argmax(1) == labels
-    return {
-        name: {"accuracy": float(right[labels == place].double().mean()), "images": int((labels == place).sum())}
-        for place, name in enumerate(model.classes)
-        if (labels == place).any()
-    }
-
-
 def _source_of(folder: Path) -> Path:
     from seam.files import load_tensors
 
     return folder / str(load_tensors(folder / "masks.safetensors")[1]["source"])
 
 
-def _sentence(metrics: dict[str, Any]) -> str:
-    classes = metrics["classes"]
+def _sentence(metrics: dict[str, Any], recovered: bool) -> str:
+    classes, name = metrics["classes"], metrics["model"]
+    answers = f"It tells {', '.join(classes)} apart."
     if metrics["problem"] == "binary":
-        return f"It tells images of class {classes[0]} from all others. It is a part of the network {metrics['model']}."
-    if metrics["problem"] == "group":
-        return f"It tells the group {classes[0]} from all other images. It is a part of the network {metrics['model']}."
-    return f"It tells {', '.join(classes)} apart. It is a part of the network {metrics['model']}."
+        answers = f"It tells images of class {classes[0]} from all others."
+    elif metrics["problem"] == "group":
+        answers = f"It tells the group {classes[0]} ({', '.join(metrics['members'])}) from all other images."
+    channels = metrics["settings"].get("channels")
+    if channels:
+        trained = ", and the others were trained further" if channels["train_weights"] or recovered else ""
+        return f"{answers} It is the network {name} without the channels that are not needed{trained}."
+    trained = ", trained further" if recovered else ""
+    return f"{answers} It is a part of the network {name}{trained}: weights that are not needed are zero."
+
+
+def _per_class(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return {class: its test images, and the shares of them that the source model and the result get right}."""
+    before, after = (metrics["per_class"][name] for name in ("source", "reengineered"))
+    return {
+        name: {"accuracy": after[name]["recall"], "source": before[name]["recall"], "images": images}
+        for name, images in metrics["test_images"].items()
+        if images
+    }
 
 
 def _macs(folder: Path, source: Any, model: Any, shape: tuple[int, ...]) -> dict[str, int] | None:

@@ -20,7 +20,7 @@ from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
 from seam.delivery.card import Card
 from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices
-from seam.delivery.package import accuracy_per_class, write_package
+from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
 from seam.evaluation import accuracy, predict
@@ -38,6 +38,8 @@ FIT_BATCH = 64  # images that a model takes at once in measurements
 TIMED: dict[str, Any] = {
     "batch_size": (1,), "threads": (1,), "warmup": 5, "iterations": 30, "runs": 2, "statistic": "median",
 }  # fmt: skip
+
+RESULTS = ("model.onnx", "model-int8.onnx", "macs.json", "latency_*.json", "accuracy_*.json")  # of `measure`
 
 Say = Callable[[str], None]
 
@@ -103,24 +105,8 @@ class Shrinking:
         """Search the masks, unless they are there; return the metrics."""
         from seam.reuse.direct import reengineer_all
 
-        choices = self.choices
-        arguments = {
-            "model_folder": str(self.model_folder),
-            "dataset_folder": str(self.data_folder),
-            "model": choices.model,
-            "dataset": choices.dataset,
-            "problem": choices.problem,
-            "target": choices.target,
-            "members": choices.keep,
-            "settings": choices.settings,
-            "seed": choices.seed,
-            "architecture": choices.architecture,
-        }
-        key = {
-            **arguments,
-            "source": sha256(self.model_folder / "source.safetensors"),
-            "manifest": sha256(self.data_folder / "dataset.json"),
-        }
+        arguments = {**self._arguments(), "settings": self.choices.settings, **self._layer_costs()}
+        key = self._key(arguments)
         if not self._is_done("search", key, self.folder / "metrics.json"):
             for stale in self.folder.glob("*") if self.folder.is_dir() else ():  # of other settings
                 stale.unlink() if stale.is_file() else shutil.rmtree(stale)
@@ -131,10 +117,36 @@ class Shrinking:
             self._note("search", key)
         return read_json(self.folder / "metrics.json")
 
-    def measure(self, data: Dataset, engines: tuple[str, ...], int8: bool = False) -> None:
+    def recover(self) -> None:
+        """Train what the search has left, if that is asked for and not done."""
+        outputs = [self.folder / name for name in ("recovered.safetensors", "recovery.csv", "recovery.json")]
+        settings = self.choices.recovery
+        if not settings:
+            if outputs[0].is_file():
+                self._remove(*RESULTS, *(path.name for path in outputs))
+            return
+        from seam.reuse.recovery import recover
+
+        search = self.choices.settings
+        holdout = search["holdout"] if search["selection"] == "holdout" else 0.0
+        arguments = {**self._arguments(), "settings": settings, "holdout": holdout, "masks_folder": str(self.folder)}
+        key = {**self._key(arguments), "masks": sha256(self.folder / "masks.safetensors")}
+        if self._is_done("recovery", key, outputs[0]):
+            return
+        self.say(f"recovery: {settings['epochs']} epochs")
+        self._remove(*RESULTS)  # of the model before it
+        with staged(outputs) as staging:
+            checkpoint = self.checkpoint.with_name(f"recover-{self.checkpoint.name}")
+            recover(folder=staging(outputs[0]).parent, device=self.device, checkpoint=checkpoint, **arguments)
+        self._note("recovery", key)
+
+    def measure(
+        self, data: Dataset, engines: tuple[str, ...], int8: bool = False, instructions: str | None = None
+    ) -> None:
         """Count the MACs, export to ONNX, and time both models in the engines, into the result folder.
 
-        int8: whether to quantize both models, too. Raises UserError for an unknown engine.
+        int8: whether to quantize both models, too. instructions: what the C code is for, as `seam.engine.emit` takes
+        it; None: no C code. Raises UserError for an unknown engine, or if the model cannot be written as C code.
         """
         from seam.cost.accuracy import write_accuracy
         from seam.cost.calibration import quantize_reengineered, quantize_source
@@ -151,6 +163,7 @@ class Shrinking:
         if not (self.folder / "model.onnx").is_file():
             metadata = onnx_metadata(model.classes, model.normalization)
             export(model, self.folder / "model.onnx", shape, metadata=metadata)
+        self._write_c(instructions)
         if int8 and not (self.folder / "model-int8.onnx").is_file():
             self.say("quantizing to int8")
             seed, onnx, quantized = self.choices.seed, "model.onnx", "model-int8.onnx"
@@ -161,8 +174,9 @@ class Shrinking:
             engine = "onnxruntime-int8"
             path = self.folder / f"accuracy_{engine}.json"
             write_accuracy(path, engine, find_engine(engine), models, self.data_folder, self.folder / "metrics.json")
-        for old in self.folder.glob("latency_*.json"):
-            old.unlink()
+        if not int8:
+            self._remove("model-int8.onnx", "accuracy_*.json")
+        self._remove("latency_*.json")
         for engine in engines:
             if engine not in ENGINES:
                 raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
@@ -181,24 +195,68 @@ class Shrinking:
 
     def deliver(self, out: str | Path, about: Mapping[str, Any]) -> Card:
         """Write the delivered folder; return its card."""
-        from seam.data.drawing import problem_of_result
-        from seam.reuse.load import load_reengineered
-
-        choices, data = self.choices, open_dataset(self.data_folder)
-        device = select_device(self.device)
-        model = load_reengineered(self.folder, self.model_folder, choices.architecture)
-        problem = problem_of_result(data, read_json(self.folder / "metrics.json"))
-        test = batches(
-            data.test, problem.test.indices, problem.test.labels, FIT_BATCH,
-            normalization=model.normalization, device=device,
-        )  # fmt: skip
-        per_class = accuracy_per_class(model.to(device), test)
+        choices = self.choices
         return write_package(
             self.folder, self.data_folder, out, source_folder=self.model_folder, architecture=choices.architecture,
-            about={"per_class": per_class, "weights": Path(choices.source["weights"]).name, **about},
+            about={"weights": Path(choices.source["weights"]).name, **about},
         )  # fmt: skip
 
     # ------------------------------------------------------------------ helpers
+
+    def _remove(self, *patterns: str) -> None:
+        for path in [path for pattern in patterns for path in self.folder.glob(pattern)]:
+            path.unlink()
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments that a search and a recovery share."""
+        choices = self.choices
+        return {
+            "model_folder": str(self.model_folder),
+            "dataset_folder": str(self.data_folder),
+            "model": choices.model,
+            "dataset": choices.dataset,
+            "problem": choices.problem,
+            "target": choices.target,
+            "members": choices.keep,
+            "seed": choices.seed,
+            "architecture": choices.architecture,
+        }
+
+    def _key(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a search or a recovery depends on: its arguments, and the digests of the files that it reads."""
+        paths = ("model_folder", "dataset_folder", "masks_folder", "layer_costs")
+        files = {"source": self.model_folder / "source.safetensors", "manifest": self.data_folder / "dataset.json"}
+        own = {name: value for name, value in arguments.items() if name not in paths}
+        return {**own, **{name: sha256(path) for name, path in files.items()}}
+
+    def _layer_costs(self) -> dict[str, str]:
+        """Return {"layer_costs": the path of the table} for a budget in milliseconds; measure it if it is missing."""
+        budget = self.choices.settings.get("budget") or {}
+        if "latency_ms" not in budget:
+            return {}
+        from seam.cost.layer_costs import write_layer_costs
+
+        path, data = self.model_folder / "layer_costs_1.json", open_dataset(self.data_folder)
+        key = {"source": sha256(self.model_folder / "source.safetensors"), "size": list(data.size)}
+        if not self._is_done("layer costs", key, path):
+            self.say("measuring what the weights of each layer cost in seam.engine")
+            source = open_source(self.model_folder, architecture=self.choices.architecture)
+            write_layer_costs(path, source.module, (3, *data.size), 1)
+            self._note("layer costs", key)
+        return {"layer_costs": str(path)}
+
+    def _write_c(self, instructions: str | None) -> None:
+        """Write the model as C code into the result folder, or remove what is there."""
+        self._remove(*C_FILES)
+        if instructions is None:
+            return
+        from seam.engine.emit import emit
+        from seam.engine.errors import EngineError
+
+        try:
+            emit(self.folder / "model.onnx", self.folder, "model", instructions=instructions)
+        except EngineError as error:
+            raise UserError(f"--c: {error}") from error
 
     def _fetch(self, source: dict[str, Any], path: Path) -> None:
         with staged([path]) as staging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import os
@@ -27,9 +28,10 @@ AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception
 def build_model(architecture: str, classes: int, checksum: str | None = None) -> torch.nn.Module:
     """Return a new module of this architecture with `classes` outputs, randomly initialised.
 
-    architecture: one of ARCHITECTURES, `torchvision:NAME` or `file.py:factory`. The code of a file runs: never take its
-    name from a file of results (see `trusted_architecture`). checksum: the SHA-256 that the file must have, if given.
-    Raises UserError if the architecture is unknown, if the file has another digest or if its code fails.
+    architecture: one of ARCHITECTURES, `torchvision:NAME`, `timm:NAME` or `file.py:factory`. The code of a file
+    runs: never take its name from a file of results (see `trusted_architecture`). checksum: the SHA-256 that the file
+    must have, if given. Raises UserError if the architecture is unknown, if the file has another digest or if its code
+    fails.
     """
     if architecture in ARCHITECTURES:
         from seam.models import cifar
@@ -37,10 +39,14 @@ def build_model(architecture: str, classes: int, checksum: str | None = None) ->
         return getattr(cifar, architecture)(classes)
     if architecture.startswith("torchvision:"):
         return _torchvision_model(architecture, classes)
+    if architecture.startswith("timm:"):
+        return import_timm().create_model(timm_name(architecture), pretrained=False, num_classes=classes)
     path, _, factory = architecture.rpartition(":")
     if not path.endswith(".py"):
         names = ", ".join(ARCHITECTURES)
-        raise UserError(f"{architecture} is no known architecture: write {names}, torchvision:NAME or file.py:factory.")
+        raise UserError(
+            f"{architecture} is no known architecture: write {names}, torchvision:NAME, timm:NAME or file.py:factory."
+        )
     if not Path(path).is_file():
         raise UserError(f"{path}, the file of architecture {architecture}, does not exist: put it back there.")
     return _model_of_file(architecture, path, factory, classes, checksum)
@@ -200,6 +206,22 @@ def _torchvision_model(architecture: str, classes: int) -> torch.nn.Module:
             if hasattr(module, head):
                 setattr(module, head, None)
     return module
+
+
+def import_timm() -> Any:
+    """Return the package timm. Raises UserError if it is not installed."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(f"A model of timm needs the package timm ({error}): pip install timm.") from error
+
+
+def timm_name(architecture: str) -> str:
+    """Return NAME of `timm:NAME`. Raises UserError unless it is a model of timm, so that nothing is downloaded."""
+    name = architecture.removeprefix("timm:")
+    if name not in import_timm().list_models():
+        raise UserError(f"timm has no model called {name}: timm.list_models() has the names, without those of weights.")
+    return name
 
 
 def torchvision_name(architecture: str) -> str:

@@ -100,7 +100,7 @@ def row(baseline: Record, search: Record, recovery: Record | None = None) -> dic
 
 
 def channel_values(baseline: Record, latency: Record) -> dict[str, Any]:
-    """Return the values of CHANNEL_COLUMNS, from its metrics.json and the latency_baselines.json of its problem."""
+    """Return the values of CHANNEL_COLUMNS, from its metrics.json and the baselines_latency.json of its problem."""
     measured = latency["measurements"][0]
     names = {"source": "source", "search": "search", "baseline": baseline["baseline"]}
     statistic = f"{latency['statistic']}_ms"
@@ -115,7 +115,7 @@ def channel_values(baseline: Record, latency: Record) -> dict[str, Any]:
 def baselines(metrics: Paths, searches: Paths, recoveries: Paths = (), latencies: Paths = ()) -> Table:
     """Return the table of baselines, from the paths of their metrics.json and those of the searches.
 
-    recoveries, latencies: the recovery.json and latency_baselines.json of the problems with baselines of channels. Rows
+    recoveries, latencies: the recovery.json and baselines_latency.json of the problems with baselines of channels. Rows
     are in the order of `metrics`. Raises UserError if a file lacks a value, or if the search's is missing.
     """
     known, rows = records(searches), []

@@ -17,7 +17,7 @@ COLUMNS = [
 
 
 def budgets(paths: Iterable[str | Path]) -> Table:
-    """Return the table of budgets, from the paths of the latency_budget.json, in their order."""
+    """Return the table of budgets, from the paths of the budget_latency.json, in their order."""
     rows = [record.select(*COLUMNS) for record in records(paths).values()]
     return pd.DataFrame(rows, columns=COLUMNS)
 

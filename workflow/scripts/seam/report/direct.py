@@ -92,11 +92,10 @@ def row(
         for kind in ("accuracy", "balanced_accuracy")
         for model in ("source", "source_restricted", "reengineered")
     }
-    recalls = [metrics["recall"] for metrics in problem["per_class", "reengineered"].values()]
-    lowest: float | None = min(recalls)
-    if recovery is not None:  # of which only the plain accuracy is known
-        decisive, lowest = "accuracy", None
-        accuracies |= {"accuracy_reengineered": recovery["accuracy", "after"], "balanced_accuracy_reengineered": None}
+    per_class = problem["per_class", "reengineered"]
+    if recovery is not None:
+        per_class = recovery["per_class"]
+        accuracies |= {f"{kind}_reengineered": recovery[kind, "after"] for kind in ("accuracy", "balanced_accuracy")}
     before, after = accuracies[f"{decisive}_source"], accuracies[f"{decisive}_reengineered"]
     dense, sparse = macs["source", "total"], macs["reengineered", "total"]
     holdout = problem.data.get("holdout_accuracy") or {}  # no images are held out if the test images select the epoch
@@ -109,7 +108,7 @@ def row(
         "classes": len(problem["classes"]),
         **accuracies,
         "decided_by": decisive,
-        "lowest_recall_reengineered": lowest,
+        "lowest_recall_reengineered": min(metrics["recall"] for metrics in per_class.values()),
         "accuracy_gain_points": round(100 * (after - before), 9),  # 4.3, not 4.299999999999993
         "holdout_accuracy_source": holdout.get("source"),
         "holdout_accuracy_reengineered": holdout.get("reengineered"),

@@ -35,6 +35,7 @@ from seam.report.html import (
 )
 from seam.report.intervals import bootstrap
 from seam.report.losses import LOST_POINTS, lost
+from seam.report.measured import read_metrics
 from seam.report.style import BLUE, INK, RED
 from seam.report.summary import quantities
 from seam.report.tables import (
@@ -313,7 +314,7 @@ def problem_content(row: Column, times: Mapping[str, Table]) -> str:
     """Return what is known of a problem, from its folder; a sentence for what cannot be read."""
     folder = Path(row["folder"])
     try:
-        metrics, steps = read_json(folder / "metrics.json"), read_table(folder / "history.csv")
+        metrics, steps = read_metrics(folder), read_table(folder / "history.csv")
     except UserError as error:
         return f"<p>{text(error)}</p>"
     left = [f"<h3>Course of the search</h3>{history(steps, metrics)}"]
@@ -401,6 +402,11 @@ def result(row: Column, metrics: Mapping[str, Any], folder: Path) -> dict[str, o
     values["seed"] = metrics.get("seed")
     values["device"] = ", ".join(str(metrics[name]) for name in ("device", "precision") if name in metrics)
     values["torch"] = metrics.get("torch")
+    if recovery := metrics.get("recovery"):
+        values["recovery"] = (
+            f"{recovery['epochs']} epochs in {duration(float(recovery['seconds']))}; accuracy before it "
+            f"{100 * recovery['accuracy']['before']:.2f} %"
+        )
     shown = {
         "accuracy",
         "balanced_accuracy",
@@ -412,7 +418,7 @@ def result(row: Column, metrics: Mapping[str, Any], folder: Path) -> dict[str, o
         "images",
     }
     shown |= {"classes", "kept", "weights", "retention", "epochs", "selected_epoch", "seconds", "seed", "device"}
-    shown |= {"precision", "torch", "model", "dataset", "problem", "target", "digest", "holdout_accuracy"}
+    shown |= {"recovery", "precision", "torch", "model", "dataset", "problem", "target", "digest", "holdout_accuracy"}
     for name in sorted(metrics.keys() - shown):
         value = metrics[name]
         values[name.replace("_", " ")] = json.dumps(value) if isinstance(value, (dict, list)) else value

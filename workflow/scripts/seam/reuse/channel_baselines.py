@@ -15,7 +15,7 @@ epoch is the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,14 @@ def train_channel_baseline(
     if from_nothing:
         depends["training"] = dict(training)
     file = Checkpoint(checkpoint, {**each.provenance, **depends}, __file__)
+    weights = each.class_weights
     held: Any = each.selection if each.uses_holdout else _NoImages()
     if from_nothing:
         settings = TrainingSettings(**{**training, "epochs": epochs, "batch_size": chosen.batch_size})
-        history = train_from_nothing(model, batches, settings, teacher, held, file)
+        history = train_from_nothing(model, batches, settings, teacher, held, file, weights)
     else:
         settings = RecoverySettings(**{**asdict(chosen), "epochs": epochs})
-        history = train(model, batches, settings, teacher, held, {}, file)
+        history = train(model, batches, settings, teacher, held, {}, file, weights)
     each.save_channels(model.get_submodule("source"), groups, kept, copy_state(model.get_submodule("head")))
     stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
     left = sum(parameter.numel() for parameter in maskable(stored.source).values())
@@ -228,11 +229,15 @@ def train_from_nothing(
     teacher: Teacher | None,
     held: Any,
     checkpoint: Checkpoint | None,
+    weights: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model`, which `with_head` made of a random network, in place; return its history.
 
-    SGD with Nesterov momentum and a one-cycle rate, which suits random weights; batch norm trains.
+    SGD with Nesterov momentum and a one-cycle rate, which suits random weights; batch norm trains. weights: as those of
+    `seam.reuse.recovery.train`.
     """
+    weight = None if weights is None else torch.tensor(weights, device=next(model.parameters()).device)
+    measure = evaluation.accuracy if weights is None else evaluation.balanced_accuracy
     source, relu, head = (model.get_submodule(name) for name in ("source", "relu", "head"))
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
@@ -243,6 +248,10 @@ def train_from_nothing(
         features = forward(source, images)
         logits = head(relu(features))
         loss = cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        if weight is not None:
+            loss = cross_entropy(
+                logits, labels, weight, reduction="none", label_smoothing=settings.label_smoothing
+            ).mean()
         total = loss if teacher is None else loss + teacher.loss(features, images)
         optimizer.zero_grad()
         total.backward()
@@ -253,10 +262,11 @@ def train_from_nothing(
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     with TrainingRun(batches, parts, checkpoint, "lower training.lr") as run:
+        run.most_epochs = settings.epochs
         while run.epoch <= settings.epochs:
             model.train()
             count, right, loss = run.train_epoch(step)
-            accuracy = evaluation.accuracy(*predict(model, run.interruptible(held))) if len(held.labels) else None
+            accuracy = measure(*predict(model, run.interruptible(held))) if len(held.labels) else None
             row = {
                 "epoch": run.epoch,
                 "cross_entropy": loss / count,

@@ -41,9 +41,13 @@ def _torch_module(
     architecture, width = metadata.get("architecture"), metadata.get("source_classes")
     if not isinstance(architecture, str) or type(width) is not int or not 0 < width < 1_000_000:
         return None
-    if architecture not in ARCHITECTURES and not architecture.startswith("torchvision:"):
+    if architecture not in ARCHITECTURES and not architecture.startswith(("torchvision:", "timm:")):
         return None
-    module = resize(with_head(build_model(architecture, width), width, outputs), tensors)
+    try:
+        network = build_model(architecture, width)
+    except UserError:  # timm is not installed
+        return None
+    module = resize(with_head(network, width, outputs), tensors)
     return module if load_state(module, tensors, folder / WEIGHTS) is None else None
 
 

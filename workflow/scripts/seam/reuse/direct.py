@@ -248,7 +248,7 @@ class Reengineering:
         if self.groups is not None:
             return search_channels(
                 self.model, self.groups, self.train, self.selection, self.source_accuracy, self.settings,
-                self.checkpoint, self.measure, self.layer_costs,
+                self.checkpoint, self.measure, self.layer_costs, self.class_weights,
             )  # fmt: skip
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,

@@ -16,13 +16,19 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import evaluation
 from seam.data.batches import batches
 from seam.data.drawing import draw_problem
-from seam.data.problems import TargetProblem
+from seam.data.problems import TargetProblem, class_weights
 from seam.data.storage import Dataset, open_dataset
 from seam.device import select_device
-from seam.evaluation import predict
+from seam.evaluation import (
+    accuracy,
+    balanced_accuracy,
+    class_metrics,
+    confusion_matrix,
+    predict,
+    require_several_answers,
+)
 from seam.files import save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.models.surgery import copy_state, set_training_mode, to_channels_last
@@ -62,7 +68,9 @@ def recover(
 
     settings: a dictionary of `RecoverySettings`. holdout: the share of the problem's images that the search held out;
     recovery does not train on them either, so that accuracies on them can be compared. All other arguments are those of
-    `seam.reuse.direct.Reengineering`. The last epoch is the result. Returns the metrics.
+    `seam.reuse.direct.Reengineering`. The last epoch is the result. If classes differ much in their number of images,
+    the loss weighs them alike, as in the search. Returns the metrics. Raises UserError if the result gives the same
+    answer for all test images.
     """
     folder, place = Path(folder), select_device(device)
     chosen = RecoverySettings(**settings)
@@ -76,7 +84,8 @@ def recover(
         return batches(split, subset.indices, subset.labels, chosen.batch_size, **common)
 
     test, held = batches_of(images.test, task.test), batches_of(images.train, task.holdout)
-    before = _accuracies(network, {"holdout": held, "test": test})
+    subsets = {"holdout": held, "test": test}
+    before = {name: _accuracies(network, subset) for name, subset in subsets.items()}
 
     names = [model, dataset, problem, target]
     recovery_seed = derive_seed(seed, "recovery", *names)
@@ -91,34 +100,45 @@ def recover(
     if chosen.distillation:
         teacher = Teacher(to_channels_last(source.module, place), chosen.distillation, chosen.temperature)
     file = Checkpoint(checkpoint, states, __file__)
-    history = train(network, training, chosen, teacher, held, kept, file)
+    weights = class_weights(task.train.labels, len(task.classes)) if task.is_unequal else None
+    history = train(network, training, chosen, teacher, held, kept, file, weights)
+    logits, labels = predict(network, test)
+    matrix = confusion_matrix(logits.argmax(1), labels, len(task.classes))
+    what = f"The model of the {problem} problem {target}, after its recovery,"
+    require_several_answers(logits.argmax(1), labels, task.classes, what, "lower recovery.lr, or leave recovery out.")
     metadata = {"masks_sha256": states["masks"]}
     save_tensors(folder / RECOVERED, copy_state(network), metadata)
     import pandas as pd
 
     write_csv(folder / "recovery.csv", pd.DataFrame(history))
-    after = _accuracies(network, {"holdout": held, "test": test})
+    after = {name: _accuracies(network, subset) for name, subset in subsets.items()}
     metrics = {
         **dict(zip(("model", "dataset", "problem", "target"), names, strict=True)),
         "settings": asdict(chosen),
         "seed": seed,
-        "accuracy": {"before": before["test"], "after": after["test"]},
-        "holdout_accuracy": {"before": before["holdout"], "after": after["holdout"]} if len(task.holdout) else None,
+        "accuracy": {"before": before["test"][0], "after": after["test"][0]},
+        "balanced_accuracy": {"before": before["test"][1], "after": after["test"][1]},
+        "per_class": class_metrics(matrix, task.classes),
+        "confusion": matrix,
+        "holdout_accuracy": (
+            {"before": before["holdout"][0], "after": after["holdout"][0]} if len(task.holdout) else None
+        ),
         "epochs": len(history),
         "seconds": sum(row["seconds"] for row in history),
         **environment(place),
     }
     write_json(folder / "recovery.json", metrics)
-    log.info("test accuracy %.4f before recovery, %.4f after it", before["test"], after["test"])
+    log.info("test accuracy %.4f before recovery, %.4f after it", before["test"][0], after["test"][0])
     file.remove()
     return metrics
 
 
-def _accuracies(network: nn.Module, subsets: Mapping[str, Any]) -> dict[str, float | None]:
-    return {
-        name: evaluation.accuracy(*predict(network, subset)) if len(subset.labels) else None
-        for name, subset in subsets.items()
-    }
+def _accuracies(network: nn.Module, subset: Any) -> tuple[float | None, float | None]:
+    """Return (accuracy, balanced accuracy) on batches of images; None if there are none."""
+    if not len(subset.labels):
+        return None, None
+    outputs = predict(network, subset)
+    return accuracy(*outputs), balanced_accuracy(*outputs)
 
 
 def train(
@@ -129,13 +149,16 @@ def train(
     held: Any,
     kept: Mapping[str, torch.Tensor],
     checkpoint: Checkpoint | None = None,
+    weights: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Train `network`, which `with_head` made, in place; return its history, a dictionary for each epoch.
 
     Adam, whose rates rise over 200 steps and fall to zero along a cosine. Batch norm keeps its statistics. teacher:
     whose answers the outputs of the network's `source` learn. held: batches of images for the history. kept:
-    {parameter: bool}; the others stay zero.
+    {parameter: bool}; the others stay zero. weights: how often an image of each class counts in the loss; the history
+    then has balanced accuracies.
     """
+    weight = None if weights is None else torch.tensor(weights, device=next(network.parameters()).device)
     source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
     groups = [(list(source.parameters()), settings.lr), (list(head.parameters()), settings.lr_head)]
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
@@ -146,6 +169,8 @@ def train(
         features = forward(source, batch)
         logits = head(relu(features))
         loss = cross_entropy(logits, labels)
+        if weight is not None:
+            loss = cross_entropy(logits, labels, weight, reduction="none").mean()
         total = loss if teacher is None else loss + teacher.loss(features, batch)
         optimizer.zero_grad()
         total.backward()
@@ -157,17 +182,18 @@ def train(
 
     parts = {"network": network, "optimizer": optimizer}
     with TrainingRun(images, parts, checkpoint, ADVICE) as run:
+        run.most_epochs = settings.epochs
         while run.epoch <= settings.epochs:
             set_training_mode(network)  # a problem's own images would change the statistics of batch norm
             count, right, loss = run.train_epoch(step)
-            accuracy = None
+            shown = None
             if len(held.labels):
-                accuracy = evaluation.accuracy(*predict(network, run.interruptible(held)))
+                shown = (accuracy if weights is None else balanced_accuracy)(*predict(network, run.interruptible(held)))
             row = {
                 "epoch": run.epoch,
                 "cross_entropy": loss / count,
                 "train_accuracy": right / count,
-                "accuracy": accuracy,
+                "accuracy": shown,
                 "seconds": run.epoch_seconds(),
             }
             log.info("epoch %d/%d %s", run.epoch, settings.epochs, {k: v and round(v, 4) for k, v in row.items()})
@@ -176,7 +202,7 @@ def train(
 
 
 class TrainingImages:
-    """The training batches of a problem; with `fresh_negatives`, a binary problem's rest is drawn anew in each epoch.
+    """The training batches of a problem; with `fresh_negatives`, the rest of two classes is drawn anew in each epoch.
 
     The rest is then drawn from all training images of other classes that are not held out.
     """
@@ -194,9 +220,9 @@ class TrainingImages:
         self.batch_size, self.first = settings.batch_size, 0
         self.generator = torch.Generator().manual_seed(seed)
         self.positives = problem.train.indices[problem.train.labels == 0]
-        self.fresh = settings.fresh_negatives and problem.kind == "binary"
-        target = images.classes.index(problem.members[0])
-        others = np.flatnonzero(images.train.labels != target)
+        self.fresh = settings.fresh_negatives and problem.kind in ("binary", "group")
+        targets = [images.classes.index(member) for member in problem.members]
+        others = np.flatnonzero(~np.isin(images.train.labels, targets))
         self.others = np.setdiff1d(others, problem.holdout.indices)
         self.fixed = self._batches(problem.train.indices, problem.train.labels)
 

@@ -8,11 +8,12 @@ that nothing is rounded afterwards.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.errors import UserError
@@ -24,8 +25,8 @@ from seam.masks.channels import ChannelGroups
 from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
-from seam.search.mask_search import Measure, SearchResult
-from seam.search.training import train_head
+from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
+from seam.search.training import train_head, weighted_cross_entropy
 from seam.settings import SearchSettings, budget_unit
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
@@ -72,6 +73,7 @@ def search_channels(
     checkpoint: Checkpoint | None = None,
     measure: Measure = evaluation.accuracy,
     layer_costs: Mapping[str, Any] | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> SearchResult:
     """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
 
@@ -103,18 +105,22 @@ def search_channels(
             worth = (masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
             masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), widths)
 
+    device = next(head.parameters()).device
+    of_batch = cross_entropy if class_weights is None else weighted_cross_entropy(class_weights, device)
     training = ChannelTraining(
         model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
-        train_weights=channels.train_weights, after_step=remove,
+        train_weights=channels.train_weights, after_step=remove, loss=of_batch,
     )  # fmt: skip
     retention = weights_cost(network, groups)
     head_only = Adam([(list(head.parameters()), settings.lr_head)])
     with TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE) as run:
+        run.most_epochs = settings.epochs
+        run.facts = {"source_accuracy": source_accuracy, "images": SELECTED_ON[settings.selection]}
         while run.epoch <= settings.epochs:
             phase = "head" if run.epoch == 1 else "masks"
             if phase == "head":
                 model.eval()
-            step = train_head(model, head_only) if phase == "head" else training.begin_epoch()
+            step = train_head(model, head_only, of_batch) if phase == "head" else training.begin_epoch()
             images, right, loss = run.train_epoch(step)
             accuracy = None
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:

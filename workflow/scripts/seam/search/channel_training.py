@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from seam.masks.channels import ChannelGroups, gate_of, gated_parameters
 from seam.models.surgery import set_training_mode
 from seam.precision import forward
+from seam.search.training import Loss
 from seam.training.adam import Adam
 from seam.training.distillation import Teacher
 from seam.training.run import Stateful, Step
@@ -128,6 +129,7 @@ class ChannelTraining:
         steps: int,
         train_weights: bool,
         after_step: Callable[[int], None],
+        loss: Loss = cross_entropy,
     ) -> None:
         """lr, lr_head: Adam's rates for the weights and the head, which fall to zero along a cosine over `steps`.
 
@@ -136,7 +138,8 @@ class ChannelTraining:
         With SGD, whose step is as large as the gradient, the distillation loss of large logits destroyed a ResNet20
         within an epoch at rates of 0.02 and 0.002, before any channel had left.
         """
-        self.model, self.masks, self.teacher, self.after_step = model, masks, teacher, after_step
+        self.model, self.masks, self.teacher = model, masks, teacher
+        self.after_step, self.loss = after_step, loss
         groups = [(list(model.get_submodule("head").parameters()), lr_head)]
         if train_weights:
             groups.append((list(model.get_submodule("source").parameters()), lr))
@@ -153,7 +156,7 @@ class ChannelTraining:
         """Train on a batch; return its logits and its mean cross entropy."""
         features = forward(self.model.get_submodule("source"), images)
         logits = self.model.get_submodule("head")(self.model.get_submodule("relu")(features))
-        loss = cross_entropy(logits, labels)
+        loss = self.loss(logits, labels)
         total = loss if self.teacher is None else loss + self.teacher.loss(features, images)
         self.model.zero_grad()
         total.backward()

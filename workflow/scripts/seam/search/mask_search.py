@@ -25,6 +25,7 @@ from seam.settings import SearchSettings
 from seam.training.run import Batch, TrainingRun
 
 ADVICE = "lower lr_mask, lr_head or alpha"  # if the loss is not finite
+SELECTED_ON = {"holdout": "held-out", "last": "training", "test": "test"}  # images, by `selection` of the settings
 
 Tensors = dict[str, torch.Tensor]
 Measure = Callable[[torch.Tensor, torch.Tensor], float]  # logits [N, K], labels [N] -> an accuracy
@@ -68,6 +69,7 @@ class MaskSearch:
         self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
         self.measure = measure
         run.most_epochs, run.name = settings.epochs, name
+        run.facts = {"source_accuracy": source_accuracy, "images": SELECTED_ON[settings.selection]}
         self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention
 
     def search(self, training: MaskTraining, selection: Iterable[Batch]) -> None:
@@ -154,7 +156,7 @@ class MaskSearch:
     def _log(self, row: dict[str, Any], event: str) -> None:
         accuracy = "not evaluated"
         if row["accuracy"] is not None:
-            images = {"holdout": "held-out", "last": "training", "test": "test"}[self.settings.selection]
+            images = SELECTED_ON[self.settings.selection]
             accuracy = f"{images} accuracy {row['accuracy']:.4f} (source {self.source_accuracy:.4f})"
         log.info(
             "%sepoch %d/%d %-5s loss %.4f %s retention %.4f %.1f s%s",

@@ -75,6 +75,7 @@ class TrainingRun:
         self.batches, self.parts, self.checkpoint, self.advice = batches, dict(parts), checkpoint, advice
         self.name: str | None = None  # of one of several runs of a job, on the terminal
         self.most_epochs: int | None = None  # for the time that is left, on the terminal
+        self.facts: dict[str, Any] = {}  # of the run, that the terminal shows beside each epoch's row
         self.trained = 0  # epochs in this process
         self.generator: torch.Generator | None = getattr(batches, "generator", None)
         self.epoch, self.batch, self.totals = 1, 0, torch.zeros(3)
@@ -154,7 +155,7 @@ class TrainingRun:
         left = None
         if self.most_epochs is not None:
             left = (time.perf_counter() - self.began) / self.trained * (self.most_epochs - self.epoch)
-        progress.end_epoch(self.name, self.epoch, self.most_epochs, row, left)
+        progress.end_epoch(self.name, self.epoch, self.most_epochs, {**self.facts, **row}, left)
         if selected is not None:
             self.selected, self.selected_epoch = selected, self.epoch
         self.epoch, self.batch, self.totals, self.earlier_seconds = self.epoch + 1, 0, torch.zeros(3), 0.0

@@ -94,10 +94,13 @@ def _check_architecture(key: str, architecture: str) -> None:
         known = torchvision_weights()
         if known and name not in known:
             raise UserError(f"{key} is {shown(architecture)}, but torchvision has no such model{hint(name, known)}")
+    elif path == "timm":
+        if importlib.util.find_spec("timm") is None:
+            raise UserError(f"{key} is {shown(architecture)}, but the package timm is not installed: pip install timm.")
     elif path.endswith(".py"):
         _check_factory(key, path, name)
     elif architecture not in ARCHITECTURES:
-        allowed = f"{', '.join(ARCHITECTURES)}, torchvision:NAME or path/to/file.py:factory"
+        allowed = f"{', '.join(ARCHITECTURES)}, torchvision:NAME, timm:NAME or path/to/file.py:factory"
         suggestion = did_you_mean(architecture, ARCHITECTURES)
         raise UserError(f"{key} is {shown(architecture)}, but must be {allowed}{suggestion}.")
 
