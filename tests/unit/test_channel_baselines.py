@@ -18,6 +18,7 @@ from seam.models.uses import count_uses
 from seam.models.weights import open_source
 from seam.report.baselines import baselines, comparison, render
 from seam.report.latency_figures import baselines_latency, pareto_front, points
+from seam.report.small_models import small_models
 from seam.reuse import channel_baselines
 from seam.reuse.channel_baselines import equal_epochs, train_channel_baseline, uniform_widths
 from seam.settings import CHANNEL_BASELINES, SearchSettings, search_settings
@@ -189,3 +190,28 @@ def test_rows_compare_the_recovered_model_and_say_who_wins(tmp_path):
 def test_the_pareto_front_has_no_point_that_another_beats():
     means = {"a": (1.0, 70.0), "b": (2.0, 90.0), "c": (2.0, 85.0), "d": (3.0, 90.0), "e": (4.0, 95.0)}
     assert pareto_front(means) == ["a", "b", "e"]
+
+
+def test_the_terminal_says_how_small_fast_and_right_models_without_channels_are():
+    common = {"model": "net", "problem": "binary", "decided_by": "accuracy", "timing_batch_size": 16}
+    times = {"latency_source_ms_onnxruntime": 10.0, "latency_reengineered_ms_onnxruntime": 4.0}
+    times |= {"bytes_source_onnxruntime": 1_200_000, "bytes_reengineered_onnxruntime": 300_000}
+    accuracies = {
+        "accuracy_source": 0.95,
+        "accuracy_reengineered": 0.94,
+        "speedup_onnxruntime": 2.5,
+        "speedup_seam": 2.5,
+    }
+    rows = [
+        {**common, **times, **accuracies, "target": name, "search_granularity": granularity}
+        for name, granularity in (("cat", "channel"), ("dog", None))
+    ]
+    table = pd.DataFrame(rows)
+    assert list(small_models(table)) == [
+        "Channels removed: models that are smaller and faster in every engine",
+        "  net, binary: cat: file 1,200 -> 300 kB (4.0 x smaller); 16 images in ONNX Runtime 10.00 -> 4.00 ms "
+        "(2.5 x as fast); accuracy 95.0 -> 94.0 %",
+    ]
+    assert not list(small_models(table[1:])) and not list(small_models(table.drop(columns="search_granularity")))
+    without_engines = table.drop(columns=[name for name in table if name.startswith(("speedup", "latency", "bytes"))])
+    assert list(small_models(without_engines))[1] == "  net, binary: cat: accuracy 95.0 -> 94.0 %"

@@ -1140,10 +1140,13 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
     config = validated(full)
     found = [(p.model, p.problem, p.target) for p in target_problems(config)]
     assert [(model, problem) for model, problem, _ in found] == (
-        [("digits-resnet20", "binary")] * 3 + [("digits-resnet20", "multiclass"), ("digits-vgg16", "binary")]
+        [("digits-resnet20", "binary")] * 3
+        + [("digits-resnet20", "multiclass"), ("digits-resnet20", "binary"), ("digits-vgg16", "binary")]
     )
-    assert [p.dataset for p in target_problems(config)] == ["digits"] * 4 + ["digits-high-32px"]
-    assert [len(p.classes) for p in target_problems(config)] == [1, 1, 1, 4, 1]
+    assert [p.dataset for p in target_problems(config)] == ["digits"] * 5 + ["digits-high-32px"]
+    assert [len(p.classes) for p in target_problems(config)] == [1, 1, 1, 4, 1, 1]
+    granularities = [p.settings.get("granularity") for p in target_problems(config)]
+    assert granularities == [None, None, None, None, "channel", None]
     assert left_out(config) == []
     models = {name: model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}
     assert {name: (m["architecture"], m["weights"]) for name, m in models.items()} == {

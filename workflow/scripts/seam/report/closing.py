@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seam.report.budgets import sentences
 from seam.report.losses import LOST_POINTS, lost
+from seam.report.small_models import small_models
 from seam.report.summary import render
 from seam.report.tables import PROBLEMS, all_problems, read_table
 
@@ -14,7 +15,7 @@ MOST_LINES = 5  # results that lost accuracy
 
 
 def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str]:
-    """Yield the summary, then results that lost accuracy, then where everything is.
+    """Yield the summary, models without channels, results that lost accuracy, budgets in milliseconds, and where all is.
 
     tables: the folder of the tables. report: the path of the report, if there is one.
     """
@@ -22,6 +23,9 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
     yield "\n" + render(read_table(tables / "summary.csv"))
     binary, multiclass = (read_table(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass"))
     problems = all_problems(binary, multiclass)
+    small = list(small_models(problems))
+    if small:
+        yield "\n" + "\n".join(small)
     worse = lost(problems)
     if len(worse):
         yield f"\n{len(worse)} of {len(problems)} results lost more than {LOST_POINTS:g} points of accuracy:"
