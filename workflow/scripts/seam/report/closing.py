@@ -15,7 +15,7 @@ MOST_LINES = 5  # results that lost accuracy
 
 
 def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str]:
-    """Yield the summary, models without channels, results that lost accuracy, budgets in milliseconds, and where all is.
+    """Yield the summary, models without channels, results that lost accuracy, budgets, and where everything is.
 
     tables: the folder of the tables. report: the path of the report, if there is one.
     """

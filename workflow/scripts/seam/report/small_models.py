@@ -1,4 +1,4 @@
-"""What the terminal says of models without their removed channels: file, time and accuracy beside the source model's."""
+"""What the terminal says of models without their removed channels: file, time and accuracy, before and after."""
 
 from __future__ import annotations
 
