@@ -198,3 +198,44 @@ class SparseModel(RandomModel):
         """Return normal weights, nine tenths of which are zero."""
         values = self.random.standard_normal(shape) * np.sqrt(10 / max(1, np.prod(shape[1:])))
         return (values * (self.random.random(shape) < 0.1)).astype(np.float32)
+
+
+class ComputedModel(RandomModel):
+    """A random model that begins with padding computed from the shape, like "same" padding of TensorFlow in torch."""
+
+    def draw(self, layers: int) -> bytes:
+        """Return the bytes of an ONNX model of at least so many layers after the padding."""
+        self.pad()
+        return super().draw(layers)
+
+    def pad(self) -> None:
+        """Append zeros around the map, so that a window of 3 or 5 pixels and a stride of 2 or 3 keep all of it."""
+        kernel, stride = (int(self.random.choice(values)) for values in ((3, 5), (2, 3)))
+        shape = self.node("Shape", [self.name])
+        before, after = [], []
+        for axis in (2, 3):
+            size = self.node("Gather", [shape, self.integers(axis)], axis=0)
+            # ceil(size / stride) is -(-size // stride) in the exported file; Div rounds towards 0.
+            whole = self.node("Add", [size, self.integers(stride - 1)])
+            steps = self.node("Sub", [self.node("Div", [whole, self.integers(stride)]), self.integers(1)])
+            covered = self.node("Add", [self.node("Mul", [steps, self.integers(stride)]), self.integers(kernel)])
+            need = self.node("Neg", [self.node("Sub", [size, covered])])
+            half = self.node("Cast", [self.node("Div", [need, self.integers(2)])], to=TensorProto.INT64)
+            for pads, value in ((before, half), (after, self.node("Sub", [need, half]))):
+                pads.append(self.node("Unsqueeze", [value, self.integers([0])]))
+            length = self.shape[axis - 1]
+            grown = max(length, (-(-length // stride) - 1) * stride + kernel)
+            self.shape = (*self.shape[: axis - 1], grown, *self.shape[axis:])
+        # torch.nn.functional.pad names the last axis first, (before, after) of each; Pad wants all befores first.
+        pads = self.node("Concat", [before[1], after[1], before[0], after[0]], axis=0)
+        missing = self.node("Sub", [self.integers([8]), self.node("Shape", [pads])])
+        zeros = self.node("ConstantOfShape", [missing], value=numpy_helper.from_array(np.zeros(1, np.int64)))
+        pairs = self.node("Reshape", [self.node("Concat", [pads, zeros], axis=0), self.integers([-1, 2])])
+        last = [self.integers([value]) for value in (-1, -(1 << 63) + 1, 0, -1)]
+        turned = self.node("Transpose", [self.node("Slice", [pairs, *last])], perm=[1, 0])
+        flat = self.node("Reshape", [turned, self.integers([-1])])
+        self.name = self.node("Pad", [self.name, flat])
+
+    def integers(self, values: int | list[int]) -> str:
+        """Add a constant of integers and return its name."""
+        return self.constant(np.array(values, np.int64))

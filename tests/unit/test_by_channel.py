@@ -42,14 +42,16 @@ def network(seed=0):
     )  # fmt: skip
 
 
-def run(checkpoint=None, steps=None, **settings):
+def run(checkpoint=None, layer_costs=None, **settings):
     model = with_head(network(), 5, 2)
     groups = find_groups(model.source, torch.zeros(1, 3, 8, 8))
     channels = {"multiple": 4, **settings.pop("channels", {})}
     given = {"budget": {"macs": 0.3, "epochs": 8}, "granularity": "channel", "channels": channels}
     chosen = SearchSettings(**search_settings(given | settings))
     torch.manual_seed(1)
-    result = search_channels(model, groups, batches(), batches(48, seed=1), 0.9, chosen, checkpoint)
+    result = search_channels(
+        model, groups, batches(), batches(48, seed=1), 0.9, chosen, checkpoint, layer_costs=layer_costs
+    )
     return model, groups, result
 
 
@@ -132,8 +134,9 @@ def test_what_is_worth_most_stays_within_the_budget():
     worth = torch.rand(groups.count, generator=torch.Generator().manual_seed(0))
     for multiple in (1, 4, 8):
         for most in (0.9, 0.5, 0.25):
-            kept = keep_best(worth, groups, weights_cost(module, groups).share, most, multiple)
-            assert weights_cost(module, groups).share(kept) <= most
+            cost = weights_cost(module, groups)
+            kept = keep_best(worth, groups, cost.share, most, cost.widths(multiple))
+            assert cost.share(kept) <= most
             for bits, values in zip(groups.split(kept).values(), groups.split(worth).values(), strict=True):
                 assert int(bits.sum()) % multiple == 0
                 assert values[bits].min() > values[~bits].max() if not bits.all() else True

@@ -497,7 +497,7 @@ direct_reuse/0/search = {budget: {epochs: 20}}
 search/budget = {weights: 0.1, batch: 4}
   search.budget has batch, which only a budget in latency_ms takes: remove it.
 search/budget = {latency_ms: 2, engine: onnxruntime}
-  search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
+  direct_reuse[0].search.budget is for onnxruntime, which gains nothing from weights that are zero: ...
 search/budget = {weights: 1.5}
   search.budget.weights is 1.5, but must be ...
 """
@@ -647,7 +647,7 @@ def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(sma
     ("search", "sentence"),
     [
         ({"granularity": "channel"}, "granularity: channel and no budget"),
-        ({"granularity": "channel", "budget": {"latency_ms": 2.0, "engine": "seam"}}, "a budget of latency_ms"),
+        ({"budget": {"latency_ms": 2.0, "engine": "openvino"}}, "is for openvino, which gains nothing"),
         ({"granularity": "channel", "budget": {"macs": 0.3}, "channels": {"multiple": 0}}, "channels.multiple is 0"),
         ({"granularity": "filter"}, "granularity"),
     ],
@@ -1140,10 +1140,13 @@ def test_demo_merged_over_config_yaml_gives_the_demo_alone(full):
     config = validated(full)
     found = [(p.model, p.problem, p.target) for p in target_problems(config)]
     assert [(model, problem) for model, problem, _ in found] == (
-        [("digits-resnet20", "binary")] * 3 + [("digits-resnet20", "multiclass"), ("digits-vgg16", "binary")]
+        [("digits-resnet20", "binary")] * 3
+        + [("digits-resnet20", "multiclass"), ("digits-resnet20", "binary"), ("digits-vgg16", "binary")]
     )
-    assert [p.dataset for p in target_problems(config)] == ["digits"] * 4 + ["digits-high-32px"]
-    assert [len(p.classes) for p in target_problems(config)] == [1, 1, 1, 4, 1]
+    assert [p.dataset for p in target_problems(config)] == ["digits"] * 5 + ["digits-high-32px"]
+    assert [len(p.classes) for p in target_problems(config)] == [1, 1, 1, 4, 1, 1]
+    granularities = [p.settings.get("granularity") for p in target_problems(config)]
+    assert granularities == [None, None, None, None, "channel", None]
     assert left_out(config) == []
     models = {name: model_settings(config, name) for name in ("digits-resnet20", "digits-vgg16")}
     assert {name: (m["architecture"], m["weights"]) for name, m in models.items()} == {

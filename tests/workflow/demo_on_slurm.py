@@ -8,16 +8,18 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import slurm
-from slurm_jobs import GPU, LOCAL, Going
+from slurm_jobs import GPU as PUBLISHED_GPU
+from slurm_jobs import LOCAL, Going
 from workflows import ROOT, jobs
 
 from seam.cost.processor import physical_cores
 
 CORES = len(os.sched_getaffinity(0))  # the node's: no more runs at a time than without Slurm
 ENGINES = ("deepsparse", "seam", "onnxruntime")
+GPU = PUBLISHED_GPU | {"recover"}
 GROUPS = {
-    "cost": {"count_macs": 5, "export_onnx": 5},
-    "timing": {"time_deepsparse": 5, "time_engine": 10},
+    "cost": {"count_macs": 6, "export_onnx": 6},
+    "timing": {"time_deepsparse": 6, "time_engine": 12},
     "defects": {"evaluate_defects": 8},
 }
 GROUPED = {rule: name for name, rules in GROUPS.items() for rule in rules}
@@ -49,7 +51,7 @@ def demo(tmp_path_factory):
 
 def test_each_job_ran_once(demo):
     assert demo.jobs.keys() == LOCAL | GPU | GROUPED.keys() | {"prepare_dataset", "export_source"}
-    assert "68 of 68 steps (100%) done" in demo.said and sum(demo.jobs.values()) == 68
+    assert "75 of 75 steps (100%) done" in demo.said and sum(demo.jobs.values()) == 75
     assert "Trying to restart" not in demo.said
     assert {entry["JobState"] for entries in demo.entries.values() for entry in entries} == {"COMPLETED"}
 
@@ -61,7 +63,7 @@ def test_short_jobs_are_no_queue_entries_of_their_own(demo):
             assert alone.pop(rule) == number
     expected = {rule: number for rule, number in alone.items() if rule not in LOCAL} | dict.fromkeys(GROUPS, 1)
     assert Counter({name: len(entries) for name, entries in demo.entries.items()}) == expected
-    assert sum(expected.values()) == 30
+    assert sum(expected.values()) == 32
 
 
 def test_jobs_that_compute_have_a_gpu(demo):
@@ -73,20 +75,20 @@ def test_jobs_that_compute_have_a_gpu(demo):
 def test_timing_has_the_node_for_itself_and_goes_one_by_one(demo):
     (timing,) = demo.entries["timing"]
     assert timing["OverSubscribe"] == "NO" and timing["CPUs/Task"] == str(CORES)
-    assert timing["TimeLimit"] == "03:45:00"  # the sum of fifteen
+    assert timing["TimeLimit"] == "04:30:00"  # the sum of eighteen
     others = [entry for entries in demo.entries.values() for entry in entries if entry is not timing]
-    assert len(others) == 29
+    assert len(others) == 31
     for entry in others:  # ISO dates
         assert entry["EndTime"] <= timing["StartTime"] or timing["EndTime"] <= entry["StartTime"], entry
     for engine in ENGINES:
         found = [json.loads(path.read_text()) for path in ROOT.glob(f"results/direct/*/*/*/latency_{engine}.json")]
-        assert [one["measurements"][0]["threads"] for one in found] == 5 * [min(CORES, physical_cores())]
+        assert [one["measurements"][0]["threads"] for one in found] == 6 * [min(CORES, physical_cores())]
 
 
 def test_the_tables_hold_all_problems_and_students(demo):
     tables = ROOT / "results/tables"
     summary = pd.read_csv(tables / "summary.csv").set_index(["quantity", "group"])
-    assert summary.loc[("weights_kept", "all"), "problems"] == 5
+    assert summary.loc[("weights_kept", "all"), "problems"] == 6
     direct = pd.concat([pd.read_csv(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass")])
-    assert len(direct) == 5 and all((direct[f"speedup_{engine}"] > 0).all() for engine in ENGINES)
+    assert len(direct) == 6 and all((direct[f"speedup_{engine}"] > 0).all() for engine in ENGINES)
     assert len(pd.read_csv(tables / "indirect.csv")) == 8

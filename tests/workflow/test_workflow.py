@@ -426,12 +426,12 @@ def test_the_full_config_holds_the_published_evaluation(tmp_path):
     assert said.count("datasets.imagenet: its root is not given in the config") == 1
 
 
-def test_the_demo_has_its_five_problems(tmp_path):
+def test_the_demo_has_its_six_problems(tmp_path):
     demo = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text())
     found = jobs(snakemake(tmp_path, "--dry-run", config=demo | {"engines": ENGINES})[1])
-    assert found["reengineer"] == 5 and found["train_source"] == 3
+    assert found["reengineer"] == 6 and found["recover"] == 1 and found["train_source"] == 3
     assert found["finetune_seam"] == 6 and found["finetune_standard"] == found["retrain"] == 1  # eight students
-    assert found["time_engine"] == 10 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 5)
+    assert found["time_engine"] == 12 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 6)
 
 
 def test_the_full_config_names_what_indirect_reuse_waits_for(tmp_path):

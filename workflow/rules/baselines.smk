@@ -4,6 +4,7 @@
 localrules:
     collect_baselines,
     plot_baselines,
+    plot_channel_baselines,
 
 
 rule train_baseline:
@@ -68,10 +69,106 @@ use rule train_baseline as train_scratch with:
         "{wildcards.model}'s architecture from random weights for the {wildcards.problem} problem {wildcards.target}"
 
 
+# Baselines of searches of channels: at equal MACs and in equal training time.
+
+
+rule train_channel_baseline:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        modules=modules("train_channel_baseline.py"),
+    output:
+        masks=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}/masks.safetensors"
+        ),
+        history=update("results/direct/{model}/{problem}/{target}/baselines/{baseline}/history.csv"),
+        metrics=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}/metrics.json"
+        ),
+    log:
+        "results/logs/train_channel_baseline/{model}/{problem}/{target}/{baseline}.log",
+    benchmark:
+        "results/benchmarks/train_channel_baseline/{model}/{problem}/{target}/{baseline}.tsv"
+    wildcard_constraints:
+        baseline=one_of(CHANNEL_BASELINES),
+    conda:
+        "../../envs/seam.yaml"
+    threads: decoding(1)
+    resources:
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
+    params:
+        search=channel_baseline_arguments,
+        torch=versions("torch"),
+        device=device,
+    message:
+        "Baseline {wildcards.baseline} of {wildcards.model} for the {wildcards.problem} problem {wildcards.target}"
+    script:
+        "../scripts/train_channel_baseline.py"
+
+
+# The source model, the search's result and all baselines in turn, on one thread: points of one figure.
+rule time_baselines:
+    input:
+        source="results/models/{model}/model.onnx",
+        search="results/direct/{model}/{problem}/{target}/model.onnx",
+        baselines=baseline_models,
+        modules=modules("time_baselines.py"),
+    output:
+        latency=update("results/direct/{model}/{problem}/{target}/baselines_latency.json"),
+    log:
+        "results/logs/time_baselines/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/time_baselines/{model}/{problem}/{target}.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    threads: all_cores
+    resources:
+        timing=1,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(30),
+    params:
+        timing=timing_settings,
+        version=versions("onnxruntime"),
+    message:
+        "Timing the baselines of {wildcards.model}, {wildcards.problem} {wildcards.target} in ONNX Runtime"
+    script:
+        "../scripts/time_baselines.py"
+
+
+rule plot_channel_baselines:
+    input:
+        baselines="results/tables/baselines.csv",
+        modules=modules("plot_channel_baselines.py"),
+    output:
+        pareto=report(
+            "results/figures/baselines_latency.png",
+            caption="../report/baselines_latency.rst",
+            category="Figures",
+            labels={"figure": "Accuracy and latency of channels and baselines"},
+        ),
+        pareto_pdf="results/figures/baselines_latency.pdf",
+    log:
+        "results/logs/plot_channel_baselines.log",
+    benchmark:
+        "results/benchmarks/plot_channel_baselines.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    message:
+        "Drawing accuracy against latency of channels and baselines"
+    script:
+        "../scripts/plot_channel_baselines.py"
+
+
 rule collect_baselines:
     input:
         baselines=baseline_files("metrics.json"),
         searches=searches_with_baselines("metrics.json"),
+        recovery=recoveries_with_baselines(),
+        latency=latency_of_baselines(),
         modules=modules("collect_baselines.py"),
     output:
         baselines=report(

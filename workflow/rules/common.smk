@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -27,6 +28,10 @@ from seam.errors import UserError
 from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
+from seam.process import name_run
+from seam.settings import CHANNEL_BASELINES
+
+name_run()
 
 try:
     for file in workflow.configfiles:
@@ -190,13 +195,37 @@ def problem_of(wildcards):
 
 def layer_costs(problem):
     """Return the files with the costs of layers that a problem's search needs: one for a latency budget, or none."""
+    budget, folder = latency_budget(problem), f"results/models/{problem.model}"
+    if problem.settings.get("granularity") == "channel":
+        names = "channel_costs_{engine}_{batch}_{multiple}.json"
+        names = [names.format(**budget, **problem.settings["channels"])] if budget else []
+    else:
+        needs = budget or problem.settings.get("penalty") == "latency"
+        names = [f"layer_costs_{budget.get('batch', 1)}.json"] if needs else []
+    return [f"{folder}/{name}" for name in names]
+
+
+def latency_budget(problem):
+    """Return a problem's budget in milliseconds, complete; {} without one."""
     budget = problem.settings.get("budget", {})
-    needs = "latency_ms" in budget or problem.settings.get("penalty") == "latency"
-    return (
-        [f"results/models/{problem.model}/layer_costs_{budget.get('batch', 1)}.json"]
-        if needs
-        else []
-    )
+    if "latency_ms" not in budget:
+        return {}
+    is_channel = problem.settings.get("granularity") == "channel"
+    engine = budget.get("engine", "onnxruntime" if is_channel else "seam")
+    return {"batch": budget.get("batch", 1), "engine": engine, "latency_ms": budget["latency_ms"]}
+
+
+def latency_budget_of(wildcards):
+    return latency_budget(problem_of(wildcards))
+
+
+def budget_files():
+    """Return the times of all models with a budget in milliseconds."""
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/budget_latency.json"
+        for p in PROBLEMS
+        if latency_budget(p)
+    ]
 
 
 def layer_costs_of(wildcards):
@@ -343,6 +372,15 @@ def engine_version(wildcards):
     return {} if engine.runner == "seam_engine" else versions(engine.package)
 
 
+def budget_engine(function):
+    """Return a function of the wildcards of a problem that calls another with the engine of its budget."""
+
+    def of_budget(wildcards):
+        return function(SimpleNamespace(engine=latency_budget_of(wildcards)["engine"]))
+
+    return of_budget
+
+
 def engine_environment(wildcards):
     """Return the conda environment of an engine."""
     runner = KNOWN_ENGINES[wildcards.engine].runner
@@ -370,6 +408,47 @@ def scratch_training(wildcards):
             if name not in ("epochs", "batch_size")
         }
     }
+
+
+def channel_baseline_arguments(wildcards):
+    """Return the arguments of a baseline of a search of channels as one sorted dictionary."""
+    place = f"{wildcards.model}/{wildcards.problem}/{wildcards.target}/{wildcards.baseline}"
+    arguments = baseline_arguments(wildcards) | {
+        "baseline": wildcards.baseline,
+        "checkpoint": f"results/checkpoints/train_channel_baseline/{place}.pt",
+        "recovery": problem_of(wildcards).recovery,
+        "training": (
+            scratch_training(wildcards)["training"] if "scratch" in wildcards.baseline else {}
+        ),
+    }
+    return dict(sorted(arguments.items()))
+
+
+def baseline_models(wildcards):
+    """Return the ONNX files of a problem's baselines that are dense networks."""
+    folder = f"results/direct/{wildcards.model}/{wildcards.problem}/{wildcards.target}/baselines"
+    return [f"{folder}/{baseline}/model.onnx" for baseline in problem_of(wildcards).baselines]
+
+
+def problems_with_channel_baselines():
+    return [p for p in PROBLEMS if set(p.baselines) & set(CHANNEL_BASELINES)]
+
+
+def latency_of_baselines():
+    """Return the times of the baselines of all searches of channels."""
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/baselines_latency.json"
+        for p in problems_with_channel_baselines()
+    ]
+
+
+def recoveries_with_baselines():
+    """Return the results of the recoveries that baselines are compared with: those after a search of channels."""
+    return [
+        f"results/direct/{p.model}/{p.problem}/{p.target}/recovery.json"
+        for p in problems_with_channel_baselines()
+        if p.recovery
+    ]
 
 
 def baseline_files(name):
@@ -477,6 +556,7 @@ def student_files(name):
 def report_tables():
     names = ["direct_binary", "direct_multiclass", "indirect", "summary"]
     names += ["baselines_comparison"] if BASELINES else []
+    names += ["latency_budgets"] if budget_files() else []
     return [f"results/tables/{name}.csv" for name in names]
 
 
@@ -487,6 +567,7 @@ def report_figures():
     names += ["accuracy_multiclass"] if kinds & {"multiclass", "multiclass_rest"} else []
     names += ["retention_accuracy", "cost", "history"] if PROBLEMS else []
     names += ["baselines"] if BASELINES else []
+    names += ["baselines_latency"] if problems_with_channel_baselines() else []
     names += ["thresholds", "defects"] if STUDENTS else []
     return [f"results/figures/{name}.png" for name in names]
 

@@ -10,6 +10,7 @@ DEEPSPARSE_VERSION = pinned(WORKFLOW.parent / "envs/deepsparse.txt", "deepsparse
 
 localrules:
     make_env,
+    collect_budgets,
 
 
 rule count_macs:
@@ -63,6 +64,25 @@ rule export_onnx:
         "Exporting {wildcards.model}, {wildcards.problem} {wildcards.target} to ONNX"
     script:
         "../scripts/export_onnx.py"
+
+
+use rule export_onnx as export_baseline with:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/baselines/{baseline}/masks.safetensors",
+        recovered=[],
+        modules=modules("export_onnx.py"),
+    output:
+        model=update("results/direct/{model}/{problem}/{target}/baselines/{baseline}/model.onnx"),
+    log:
+        "results/logs/export_baseline/{model}/{problem}/{target}/{baseline}.log",
+    benchmark:
+        "results/benchmarks/export_baseline/{model}/{problem}/{target}/{baseline}.tsv"
+    wildcard_constraints:
+        baseline=one_of(CHANNEL_BASELINES),
+    message:
+        "Exporting baseline {wildcards.baseline} of {wildcards.model}, {wildcards.target} to ONNX"
 
 
 rule export_source:
@@ -119,6 +139,40 @@ rule measure_layer_costs:
         "Measuring what a weight of {wildcards.model} costs in the engine for zeros"
     script:
         "../scripts/measure_layer_costs.py"
+
+
+# The same for a dense engine, and channels.
+rule measure_channel_costs:
+    input:
+        manifest=manifest_of,
+        weights="results/models/{model}/source.safetensors",
+        kernels=engine_kernels,
+        modules=engine_modules("measure_channel_costs.py"),
+    output:
+        costs=update("results/models/{model}/channel_costs_{engine}_{batch}_{multiple}.json"),
+    log:
+        "results/logs/measure_channel_costs/{model}_{engine}_{batch}_{multiple}.log",
+    benchmark:
+        "results/benchmarks/measure_channel_costs/{model}_{engine}_{batch}_{multiple}.tsv"
+    wildcard_constraints:
+        engine=one_of(MAIN_ENGINES),
+        batch="[0-9]+",
+        multiple="[0-9]+",
+    conda:
+        engine_environment
+    threads: all_cores
+    resources:
+        timing=1,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(30),
+    params:
+        versions=versions("torch", "onnx"),
+        version=engine_version,
+        architecture=architecture,
+    message:
+        "Measuring what the layers of {wildcards.model} take in {wildcards.engine} with fewer channels"
+    script:
+        "../scripts/measure_channel_costs.py"
 
 
 rule make_env:
@@ -240,7 +294,7 @@ rule time_deepsparse:
     input:
         source="results/models/{model}/model.onnx",
         reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
-        env=ancient(DEEPSPARSE),
+        env=DEEPSPARSE,
         script=workflow_file("workflow/scripts/time_deepsparse.py"),
         modules=modules("time_deepsparse.py"),
     output:
@@ -300,3 +354,58 @@ rule time_engine:
         "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} in {wildcards.engine}"
     script:
         "../scripts/time_engine.py"
+
+
+# What a model with a budget in milliseconds takes: the source model beside it, in turn, as the budget says.
+rule time_budget:
+    input:
+        source="results/models/{model}/model.onnx",
+        reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
+        metrics="results/direct/{model}/{problem}/{target}/metrics.json",
+        kernels=budget_engine(engine_kernels),
+        modules=budget_engine(engine_modules("time_budget.py")),
+    output:
+        latency=update("results/direct/{model}/{problem}/{target}/budget_latency.json"),
+    log:
+        "results/logs/time_budget/{model}/{problem}/{target}.log",
+    benchmark:
+        "results/benchmarks/time_budget/{model}/{problem}/{target}.tsv"
+    conda:
+        budget_engine(engine_environment)
+    threads: all_cores
+    resources:
+        timing=1,
+        mem_mb=memory(3000, large=6000),
+        runtime=minutes(15),
+    params:
+        budget=latency_budget_of,
+        version=budget_engine(engine_version),
+    message:
+        "Timing {wildcards.model}, {wildcards.problem} {wildcards.target} against its budget"
+    script:
+        "../scripts/time_budget.py"
+
+
+rule collect_budgets:
+    input:
+        budgets=budget_files(),
+        modules=modules("collect_budgets.py"),
+    output:
+        budgets=report(
+            "results/tables/latency_budgets.csv",
+            caption="../report/latency_budgets.rst",
+            category="Tables",
+            labels={"table": "Budgets in milliseconds"},
+        ),
+    log:
+        "results/logs/collect_budgets.log",
+    benchmark:
+        "results/benchmarks/collect_budgets.tsv"
+    conda:
+        "../../envs/seam.yaml"
+    params:
+        rows=budget_files(),
+    message:
+        "Collecting the times of models with budgets in milliseconds"
+    script:
+        "../scripts/collect_budgets.py"

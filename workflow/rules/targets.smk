@@ -16,6 +16,8 @@ rule direct:
         # Without these lines a deleted file of a problem's folder would stay missing once the tables are made.
         [problem_files(name) for name in PROBLEM_FILES],
         latency_files(),
+        budget_files(),
+        rules.collect_budgets.output if budget_files() else [],
         int8_files(),
         [f"results/models/{model}/{name}" for model in MODELS for name in MODEL_FILES],
 
@@ -24,6 +26,7 @@ rule baselines:
     input:
         rules.collect_baselines.output,
         rules.plot_baselines.output,
+        rules.plot_channel_baselines.output if problems_with_channel_baselines() else [],
         [baseline_files(name) for name in ("history.csv", "metrics.json")],
 
 

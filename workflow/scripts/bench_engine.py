@@ -5,7 +5,7 @@
 Engines take turns in rounds, so that a busy machine slows all of them alike; a row's ratio is the median over rounds.
 DeepSparse needs a Python of its own and answers through a pipe; its time is measured in its process.
 
-Zeros: `mask` keeps the largest weights of each layer (a published checkpoint, if given; else the random initial
+Zeros: a case keeps the largest weights of each layer (a published checkpoint, if given; else the random initial
 weights), the same share in each, so that the multiply-adds left are that share, too. Times do not depend on values.
 """
 
@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 SECONDS = 3.0  # per row
+SETTLE = 0.04  # seconds of an engine's turn that are not counted
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,11 @@ def build(case: Case, checkpoint: Path | None):
     torch.manual_seed(0)
     if case.network == "resnet20":
         from seam.models.cifar import resnet20
+        from seam.models.unpickling import read_checkpoint
 
         module = resnet20(10)
         if checkpoint:
-            module.load_state_dict(torch.load(checkpoint, weights_only=True))
+            module.load_state_dict(read_checkpoint(checkpoint)[0])
     elif case.network == "vgg16_bn":
         module = torchvision.models.vgg16_bn(weights=None)
         module.avgpool = torch.nn.Identity()
@@ -144,7 +147,22 @@ class Deepsparse:
         self.process.stdin.flush()
 
 
-def measure(case: Case, path: Path, images: int, threads: int, deepsparse: Deepsparse | None, seconds: float) -> dict:
+def turn(run: Callable[[], float]) -> float:
+    """Return the median of the seconds that `run` returns in at least 2 calls, after calls for `SETTLE` seconds.
+
+    An engine's threads go on spinning after its last call, ONNX Runtime's for 32 ms, and hold cores meanwhile.
+    """
+    begin = time.perf_counter()
+    run()
+    while time.perf_counter() - begin < SETTLE:
+        run()
+    values = []
+    while len(values) < 2 or time.perf_counter() - begin < 1.5 * SETTLE:
+        values.append(run())
+    return float(np.median(values))
+
+
+def measure(model: str, path: Path, images: int, threads: int, deepsparse: Deepsparse | None, seconds: float) -> dict:
     """Return milliseconds and ratios of the engines for one model, batch and number of threads."""
     import onnxruntime
 
@@ -154,7 +172,8 @@ def measure(case: Case, path: Path, images: int, threads: int, deepsparse: Deeps
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     engine = load(path, threads=threads, fallback=False)
-    batch = np.random.default_rng(0).standard_normal((images, 3, case.size, case.size)).astype(np.float32)
+    taken = session.get_inputs()[0]
+    batch = np.random.default_rng(0).standard_normal((images, *taken.shape[1:])).astype(np.float32)
 
     def timed(run):
         begin = time.perf_counter()
@@ -162,23 +181,20 @@ def measure(case: Case, path: Path, images: int, threads: int, deepsparse: Deeps
         return time.perf_counter() - begin
 
     runs = {
-        "onnxruntime": lambda: timed(lambda: session.run(None, {"images": batch})),
+        "onnxruntime": lambda: timed(lambda: session.run(None, {taken.name: batch})),
         "seam": lambda: timed(lambda: engine(batch)),
     }
     if deepsparse:
         deepsparse.prepare(path, images, threads, batch.shape[1:])
         runs["deepsparse"] = deepsparse.time
     times = {name: [] for name in runs}
-    for _ in range(3):
-        for run in runs.values():
-            run()
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(times["seam"]) < 5:
         for name, run in runs.items():
-            times[name].append(run())
+            times[name].append(turn(run))
     if deepsparse:
         deepsparse.end()
-    row = {"model": case.name, "images": images, "threads": threads, "rounds": len(times["seam"])}
+    row = {"model": model, "images": images, "threads": threads, "rounds": len(times["seam"])}
     for name, values in times.items():
         row[name] = round(1e3 * float(np.median(values)), 3)
         row[f"{name}_least"] = round(1e3 * float(np.min(values)), 3)
@@ -198,12 +214,24 @@ def processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def models(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the names and files of the models to time; those of CASES are written to `folder`."""
+    for path in options.models or ():
+        yield str(path), path
+    for case in () if options.models else CASES:
+        if not options.only or options.only in case.name:
+            path = folder / f"{case.name}.onnx"
+            export(build(case, options.cifar), case.size, path)
+            yield case.name, path
+
+
 def main() -> None:
     """Parse the options, measure every row and print it as it comes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="a state dictionary of ResNet20 for CIFAR-10")
     parser.add_argument("--deepsparse", help="a Python with DeepSparse 1.8.0 (envs/deepsparse.txt)")
     parser.add_argument("--only", help="only models whose name contains this")
+    parser.add_argument("--models", type=Path, nargs="*", help="time these model.onnx, such as results, instead")
     parser.add_argument("--images", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="per row")
@@ -220,14 +248,10 @@ def main() -> None:
     print("  ".join(columns))
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            if options.only and options.only not in case.name:
-                continue
-            path = Path(folder) / f"{case.name}.onnx"
-            export(build(case, options.cifar), case.size, path)
+        for name, path in models(options, Path(folder)):
             for images in options.images:
                 for threads in options.threads:
-                    rows.append(measure(case, path, images, threads, deepsparse, options.seconds))
+                    rows.append(measure(name, path, images, threads, deepsparse, options.seconds))
                     print("  ".join(f"{rows[-1][name]!s:>{len(name)}}" for name in columns), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"machine": processor(), "rows": rows}, indent=1) + "\n")

@@ -14,4 +14,6 @@ if "snakemake" in globals():
             snakemake.output.comparison,
             snakemake.input.baselines,
             snakemake.input.searches,
+            snakemake.input.recovery,
+            snakemake.input.latency,
         )

@@ -17,6 +17,17 @@ BUDGET_OPTIONS = {"distillation": 0.7}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 
+DISTILLED = "-distilled"  # the end of the name of a baseline that learns the source model's answers
+# Baselines of searches of channels: see seam.reuse.channel_baselines. All others are of searches of single weights.
+CHANNEL_BASELINES = tuple(
+    name + end
+    for name in (
+        *("widths-scratch", "widths-magnitude", "widths-taylor"),
+        *("uniform-scratch", "uniform-magnitude", "uniform-taylor", "finetuned"),
+    )
+    for end in ("", DISTILLED)
+)
+
 
 @dataclass(frozen=True)
 class TrainingSettings:

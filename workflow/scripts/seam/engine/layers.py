@@ -412,7 +412,8 @@ class _Converter:
             raise EngineError("it does not have two inputs.")
         constant = [self._is_constant(node, i) for i in (0, 1)]
         if all(constant):
-            raise UnsupportedError("it computes with constants alone")
+            self._fold(node, lambda values: _computed(node.operation, *values))
+            return
         if any(constant):
             self._with_constant(node, constant.index(True))
             return
@@ -458,7 +459,7 @@ class _Converter:
 
     def _on_concat(self, node: Node) -> None:
         if all(name in self.constants for name in node.inputs):
-            self._fold(node, lambda values: np.concatenate([np.atleast_1d(v) for v in values]))
+            self._fold(node, lambda values: np.concatenate([np.atleast_1d(v) for v in values]), rank=1)
             return
         names = [self._tensor(node, i) for i in range(len(node.inputs))]
         ranks = {self.ranks[name] for name in node.inputs}
@@ -502,6 +503,9 @@ class _Converter:
         self._alias(node, source, 2)
 
     def _on_reshape(self, node: Node) -> None:
+        if self._is_constant(node, 0):
+            self._fold(node, lambda values: _reshaped(*values))
+            return
         source = self._tensor(node)
         wanted = self._integers(node, 1, "shape") or []
         channels, height, width = self.shapes[source]
@@ -521,7 +525,7 @@ class _Converter:
 
     def _on_squeeze(self, node: Node) -> None:
         if self._is_constant(node, 0):
-            self._fold(node, lambda values: np.squeeze(values[0]))
+            self._fold(node, lambda values: np.squeeze(values[0]), used=1, rank=1)
             return
         source = self._tensor(node)
         axes = self._integers(node, 1, "axes") or []
@@ -538,7 +542,7 @@ class _Converter:
         if self._is_constant(node, 0):
             if axes != [0]:
                 raise UnsupportedError("it unsqueezes a constant")
-            self._fold(node, lambda values: np.atleast_1d(values[0]), used=1)
+            self._fold(node, lambda values: values[0][None], used=1)
             return
         source = self._tensor(node)
         if self.ranks[node.inputs[0]] != 2 or sorted(a % 4 for a in axes) != [2, 3] or self._flat(node):
@@ -547,12 +551,15 @@ class _Converter:
 
     # Shapes that are computed
 
-    def _fold(self, node: Node, compute: Callable, used: int | None = None) -> None:
-        """Compute a small array of integers now."""
-        values = [self.constants[name] for name in node.inputs[:used]]
-        if any(v.dtype.kind not in "iu" or v.ndim > 1 or v.size > 64 for v in values):
-            raise UnsupportedError(f"{node.operation} of constants")
-        self.constants[node.outputs[0]] = np.asarray(compute(values))
+    def _fold(self, node: Node, compute: Callable, used: int | None = None, rank: int = 2) -> None:
+        """Compute a small array of integers now, from inputs of at most `rank` dimensions."""
+        values = [self._constant(node, index) for index in range(len(node.inputs[:used]))]
+        if any(v is None or v.dtype.kind not in "iu" or v.ndim > rank or v.size > 64 for v in values):
+            raise UnsupportedError(f"it has {node.operation} of constants")
+        try:
+            self.constants[node.outputs[0]] = np.asarray(compute(values))
+        except ValueError as error:
+            raise EngineError(f"its constants do not fit: their shapes are {[v.shape for v in values]}.") from error
 
     def _on_constant(self, node: Node) -> None:
         for attribute, dtype in (("value", None), ("value_int", np.int64), ("value_ints", np.int64),
@@ -566,11 +573,12 @@ class _Converter:
         raise UnsupportedError("it has a constant that is not a number or an array of numbers")
 
     def _on_shape(self, node: Node) -> None:
-        source = self._tensor(node)
-        channels, height, width = self.shapes[source]
-        whole = [BATCH, channels * height * width]
-        if self.ranks[node.inputs[0]] == 4:
-            whole = [BATCH, channels, height, width]
+        if self._is_constant(node, 0):
+            whole = list(self.constants[node.inputs[0]].shape)
+        else:
+            channels, height, width = self.shapes[self._tensor(node)]
+            flat = self.ranks[node.inputs[0]] != 4
+            whole = [BATCH, channels * height * width] if flat else [BATCH, channels, height, width]
         start, end = node.attributes.get("start", 0), node.attributes.get("end", len(whole))
         if not isinstance(start, int) or not isinstance(end, int):
             raise EngineError("its attributes start and end are not integers.")
@@ -595,9 +603,9 @@ class _Converter:
 
         def cut(values):
             array, start, end = values
-            if array.ndim != 1 or start.size != 1 or end.size != 1 or axes != [0] or steps != [1]:
+            if not array.ndim or start.size != 1 or end.size != 1 or axes != [0] or steps not in ([1], [-1]):
                 raise UnsupportedError("it slices a constant")
-            return array[int(start.reshape(-1)[0]) : int(end.reshape(-1)[0])]
+            return array[int(start.reshape(-1)[0]) : int(end.reshape(-1)[0]) : steps[0]]
 
         self._fold(node, cut, used=3)
 
@@ -605,6 +613,46 @@ class _Converter:
         if not self._is_constant(node, 0) or node.attributes.get("to") not in (6, 7):
             raise UnsupportedError("it casts to another type")
         self._fold(node, lambda values: values[0].astype(np.int64))
+
+    def _on_neg(self, node: Node) -> None:
+        self._need_constant(node)
+        self._fold(node, lambda values: _computed("Sub", np.zeros_like(values[0]), values[0]))
+
+    def _on_transpose(self, node: Node) -> None:
+        self._need_constant(node)
+        if node.attributes.get("perm", (1, 0)) != (1, 0):
+            raise UnsupportedError("it transposes a constant that is not a matrix")
+        self._fold(node, lambda values: values[0].T)
+
+    def _on_constantofshape(self, node: Node) -> None:
+        self._need_constant(node)
+        value = node.attributes.get("value", np.zeros(1, np.float32))
+        sizes = self._integers(node, 0, "shape") or []
+        if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "iu":
+            raise UnsupportedError("it makes a constant that is not of integers")
+        if len(sizes) > 2 or min(sizes, default=0) < 0 or math.prod(sizes) > 64:
+            raise UnsupportedError(f"it makes a constant of the shape {sizes}")
+        self._fold(node, lambda values: np.full(sizes, int(value.reshape(-1)[0]), np.int64))
+
+    def _need_constant(self, node: Node) -> None:
+        if not self._is_constant(node, 0):
+            raise UnsupportedError(f"it has {node.operation} of a tensor")
+
+
+def _computed(operation: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return Add, Sub, Mul or Div of two arrays of integers. Their sizes in computed shapes are far below 2**31."""
+    if any(np.any(np.abs(values.astype(np.float64)) >= 1 << 31) for values in (first, second)):
+        raise UnsupportedError("it computes with the batch's size, or with numbers beyond 32 bits")
+    if operation == "Div":
+        if not second.all():
+            raise EngineError("it divides by 0.")
+        return np.trunc(first / second).astype(np.int64)  # exact below 2**31; ONNX rounds towards 0
+    return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[operation](first, second, dtype=np.int64)
+
+
+def _reshaped(values: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Return an array of integers in another shape. Raises ValueError if it does not fit."""
+    return values.reshape([int(size) for size in np.atleast_1d(shape)])
 
 
 _SIMPLE: dict[str, Callable[[Callable[[str, float], float]], Activation]] = {

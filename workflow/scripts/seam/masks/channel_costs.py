@@ -6,16 +6,48 @@ depends on how many others are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from seam.masks.channels import ChannelGroups, gate_of, weight_axes
+from seam.errors import UserError
+from seam.masks.channels import ChannelGroups, LayerUnits, gate_of, weight_axes
 from seam.masks.layers import maskable
 
 Uses = Mapping[str, float]  # how often each weight is used for one image, by parameter
+Widths = Mapping[str, Sequence[int]]  # by group, ascending: how many of its units may be kept
+
+# A width pays unless a larger one takes less than this share of the time that its channels should. If the budget cannot
+# be met with the widths that pay, the next share is tried.
+PAYS = (0.4, 0.2, 0.0)
+
+
+class Cost(Protocol):
+    """What a network costs with some of its channels.
+
+    whole: what it costs with all of them, in the unit of a budget (weights, MACs, milliseconds).
+    """
+
+    whole: float
+
+    def share(self, kept: torch.Tensor) -> float:
+        """Return what is left with these units, bool [units], as a share of the whole."""
+        ...
+
+    def prices(self, kept: torch.Tensor) -> torch.Tensor:
+        """Return how much the share falls for each unit that is removed, float32 [units], at the widths of `kept`."""
+        ...
+
+    def widths(self, multiple: int, most: float = 0.0) -> Widths:
+        """Return the widths of each group that a search may choose: multiples of `multiple`, and all units.
+
+        most: the share of the cost that is to be met.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,10 +68,10 @@ class ChannelCost:
     whole: what the network costs with all its channels.
     """
 
-    def __init__(self, layers: list[_Layer], fixed: float, count: int) -> None:
-        """fixed: what everything else costs. count: the number of units."""
-        self.layers, self.fixed, self.count = layers, fixed, count
-        self.whole = self.cost(torch.ones(count)).item()
+    def __init__(self, layers: list[_Layer], fixed: float, groups: ChannelGroups) -> None:
+        """fixed: what everything else costs."""
+        self.layers, self.fixed, self.groups = layers, fixed, groups
+        self.whole = self.cost(torch.ones(groups.count)).item()
 
     def cost(self, kept: torch.Tensor) -> torch.Tensor:
         """Return what is left with these units, float64 []; differentiable in `kept`, a number from 0 to 1 for each."""
@@ -60,6 +92,143 @@ class ChannelCost:
             units = kept.double().detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.cost(units), units)
         return (gradient / self.whole).float()
+
+    def widths(self, multiple: int, most: float = 0.0) -> Widths:
+        """Return the multiples of `multiple`, and the number of all units, of each group."""
+        return {name: multiples(size, multiple) for name, size in self.groups.sizes.items()}
+
+
+class ChannelTime:
+    """The milliseconds of a batch in an engine, by a table of times of single layers at several widths.
+
+    Between the widths of the table, times are interpolated. A layer with fewer channels counts at most what it takes
+    with more: engines compute channels in blocks, and an incomplete block can even take longer than a full one.
+    """
+
+    def __init__(self, groups: ChannelGroups, table: Mapping[str, Any]) -> None:
+        """table: as `seam.cost.channel_costs` measures it. Raises UserError if it is of another network."""
+        self.groups, self.scale, self.fixed = groups, float(table["scale"]), float(table["fixed_ms"])
+        if unknown := set(table["layers"]) - set(groups.layers):
+            raise UserError(f"The table of layer costs has no layer {min(unknown)} of this model: delete the table.")
+        self.layers = [_TimedLayer(groups, groups.layers[name], times) for name, times in table["layers"].items()]
+        self.whole = self.milliseconds(torch.ones(groups.count, dtype=torch.bool))
+
+    def milliseconds(self, kept: torch.Tensor) -> float:
+        """Return the time with these units, bool [units]."""
+        return float(self._times(self._counts(kept)[None])[0])
+
+    def share(self, kept: torch.Tensor) -> float:
+        """Return what is left with these units, bool [units], as a share of the whole."""
+        return self.milliseconds(kept) / self.whole
+
+    def prices(self, kept: torch.Tensor) -> torch.Tensor:
+        """Return how much the share falls for each unit that is removed, float32 [units], at the widths of `kept`.
+
+        All units of a group have the same price. It is the highest of those on the way to any smaller width, because
+        one block of channels may have to leave whole before any time is saved.
+        """
+        counts, rows, places = self._counts(kept), [], []
+        for place, size in enumerate(self.groups.sizes.values()):
+            for width in range(1, min(int(counts[place]), size)):
+                rows.append(counts.copy())
+                rows[-1][place] = width
+                places.append(place)
+        prices = np.zeros(len(counts))
+        if rows:
+            saved = float(self._times(counts[None])[0]) - self._times(np.stack(rows))
+            each = saved / np.array([counts[place] - row[place] for place, row in zip(places, rows, strict=True)])
+            np.maximum.at(prices, places, each)
+        sizes = torch.tensor(list(self.groups.sizes.values()))
+        return torch.from_numpy(prices / self.whole).float().repeat_interleave(sizes)
+
+    def widths(self, multiple: int, most: float = 0.0) -> Widths:
+        """Return the widths of each group that pay, among the multiples of `multiple`, and the number of all units.
+
+        A width does not pay if a larger one costs little more, that is, less than PAYS of what it would cost if time
+        grew with the channels. The other groups have all their channels.
+        """
+        chosen: Widths = {}
+        for pays in PAYS:
+            chosen = self._paying_widths(multiple, pays)
+            if self.share(fewest(self.groups, chosen)) <= most:
+                break
+        return chosen
+
+    def _paying_widths(self, multiple: int, pays: float) -> Widths:
+        whole = self._counts(torch.ones(self.groups.count, dtype=torch.bool))
+        chosen = {}
+        for place, (name, size) in enumerate(self.groups.sizes.items()):
+            candidates = multiples(size, multiple)
+            rows = np.repeat(whole[None], len(candidates), 0)
+            rows[:, place] = candidates
+            touched = [layer for layer in self.layers if layer.reads[place] or layer.writes[place]]
+            times = sum((layer.times(rows) for layer in touched), np.zeros(len(rows)))
+            chosen[name] = [
+                width
+                for width, time in zip(candidates, times, strict=True)
+                if not any(
+                    more > width and other - time <= pays * time * (more / width - 1)
+                    for more, other in zip(candidates, times, strict=True)
+                )
+            ]
+        return chosen
+
+    def _counts(self, kept: torch.Tensor) -> np.ndarray:
+        return np.array([float(units.sum()) for units in self.groups.split(kept.double()).values()])
+
+    def _times(self, counts: np.ndarray) -> np.ndarray:
+        """Return the milliseconds for each row of numbers of units, [N, groups] -> [N]."""
+        return self.fixed + self.scale * sum((layer.times(counts) for layer in self.layers), np.zeros(len(counts)))
+
+
+class _TimedLayer:
+    """The times of a layer as a function of the numbers of units in each group.
+
+    reads, writes: [groups], the input and output channels of the layer for each unit. fixed: (input, output) channels
+    that stay.
+    """
+
+    def __init__(self, groups: ChannelGroups, units: LayerUnits, times: Mapping[str, Any]) -> None:
+        self.reads, inputs = _channels_per_unit(groups, units.inputs)
+        self.writes, outputs = _channels_per_unit(groups, units.outputs)
+        self.fixed = inputs, outputs
+        self.axes = np.array(times["inputs"], float), np.array(times["outputs"], float)
+        table = np.array(times["ms"], float)[::-1, ::-1]
+        for axis in (0, 1):
+            table = np.minimum.accumulate(table, axis)
+        self.table = table[::-1, ::-1]
+
+    def times(self, counts: np.ndarray) -> np.ndarray:
+        """Return the milliseconds for each row of numbers of units, [N, groups] -> [N]."""
+        inputs, outputs = counts @ self.reads + self.fixed[0], counts @ self.writes + self.fixed[1]
+        (row, down), (column, right) = _place(self.axes[0], inputs), _place(self.axes[1], outputs)
+        below, beside = np.minimum(row + 1, len(self.axes[0]) - 1), np.minimum(column + 1, len(self.axes[1]) - 1)
+        upper = self.table[row, column] * (1 - right) + self.table[row, beside] * right
+        lower = self.table[below, column] * (1 - right) + self.table[below, beside] * right
+        return upper * (1 - down) + lower * down
+
+
+def _channels_per_unit(groups: ChannelGroups, units: torch.Tensor) -> tuple[np.ndarray, float]:
+    """Return ([groups], a layer's channels for each unit of a group; its channels that stay)."""
+    counts = torch.bincount(units[units >= 0], minlength=groups.count).double()
+    return np.array([float(part.mean()) for part in groups.split(counts).values()]), float((units < 0).sum())
+
+
+def _place(axis: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (index of the point of `axis` below each value, the share of the way to the next point)."""
+    if len(axis) == 1:
+        return np.zeros(len(values), int), np.zeros(len(values))
+    index = np.clip(np.searchsorted(axis, values, "right") - 1, 0, len(axis) - 2)
+    return index, np.clip((values - axis[index]) / (axis[index + 1] - axis[index]), 0.0, 1.0)
+
+
+def multiples(size: int, multiple: int) -> list[int]:
+    """Return the multiples of `multiple` below `size`, and `size`.
+
+    >>> multiples(20, 8)
+    [8, 16, 20]
+    """
+    return [*range(multiple, size, multiple), size]
 
 
 def weights_cost(module: nn.Module, groups: ChannelGroups) -> ChannelCost:
@@ -92,27 +261,27 @@ def _cost(module: nn.Module, groups: ChannelGroups, price: Uses) -> ChannelCost:
             if outputs is not None and inputs is not None:
                 pairs = parameter.numel() / len(inputs) / len(outputs)
             layers.append(_Layer(inputs, outputs, each * pairs))
-    return ChannelCost([layer for layer in layers if layer.price], fixed, groups.count)
+    return ChannelCost([layer for layer in layers if layer.price], fixed, groups)
 
 
 def keep_best(
-    worth: torch.Tensor, groups: ChannelGroups, share: Callable[[torch.Tensor], float], most: float, multiple: int
+    worth: torch.Tensor, groups: ChannelGroups, share: Callable[[torch.Tensor], float], most: float, widths: Widths
 ) -> torch.Tensor:
     """Return which units to keep, bool [units], so that `share` of them is at most `most`.
 
-    The units of highest `worth` [units] are kept, in each group a multiple of `multiple` (or all of them, at least as
-    many as `least_widths` says). One limit on the worth, found by bisection, holds for all groups.
+    The units of highest `worth` [units] are kept, in each group as many as one of its `widths` says. One limit on the
+    worth, found by bisection, holds for all groups.
     """
     limits = worth.sort().values
     parts = groups.split(worth)
 
     def above(limit: torch.Tensor) -> torch.Tensor:
         kept = []
-        for part in parts.values():
-            unit = min(multiple, len(part))
-            count = max(unit, int((part >= limit).sum() / unit + 0.5) * unit)
+        for name, part in parts.items():
+            count = int((part >= limit).sum())
+            nearest = max(widths[name], key=lambda width: (-abs(width - count), width))
             bits = torch.zeros(len(part), dtype=torch.bool)
-            bits[part.topk(min(count, len(part))).indices] = True
+            bits[part.topk(nearest).indices] = True
             kept.append(bits)
         return torch.cat(kept)
 
@@ -126,6 +295,6 @@ def keep_best(
     return above(limits[low] if low < len(limits) else limits[-1] + 1)
 
 
-def fewest(groups: ChannelGroups, multiple: int) -> torch.Tensor:
+def fewest(groups: ChannelGroups, widths: Widths) -> torch.Tensor:
     """Return the smallest choice of units that `keep_best` makes, bool [units]."""
-    return torch.cat([torch.arange(size) < min(multiple, size) for size in groups.sizes.values()])
+    return torch.cat([torch.arange(size) < widths[name][0] for name, size in groups.sizes.items()])

@@ -52,6 +52,18 @@ def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:
     return names
 
 
+def input_shapes(module: nn.Module, images: torch.Tensor) -> dict[str, list[tuple[int, ...]]]:
+    """Return {layer: the shape of its input in each call, without the images} of convolutions and linear layers."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(layer, nn.MultiheadAttention):
+            shapes.setdefault(name, []).append(tuple(inputs[0].shape[1:]))
+
+    _run_with_hooks(module, images, note)
+    return shapes
+
+
 def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[..., None]) -> None:
     """Run the module, and call `note` with the name, layer, inputs and outputs of each call of a layer."""
     hooks = [

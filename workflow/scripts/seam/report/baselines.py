@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ NAMES = {  # in the order in which they are shown
     "activation-overall": "activation, overall",
     "snip-overall": "gradient, overall",
     "scratch": "from nothing",
+    "widths-scratch": "widths, from nothing",
+    "widths-magnitude": "widths, magnitude",
+    "widths-taylor": "widths, Taylor",
+    "uniform-scratch": "uniform, from nothing",
+    "uniform-magnitude": "uniform, magnitude",
+    "uniform-taylor": "uniform, Taylor",
+    "finetuned": "fine-tuned whole",
+}
+NAMES = {
+    name + end: text + words
+    for name, text in NAMES.items()
+    for end, words in (("", ""), ("-distilled", ", distilled"))
+    if not end or name == "finetuned" or name.startswith(("widths-", "uniform-"))
 }
 GROUP = ["model", "dataset", "problem", "baseline"]
 COLUMNS = [
@@ -33,6 +46,11 @@ COLUMNS = [
     *["accuracy_source", "accuracy_search", "accuracy_baseline", "difference_points"],
     *["holdout_accuracy_search", "holdout_accuracy_baseline", "retention_search", "retention_baseline", "weights"],
     *["epochs", "selected_epoch_baseline", "seconds_baseline", "selection", "seed", "folder"],
+]
+# Of tables with baselines of searches of channels, more: in one process on one thread, in ONNX Runtime.
+CHANNEL_COLUMNS = [
+    *["macs_search", "macs_baseline", "latency_batch", "latency_source_ms", "latency_search_ms"],
+    "latency_baseline_ms",
 ]
 COMPARISON = [
     *["model", "dataset", "problem", "baseline", "problems", "images_test", "right_search", "right_baseline"],
@@ -47,9 +65,17 @@ def baseline_name(baseline: str) -> str:
     return NAMES.get(baseline, baseline)
 
 
-def row(baseline: Record, search: Record) -> dict[str, Any]:
-    """Return one baseline as {column: value}, from its metrics.json and that of its problem's search."""
+def row(baseline: Record, search: Record, recovery: Record | None = None) -> dict[str, Any]:
+    """Return one baseline as {column: value}, from its metrics.json and that of its problem's search.
+
+    recovery: of the search, if the baseline trains as long as both.
+    """
     images, before = baseline["images", "test"], search["accuracy", "reengineered"]
+    if recovery is not None:
+        before = recovery["accuracy", "after"]
+        held = recovery.data.get("holdout_accuracy") or {}
+        search = Record(search.path)
+        search.data = {**search.data, "holdout_accuracy": {"reengineered": held.get("after")}}
     held_out = {
         name: (record.data.get("holdout_accuracy") or {}).get(key)
         for name, record, key in (("search", search, "reengineered"), ("baseline", baseline, "baseline"))
@@ -73,18 +99,36 @@ def row(baseline: Record, search: Record) -> dict[str, Any]:
     }
 
 
-def baselines(metrics: Paths, searches: Paths) -> Table:
+def channel_values(baseline: Record, latency: Record) -> dict[str, Any]:
+    """Return the values of CHANNEL_COLUMNS, from its metrics.json and the baselines_latency.json of its problem."""
+    measured = latency["measurements"][0]
+    names = {"source": "source", "search": "search", "baseline": baseline["baseline"]}
+    statistic = f"{latency['statistic']}_ms"
+    return {
+        "macs_search": baseline["macs", "search"],
+        "macs_baseline": baseline["macs", "baseline"],
+        "latency_batch": measured["batch_size"],
+        **{f"latency_{name}_ms": measured[key][statistic] for name, key in names.items()},
+    }
+
+
+def baselines(metrics: Paths, searches: Paths, recoveries: Paths = (), latencies: Paths = ()) -> Table:
     """Return the table of baselines, from the paths of their metrics.json and those of the searches.
 
-    Rows are in the order of `metrics`. Raises UserError if a file lacks a value, or if the search's is missing.
+    recoveries, latencies: the recovery.json and baselines_latency.json of the problems with baselines of channels. Rows
+    are in the order of `metrics`. Raises UserError if a file lacks a value, or if the search's is missing.
     """
     known, rows = records(searches), []
+    recovered, timed = records(recoveries), records(latencies)
     for folder, baseline in records(metrics).items():
         problem = folder.parent.parent  # .../{target}/baselines/{baseline}
         if problem not in known:
             raise missing_file(problem / "metrics.json")
-        rows.append(row(baseline, known[problem]))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        values = row(baseline, known[problem], recovered.get(problem))
+        if problem in timed:
+            values |= channel_values(baseline, timed[problem])
+        rows.append(values)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *(CHANNEL_COLUMNS if timed else [])])
 
 
 def comparison(table: Table) -> Table:
@@ -112,12 +156,35 @@ def comparison(table: Table) -> Table:
                 "search_better": int((differences > 0).sum()),
                 "equal": int((differences == 0).sum()),
                 "baseline_better": int((differences < 0).sum()),
+                **_means_of_channels(group),
             }
         )
-    result = pd.DataFrame(rows, columns=COMPARISON)
+    more = [name for name in ("macs_baseline", "latency_baseline_ms", "verdict") if any(name in row for row in rows)]
+    for values in rows:
+        if "macs_baseline" in values:
+            values["verdict"] = _verdict(values)
+    result = pd.DataFrame(rows, columns=[*COMPARISON, *more])
     order = list(NAMES)
     places = [order.index(name) if name in order else len(order) for name in result["baseline"]]
     return result.assign(order=places).sort_values(["model", "problem", "order"], kind="stable").drop(columns="order")
+
+
+def _means_of_channels(group: Table) -> dict[str, Any]:
+    """Return the mean cost of a baseline of searches of channels; {} of others."""
+    if "macs_baseline" not in group or group["macs_baseline"].isna().all():
+        return {}
+    names = ["macs_baseline", "latency_baseline_ms"]
+    return {**group.groupby("target", sort=False)[names].mean().mean().to_dict(), "verdict": ""}
+
+
+def _verdict(values: Mapping[str, Any]) -> str:
+    """Return who wins, in words: by the sign of the mean difference, and whether the interval excludes zero."""
+    difference, low, high = (values[name] for name in ("difference_points", "difference_low", "difference_high"))
+    if not difference:
+        return "equal"
+    winner = "search" if difference > 0 else "baseline"
+    is_clear = low > 0 if difference > 0 else high < 0
+    return f"{winner} wins" if is_clear else f"{winner} ahead, within chance"
 
 
 def summary_rows(table: Table) -> list[list[Any]]:
@@ -166,9 +233,16 @@ def render_summary(rows: Table) -> list[str]:
     ]
 
 
-def write_tables(path: str | Path, comparison_path: str | Path, metrics: Paths, searches: Paths) -> None:
+def write_tables(
+    path: str | Path,
+    comparison_path: str | Path,
+    metrics: Paths,
+    searches: Paths,
+    recoveries: Paths = (),
+    latencies: Paths = (),
+) -> None:
     """Write both tables, and the comparison as text to the log."""
-    table = baselines(metrics, searches)
+    table = baselines(metrics, searches, recoveries, latencies)
     write_table(path, table, "baselines")
     means = comparison(table)
     write_table(comparison_path, means, "comparisons")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from seam.report.budgets import sentences
 from seam.report.losses import LOST_POINTS, lost
+from seam.report.small_models import small_models
 from seam.report.summary import render
 from seam.report.tables import PROBLEMS, all_problems, read_table
 
@@ -13,7 +15,7 @@ MOST_LINES = 5  # results that lost accuracy
 
 
 def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str]:
-    """Yield the summary, then results that lost accuracy, then where everything is.
+    """Yield the summary, models without channels, results that lost accuracy, budgets, and where everything is.
 
     tables: the folder of the tables. report: the path of the report, if there is one.
     """
@@ -21,6 +23,9 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
     yield "\n" + render(read_table(tables / "summary.csv"))
     binary, multiclass = (read_table(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass"))
     problems = all_problems(binary, multiclass)
+    small = list(small_models(problems))
+    if small:
+        yield "\n" + "\n".join(small)
     worse = lost(problems)
     if len(worse):
         yield f"\n{len(worse)} of {len(problems)} results lost more than {LOST_POINTS:g} points of accuracy:"
@@ -29,6 +34,9 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
             yield f"  {row['model']}, {kind}: {row['target']}: {row['lost_points']:.1f} points ({row['folder']})"
         if len(worse) > MOST_LINES:
             yield f"  and {len(worse) - MOST_LINES} more"
+    if (tables / "latency_budgets.csv").is_file():
+        yield ""
+        yield from sentences(read_table(tables / "latency_budgets.csv"))
     yield f"\nTables are in {tables}, figures in {tables.parent / 'figures'}, models in {tables.parent / 'direct'}."
     if report is not None:
         yield f"Everything on one page: {report}"

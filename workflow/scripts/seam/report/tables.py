@@ -22,7 +22,7 @@ TEXT = [
     *["model", "dataset", "architecture", "weights_origin", "target", "search_selection", "transfer_selection"],
     *["device", "torch", "folder", "reuse", "problem", "student", "quantity", "engine", "group", "unit", "source"],
     *["phase", "version", "instruction_set", "cpu", "fallback", "gains_from_zeros", "timing_statistic"],
-    *["decided_by", "search_balance", "search_initial_head", "budget", "baseline", "selection"],
+    *["decided_by", "search_balance", "search_initial_head", "budget", "baseline", "selection", "verdict"],
 ]
 ENGINE_TEXT = ("version_", "gains_from_zeros_")  # columns of names that have an engine behind these words
 PROBLEMS = {

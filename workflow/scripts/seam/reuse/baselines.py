@@ -146,42 +146,62 @@ class Baseline:
         self, bits: Mapping[str, torch.Tensor], model: nn.Module, history: list[dict[str, Any]], epoch: int, **more: Any
     ) -> dict[str, Any]:
         """Write history.csv and metrics.json into the baseline's folder; return the metrics."""
-        import pandas as pd
-
-        each = self.reengineering
-        logits, labels = predict(model, each.test)
-        right = int((logits.argmax(1) == labels).sum())
-        source, row = each.plain_baseline, history[epoch - 1]
         count, kept = sum(bit.numel() for bit in bits.values()), sum(int(bit.sum()) for bit in bits.values())
-        holdout = {"source": each.source_accuracy, "baseline": row["accuracy"]} if each.uses_holdout else None
-        problem = each.problem
-        metrics = {
-            **each.names,
-            "baseline": self.name,
-            "classes": list(problem.classes),
-            "seed": self.seed,
-            "settings": {**each.settings.recorded(), **more},
-            "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
-            "accuracy": {
-                "source": source[0],
-                "source_restricted": source[1],
-                "baseline": evaluation.accuracy(logits, labels),
-            },
-            "right": right,
-            "holdout_accuracy": holdout,
-            "retention": kept / count,
-            "weights": count,
-            "kept": kept,
-            "epochs": len(history),
-            "selected_epoch": epoch,
-            "seconds": sum(row["seconds"] for row in history),
-            **environment(each.device),
-        }
-        write_csv(each.folder / "history.csv", pd.DataFrame(history))
-        write_json(each.folder / "metrics.json", metrics)
-        log.info("baseline %s: test accuracy %.4f, retention %.4f", self.name, right / len(labels), kept / count)
+        settings = {**self.reengineering.settings.recorded(), **more}
+        metrics = write_results(self.reengineering, self.name, model, history, epoch, (count, kept), settings)
         self.checkpoint.remove()
         return metrics
+
+
+def write_results(
+    each: Reengineering,
+    baseline: str,
+    model: nn.Module,
+    history: list[dict[str, Any]],
+    epoch: int,
+    weights: tuple[int, int],
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write history.csv and metrics.json into the folder of `each`; return the metrics.
+
+    each: the target problem. baseline: its name. model: trained. epoch: of `history`, selected. weights: (of the source
+    model, kept). settings: of the training. more: further metrics.
+    """
+    import pandas as pd
+
+    logits, labels = predict(model, each.test)
+    right = int((logits.argmax(1) == labels).sum())
+    source, row, (count, kept) = each.plain_baseline, history[epoch - 1], weights
+    holdout = {"source": each.source_accuracy, "baseline": row["accuracy"]} if each.uses_holdout else None
+    problem = each.problem
+    metrics = {
+        **each.names,
+        "baseline": baseline,
+        "classes": list(problem.classes),
+        "seed": each.seed,
+        "settings": dict(settings),
+        "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
+        "accuracy": {
+            "source": source[0],
+            "source_restricted": source[1],
+            "baseline": evaluation.accuracy(logits, labels),
+        },
+        "right": right,
+        "holdout_accuracy": holdout,
+        "retention": kept / count,
+        "weights": count,
+        "kept": kept,
+        **more,
+        "epochs": len(history),
+        "selected_epoch": epoch,
+        "seconds": sum(row["seconds"] for row in history),
+        **environment(each.device),
+    }
+    write_csv(each.folder / "history.csv", pd.DataFrame(history))
+    write_json(each.folder / "metrics.json", metrics)
+    log.info("baseline %s: test accuracy %.4f, retention %.4f", baseline, right / len(labels), kept / count)
+    return metrics
 
 
 def read_bits(path: Path, source: Source, checksum: str) -> dict[str, torch.Tensor]:

@@ -152,8 +152,8 @@ class Reengineering:
         model, dataset, problem, target: names, as in the result folders, from which, with `seed`, every random choice
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
         file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
-        table that a latency budget needs (see `seam.cost.layer_costs`). Raises UserError if the source model is no
-        better than guessing.
+        table that a latency budget needs (see `seam.cost.layer_costs` and, for channels, `seam.cost.channel_costs`).
+        Raises UserError if the source model is no better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
@@ -248,7 +248,7 @@ class Reengineering:
         if self.groups is not None:
             return search_channels(
                 self.model, self.groups, self.train, self.selection, self.source_accuracy, self.settings,
-                self.checkpoint, self.measure, self.class_weights,
+                self.checkpoint, self.measure, self.layer_costs, self.class_weights,
             )  # fmt: skip
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
@@ -377,10 +377,21 @@ class Reengineering:
         count = sum(parameter.numel() for parameter in maskable(network).values())
         shrink(network, groups, bits)
         kept = sum(parameter.numel() for parameter in maskable(network).values())
-        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in result.bits.items()}
-        log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
-        tensors = {f"channels/{name}": packed for name, packed in pack_bits(result.bits).items()}
-        if result.weights is not None:
-            tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}
-        self._save_masks(tensors, result.head, {"size": list(self.size)})
+        self.save_channels(network if result.weights is not None else None, groups, bits, result.head)
         return count, kept
+
+    def save_channels(
+        self, network: nn.Module | None, groups: ChannelGroups, kept: torch.Tensor, head: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Write masks.safetensors of a network without channels, from which `load_reengineered` loads the model.
+
+        network: without the channels, if its weights are not those of the source model. kept: units, bool [units].
+        head: the state of the head.
+        """
+        bits = groups.split(kept)
+        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in bits.items()}
+        log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
+        tensors = {f"channels/{name}": packed for name, packed in pack_bits(bits).items()}
+        if network is not None:
+            tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}
+        self._save_masks(tensors, head, {"size": list(self.size)})

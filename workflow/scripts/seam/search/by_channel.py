@@ -8,7 +8,7 @@ that nothing is rounded afterwards.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from seam.errors import UserError
 from seam.evaluation import predict
 from seam.log import log
 from seam.masks.bits import pack_bits, unpack_groups
-from seam.masks.channel_costs import ChannelCost, fewest, keep_best, macs_cost, weights_cost
+from seam.masks.channel_costs import ChannelTime, Cost, fewest, keep_best, macs_cost, weights_cost
 from seam.masks.channels import ChannelGroups
 from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
@@ -72,11 +72,13 @@ def search_channels(
     settings: SearchSettings,
     checkpoint: Checkpoint | None = None,
     measure: Measure = evaluation.accuracy,
+    layer_costs: Mapping[str, Any] | None = None,
     class_weights: Sequence[float] | None = None,
 ) -> SearchResult:
     """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
 
-    model: is changed in place. groups: of its source network. The other arguments are those of
+    model: is changed in place. groups: of its source network. layer_costs: for a budget in milliseconds, the table that
+    `seam.cost.channel_costs` measures. The other arguments are those of
     `seam.search.plain.search`. The result has the selected epoch's bits {group: bool
     [units]}, head and, if `train_weights` is set, all weights of the network. Only epochs within the budget are
     selected: the one with the best accuracy on `selection`.
@@ -86,7 +88,9 @@ def search_channels(
     """
     network, head = model.get_submodule("source"), model.get_submodule("head")
     channels = settings.of_channels
-    name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings)
+    name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings, layer_costs)
+    widths = cost.widths(channels.multiple, budget)
+    log.info("widths that a search may choose: %s", widths)
     teacher = None
     if channels.distillation and channels.train_weights:
         teacher = Teacher(copy.deepcopy(network), channels.distillation, channels.temperature)
@@ -99,7 +103,7 @@ def search_channels(
             price = cost.prices(masks.kept)
             # Removed channels do not return: their weights no longer train.
             worth = (masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
-            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), channels.multiple)
+            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), widths)
 
     device = next(head.parameters()).device
     of_batch = cross_entropy if class_weights is None else weighted_cross_entropy(class_weights, device)
@@ -153,8 +157,12 @@ def search_channels(
 
 
 def prepare_channel_budget(
-    network: nn.Module, groups: ChannelGroups, images: torch.Tensor, settings: SearchSettings
-) -> tuple[str, ChannelCost, float]:
+    network: nn.Module,
+    groups: ChannelGroups,
+    images: torch.Tensor,
+    settings: SearchSettings,
+    layer_costs: Mapping[str, Any] | None = None,
+) -> tuple[str, Cost, float]:
     """Return (name, cost, share of the cost that may be left) of the budget of `settings`.
 
     images: some of those that the network runs on. Raises UserError if the budget cannot be met.
@@ -163,12 +171,19 @@ def prepare_channel_budget(
     channels = settings.of_channels
     unit = budget_unit(settings.budget)
     value = float(settings.budget[unit])
-    if unit == "weights":
+    cost: Cost
+    if unit == "latency_ms":
+        if layer_costs is None:
+            raise UserError(
+                "A budget in latency_ms needs a table of what layers take in the engine: run it by the workflow."
+            )
+        cost = ChannelTime(groups, layer_costs)
+    elif unit == "weights":
         cost = weights_cost(network, groups)
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
     share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
-    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, channels.multiple))
+    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, cost.widths(channels.multiple, share)))
     if least > share:
         raise UserError(
             f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "

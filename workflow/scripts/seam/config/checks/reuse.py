@@ -9,7 +9,7 @@ from seam.config.checks.datasets import check_image_size
 from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
-from seam.settings import budget_unit
+from seam.settings import CHANNEL_BASELINES, budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
@@ -65,11 +65,6 @@ def check_budget(key: str, budget: dict[str, Any] | None) -> None:
     for name in ("engine", "batch"):
         if name in budget and unit != "latency_ms":
             raise UserError(f"{key}.budget has {name}, which only a budget in latency_ms takes: remove it.")
-    if budget.get("engine") == "onnxruntime":
-        raise UserError(
-            f"{key}.budget is for onnxruntime, which gains nothing from weights that are zero: set engine: seam, or a "
-            "budget in weights or macs."
-        )
 
 
 def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
@@ -86,16 +81,20 @@ def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> 
                 f"{place} has granularity: channel and no budget, without which a search of channels has no end: add "
                 "one, such as budget: {macs: 0.25}."
             )
-        if settings["granularity"] == "channel" and "latency_ms" in (budget or {}):
+        engine = (budget or {}).get("engine", "seam")
+        if settings["granularity"] == "weight" and engine != "seam":
             raise UserError(
-                f"{place} has granularity: channel and a budget of latency_ms, which a search of channels cannot meet "
-                "yet: give a budget of macs or weights."
+                f"{place}.budget is for {engine}, which gains nothing from weights that are zero: set engine: seam, or "
+                "granularity: channel, or give a budget in weights or macs."
             )
-        if settings["granularity"] == "channel" and baselines:
-            raise UserError(
-                f"{place} has granularity: channel, but baselines are for masks on single weights: give the entry "
-                "baselines: []."
-            )
+        is_channel = settings["granularity"] == "channel"
+        for name in baselines:
+            if (name in CHANNEL_BASELINES) != is_channel:
+                fitting = "widths-scratch or finetuned" if is_channel else "head or magnitude"
+                raise UserError(
+                    f"{place} has granularity: {settings['granularity']}, with which the baseline {name} cannot be "
+                    f"compared: give the entry baselines of its own, such as {fitting}, or baselines: []."
+                )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:

@@ -1,0 +1,266 @@
+"""What layers take in a dense engine with fewer channels, measured on this machine: for latency budgets of channels.
+
+Each layer is timed alone, at several numbers of input and output channels. Whole networks of several widths then say
+how these times add up, and others, which that fit has not seen, how well they do.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from seam.cost.export import OPSET, export
+from seam.cost.latency import OpenEngine, Run
+from seam.cost.processor import describe_cpu
+from seam.errors import UserError
+from seam.files import write_json
+from seam.log import log
+from seam.masks.channel_costs import ChannelTime, multiples
+from seam.masks.channels import ChannelGroups, find_groups
+from seam.masks.layouts import CONVOLUTIONS, TRANSPOSED
+from seam.masks.shrink import shrink
+from seam.models.uses import input_shapes
+
+POINTS = 8  # numbers of channels at which a layer is timed, at most, for its inputs and for its outputs
+PASSES = 30  # of each layer and network, in turn
+QUIET = 10  # percentile of the passes that counts: other programs disturb it least
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of the channels, in the networks that the fit sees
+CHECKS = 4  # networks of random widths that it does not see
+
+
+def measure_channel_costs(
+    module: nn.Module, image_shape: tuple[int, ...], batch: int, multiple: int, engine: str, open_engine: OpenEngine
+) -> dict[str, Any]:
+    """Return what the layers of `module` take in an engine, on one thread, for a batch of `batch` images.
+
+    The result is the table of `seam.masks.channel_costs.ChannelTime`: `layers`, {name: `inputs` and `outputs`, numbers
+    of channels, and `ms` [inputs][outputs]}, `scale` and `fixed_ms`, so that a network takes scale x the sum of its
+    layers + fixed_ms. `networks` has the widths of whole networks, and their measured and predicted milliseconds;
+    `error` is the mean error of those that the fit has not seen, as a share of the measured time.
+
+    module: the source model, which stays as it is. image_shape: (channels, height, width). multiple: of the widths that
+    the search takes. engine: its name; open_engine: its function of `seam.cost.runners`. Raises UserError if the engine
+    is missing or does not run a layer.
+    """
+    module = copy.deepcopy(module).cpu().eval()
+    groups = find_groups(module, torch.zeros(1, *image_shape))
+    description, load = open_engine(1, batch)
+    with tempfile.TemporaryDirectory() as name:
+        folder, known = Path(name), {}
+        layers = {}
+        for name, shapes in input_shapes(module, torch.zeros(1, *image_shape)).items():
+            if name not in groups.layers:
+                continue  # part of what is fixed
+            layer, units = module.get_submodule(name), groups.layers[name]
+            axes = [_axis(channels, multiple) for channels in (units.inputs, units.outputs)]
+            for shape in shapes:
+                signature = (*_signature(layer), shape, *map(tuple, axes))
+                if signature not in known:
+                    known[signature] = _time_layer(layer, shape, axes, batch, load, folder)
+            times = sum((known[(*_signature(layer), shape, *map(tuple, axes))] for shape in shapes), np.zeros(()))
+            layers[name] = {"inputs": axes[0], "outputs": axes[1], "ms": times.tolist()}
+        log.info("%d layers, of which %d differ, timed alone", len(layers), len(known))
+        networks = _time_networks(module, groups, image_shape, batch, multiple, load, folder)
+    sums = ChannelTime(groups, {"layers": layers, "scale": 1.0, "fixed_ms": 0.0})
+    seen = len(SHARES)
+    expected = np.array([sums.milliseconds(kept) for kept, _ in networks])
+    measured = np.array([milliseconds for _, milliseconds in networks])
+    scale, fixed = _fit(expected[:seen], measured[:seen])
+    predicted = scale * expected + fixed
+    errors = np.abs(predicted / measured - 1)[seen:]
+    log.info("time = %.3f x layers + %.4f ms; mean error of other networks %.1f %%", scale, fixed, 100 * errors.mean())
+    return {
+        "engine": engine,
+        **description,
+        "batch": batch,
+        "threads": 1,
+        "multiple": multiple,
+        "cpu": describe_cpu()[0],
+        "scale": scale,
+        "fixed_ms": fixed,
+        "error": float(errors.mean()),
+        "networks": [
+            {
+                "widths": {name: int(units.sum()) for name, units in groups.split(kept).items()},
+                "measured_ms": float(own),
+                "predicted_ms": float(model),
+                "fitted": number < seen,
+            }
+            for number, ((kept, own), model) in enumerate(zip(networks, predicted, strict=True))
+        ],
+        "layers": layers,
+    }
+
+
+def write_channel_costs(path: str | os.PathLike[str], *arguments: Any) -> None:
+    """Write `measure_channel_costs` as JSON."""
+    write_json(path, measure_channel_costs(*arguments))
+
+
+def _axis(units: torch.Tensor, multiple: int) -> list[int]:
+    """Return the numbers of channels at which a layer is timed, ascending: at most POINTS multiples, and all."""
+    count, removable = len(units), int((units >= 0).sum())
+    if not removable:
+        return [count]
+    step = multiple * -(-count // (multiple * POINTS))
+    return [number for number in multiples(count, step) if number >= min(count - removable, step)]
+
+
+def _signature(layer: nn.Module) -> tuple:
+    """Return what the time of a layer depends on beside its channels."""
+    if isinstance(layer, nn.Linear):
+        return ("linear",)
+    assert isinstance(layer, CONVOLUTIONS)
+    depthwise = layer.groups > 1 and layer.in_channels // layer.groups
+    return type(layer).__name__, layer.kernel_size, layer.stride, layer.padding, layer.dilation, depthwise
+
+
+def _time_layer(
+    layer: nn.Module, shape: tuple[int, ...], axes: Sequence[Sequence[int]], batch: int, load: Callable, folder: Path
+) -> np.ndarray:
+    """Return the milliseconds of a layer alone, [inputs, outputs]. shape: of its input for one image."""
+    passes: dict[tuple[int, int], Callable[[], Any]] = {}
+    grouped = getattr(layer, "groups", 1) > 1
+    path = folder / "layer.onnx"
+    for row, inputs in enumerate(axes[0]):
+        for column, outputs in enumerate(axes[1]):
+            if grouped and row != min(column, len(axes[0]) - 1):
+                continue  # its inputs follow from its outputs
+            size = _write_layer(layer, inputs, outputs, shape, batch, path)
+            passes[row, column] = _bound(_loaded(load, path, type(layer).__name__), size)
+    times = _time_in_turn(passes)
+    table = np.full((len(axes[0]), len(axes[1])), np.nan)
+    for place, milliseconds in times.items():
+        table[place] = milliseconds
+    if grouped:
+        for column in range(table.shape[1]):
+            table[:, column] = np.nanmax(table[:, column])
+    return table
+
+
+def _loaded(load: Callable, path: Path, what: str) -> Run:
+    try:
+        return load(path)[0]
+    except UserError:
+        raise
+    except Exception as error:  # engines' errors have no common class
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(" .")
+        raise UserError(
+            f"The engine cannot time a layer of the kind {what} alone ({reason}): set a budget in macs or weights."
+        ) from error
+
+
+def _bound(run: Run, size: tuple[int, ...]) -> Callable[[], Any]:
+    images = np.random.default_rng(0).standard_normal(size, np.float32)
+    return lambda: run(images)
+
+
+def _time_in_turn(passes: Mapping[Any, Callable[[], Any]]) -> dict[Any, float]:
+    """Return the milliseconds of each of `passes`, which run in turn.
+
+    They are those of the processor, which on one thread are those of the clock if no other program runs.
+    """
+    times: dict[Any, list[float]] = {name: [] for name in passes}
+    for number in range(PASSES + 2):
+        for name, run in passes.items():
+            start = time.process_time()
+            run()
+            if number >= 2:  # the first warm up
+                times[name].append(1000 * (time.process_time() - start))
+    return {name: float(np.percentile(values, QUIET)) for name, values in times.items()}
+
+
+def _write_layer(
+    layer: nn.Module, inputs: int, outputs: int, shape: tuple[int, ...], batch: int, path: Path
+) -> tuple[int, ...]:
+    """Write a layer with other numbers of channels, and the ReLU behind it, as ONNX; return the size of its input."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    attributes: dict[str, Any] = {}
+    nodes, features = [], "images"
+    if isinstance(layer, nn.Linear):
+        operation, size, weight = "MatMul", (batch, *shape[:-1], inputs), (inputs, outputs)
+        if len(shape) == 1:  # the engine for zeros takes images alone
+            size, features = (batch, inputs, 1, 1), "flat"
+            nodes.append(helper.make_node("Flatten", ["images"], ["flat"]))
+    else:
+        assert isinstance(layer, CONVOLUTIONS)
+        blocks = 1
+        if layer.groups > 1:
+            inputs = outputs * layer.in_channels // layer.out_channels
+            blocks = inputs * layer.groups // layer.in_channels
+        transposed = isinstance(layer, TRANSPOSED)
+        operation = "ConvTranspose" if transposed else "Conv"
+        first, second = (inputs, outputs) if transposed else (outputs, inputs)
+        size, weight = (batch, inputs, *shape[1:]), (first, second // blocks, *layer.kernel_size)
+        padding = layer.padding
+        if isinstance(padding, str):
+            widths = zip(layer.kernel_size, layer.dilation, strict=True)
+            padding = [(kernel - 1) * spread // 2 if padding == "same" else 0 for kernel, spread in widths]
+        attributes = {
+            "kernel_shape": list(layer.kernel_size), "strides": list(layer.stride), "pads": [*padding, *padding],
+            "dilations": list(layer.dilation), "group": blocks,
+        }  # fmt: skip
+    values = np.random.default_rng(1).standard_normal(weight, np.float32) / np.sqrt(np.prod(weight[1:]))
+    graph = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node(operation, [features, "weight"], ["sums"], **attributes),
+            helper.make_node("Relu", ["sums"], ["logits"]),
+        ],
+        "layer",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, size)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(values.astype(np.float32), "weight")],
+    )
+    opset = helper.make_opsetid("", OPSET)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return size
+
+
+def _time_networks(
+    module: nn.Module,
+    groups: ChannelGroups,
+    image_shape: tuple[int, ...],
+    batch: int,
+    multiple: int,
+    load: Callable,
+    folder: Path,
+) -> list[tuple[torch.Tensor, float]]:
+    """Return [(kept units, milliseconds)] of whole networks: those of SHARES, then CHECKS of random widths."""
+    generator = torch.Generator().manual_seed(0)
+    choices = []
+    for number in range(len(SHARES) + CHECKS):
+        kept = []
+        for size in groups.sizes.values():
+            widths = multiples(size, multiple)
+            share = SHARES[number] if number < len(SHARES) else float(torch.rand((), generator=generator))
+            width = min(widths, key=lambda width: abs(width - share * size))
+            kept.append(torch.arange(size) < width)
+        choices.append(torch.cat(kept))
+    passes = {}
+    for number, kept in enumerate(choices):
+        path = folder / f"network{number}.onnx"
+        export(shrink(copy.deepcopy(module), groups, kept), path, image_shape, batch)
+        passes[number] = _bound(_loaded(load, path, "network"), (batch, *image_shape))
+    return [(choices[number], milliseconds) for number, milliseconds in _time_in_turn(passes).items()]
+
+
+def _fit(expected: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
+    """Return (scale, fixed) so that scale x expected + fixed is `measured`, by least squares of relative errors."""
+    equations = np.stack([expected / measured, 1 / measured], 1)
+    scale, fixed = np.linalg.lstsq(equations, np.ones(len(measured)), rcond=None)[0]
+    if scale <= 0 or fixed < 0:  # noise: the line through the origin
+        ratios = expected / measured
+        scale, fixed = ratios.sum() / (ratios**2).sum(), 0.0
+    return float(scale), float(fixed)
