@@ -17,7 +17,7 @@ from colours import ARCHITECTURE, paint, trained_model
 
 import seam
 from seam.cli.main import main
-from seam.cli.shrink import is_few, training_images
+from seam.cli.shrink import is_few, judge, training_images
 from seam.config import plan
 from seam.cost.export import export
 from seam.cost.macs import count_macs
@@ -379,15 +379,23 @@ def test_mistakes_in_settings_are_told_before_anything_is_done(world, tmp_path, 
     assert code == 1 and sentence in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_budget_in_milliseconds_measures_the_layers_first(world, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("more", "engine"), [([], "seam"), (["--granularity", "channel", *CHANNELS[:2]], "onnxruntime")]
+)
+def test_a_budget_in_milliseconds_measures_the_layers_first(world, tmp_path, capsys, more, engine):
     root, normalization = world
     code = main(["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
-                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), *COMMON,
-                 "--budget", "0.5 ms", "--json"])  # fmt: skip
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), "--size", "16",
+                 "--epochs", "4", "--time", engine, "--augmentation", "none", "--budget", "0.5 ms", "--json",
+                 *more])  # fmt: skip
     card = json.loads(capsys.readouterr().out)
     assert code in (0, 3) and card["budget"]["name"] == "latency_ms: 0.5"
-    (table,) = (tmp_path / "out.work/models/small").glob("layer_costs_1.json")
-    assert json.loads(table.read_text())["engine"] == "seam"
+    (table,) = (tmp_path / "out.work/models/small").glob("*_costs.json")
+    assert json.loads(table.read_text())["engine"] == engine
+    (taken,) = (each["reengineered_ms"] for each in card["latency"])
+    assert any("0.5 ms" in sentence for sentence in judge(card, 100)) == (taken > 0.525)
+    card["latency"][0]["reengineered_ms"] = 0.9
+    assert f"takes 0.9 ms in {engine}, and the budget is 0.5 ms" in judge(card, 100)[0]
 
 
 def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):

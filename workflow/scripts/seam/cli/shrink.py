@@ -245,6 +245,7 @@ def is_few(images: int, search: list[str]) -> bool:
 def judge(card: Card, lose: float) -> list[str]:
     """Return what is worse than asked for, a sentence each: the accuracy, the budget."""
     from seam.delivery.card import interval, is_balanced, lost_points
+    from seam.delivery.shrinking import latency_engine
 
     sentences = []
     lost, images = lost_points(card), card["images"]["test"]
@@ -263,6 +264,14 @@ def judge(card: Card, lose: float) -> list[str]:
             f"(95 % interval of the result: {low:.1%} to {high:.1%}). {advice}"
         )
     budget = card.get("budget")
+    limit = (card["settings"].get("budget") or {}).get("latency_ms")
+    engine = latency_engine(card["settings"])
+    taken = [each["reengineered_ms"] for each in card["latency"] if each["engine"] == engine]
+    if limit is not None and taken and taken[0] > 1.05 * limit:
+        sentences.append(
+            f"The result takes {taken[0]:.3g} ms in {engine}, and the budget is {limit:g} ms. Times differ from run to "
+            "run: give a smaller --budget if it matters."
+        )
     if budget and not budget["met"]:
         sentences.append(
             f"The budget is not met: {budget['name']} allows {budget['limit']:.1%} of the source model's cost, and the "

@@ -24,7 +24,6 @@ from seam.settings import (
     ChannelSettings,
     RecoverySettings,
     SearchSettings,
-    budget_unit,
     search_settings,
 )
 
@@ -171,8 +170,6 @@ def search_choice(
     """
     if granularity == "channel" and budget is None:
         raise UserError("--budget is none, but a search of channels needs one: 50% macs, say.")
-    if granularity == "channel" and budget_unit(budget or {}) == "latency_ms":
-        raise UserError("--budget is in ms, but a search of channels takes weights or macs: 50% macs, say.")
     batch_size = next((size for size in (64, 32, 16) if images >= 20 * size), 8)
     if few:
         batch_size = SearchSettings().batch_size

@@ -234,15 +234,24 @@ class Shrinking:
         budget = self.choices.settings.get("budget") or {}
         if "latency_ms" not in budget:
             return {}
-        from seam.cost.layer_costs import write_layer_costs
+        channels, size = self.choices.settings.get("channels"), open_dataset(self.data_folder).size
+        engine = latency_engine(self.choices.settings)
+        path = self.model_folder / f"{'channel' if channels else 'layer'}_costs.json"
+        key = {"source": sha256(self.model_folder / "source.safetensors"), "size": list(size)}
+        key |= {"multiple": channels["multiple"]} if channels else {}
+        if not self._is_done(path.stem, key, path):
+            self.say(f"measuring what each layer takes in {engine}")
+            module = open_source(self.model_folder, architecture=self.choices.architecture).module
+            if channels:
+                from seam.cost.channel_costs import write_channel_costs
+                from seam.cost.runners.registry import find_engine
 
-        path, data = self.model_folder / "layer_costs_1.json", open_dataset(self.data_folder)
-        key = {"source": sha256(self.model_folder / "source.safetensors"), "size": list(data.size)}
-        if not self._is_done("layer costs", key, path):
-            self.say("measuring what the weights of each layer cost in seam.engine")
-            source = open_source(self.model_folder, architecture=self.choices.architecture)
-            write_layer_costs(path, source.module, (3, *data.size), 1)
-            self._note("layer costs", key)
+                write_channel_costs(path, module, (3, *size), 1, channels["multiple"], engine, find_engine(engine))
+            else:
+                from seam.cost.layer_costs import write_layer_costs
+
+                write_layer_costs(path, module, (3, *size), 1)
+            self._note(path.stem, key)
         return {"layer_costs": str(path)}
 
     def _write_c(self, instructions: str | None) -> None:
@@ -303,6 +312,11 @@ class Shrinking:
         path = self.work / "steps.json"
         steps = read_json(path) if path.is_file() else {}
         write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+
+
+def latency_engine(settings: Mapping[str, Any]) -> str:
+    """Return the engine that a budget in milliseconds is for, as the workflow takes it by default."""
+    return "onnxruntime" if settings.get("granularity") == "channel" else "seam"
 
 
 def use_one_thread(threads: int | None) -> None:
