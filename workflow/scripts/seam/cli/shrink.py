@@ -316,6 +316,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     elif not verdict and lost:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if card["data"]["split_here"]:
+        lines.append("The images were split here: if the source model was trained on them, its accuracy is too high.")
     if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:
         lines.append("With few images, little can be removed at a small loss: more images let the search remove more.")
     idle = dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"])

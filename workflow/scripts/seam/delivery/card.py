@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 Card = dict[str, Any]
@@ -25,12 +26,10 @@ def limits(card: Card) -> list[str]:
             "more of the answers that name it are wrong."
         )
     elif card["problem"]["kind"] in ("group", "multiclass_rest"):
-        lines.append(
-            f"It answers one of {', '.join(classes)}; the last stands for all other classes of the data alone."
-        )
+        lines.append(f"It answers {listed(classes, 'or')}; the last stands for all other classes of the data alone.")
     else:
         lines.append(
-            f"It knows {', '.join(classes)} alone, and gives one of these names to any image, also to one of something "
+            f"It knows {listed(classes)} alone, and gives one of these names to any image, also to one of anything "
             "else."
         )
     low, high = interval(card["accuracy"]["reengineered"], card["images"]["test"])
@@ -38,11 +37,16 @@ def limits(card: Card) -> list[str]:
         f"Its accuracy was measured on {card['images']['test']} test images of one data set: the 95 % interval is "
         f"{low:.1%} to {high:.1%}, and other cameras or places can differ by more."
     )
+    if card["data"].get("split_here"):
+        lines.append(
+            "Training and test images were split for this search: if the source model was trained on them, its "
+            "accuracy here is too high."
+        )
     if is_balanced(card):
         counts = ", ".join(f"{value['images']} {name}" for name, value in card["accuracy"]["per_class"].items())
         lines.append(
-            f"Test images are unequal ({counts}), so look at the balanced accuracy, the mean of the classes: of few "
-            "images of a class, each counts much."
+            f"Classes have unequal numbers of images (for testing {counts}): look at the balanced accuracy, the mean "
+            "of the classes. Where a class has few images, each counts much."
         )
     lines.append("Robustness, fairness and the certainty of its scores were not measured.")
     if card["selection"] == "test":
@@ -121,13 +125,14 @@ Preprocessing: {preprocessing}
 {source["sha256"]}).
 - Licence of the source model: {source["licence"]}.
 - Data: {data["name"]}, {images}. Licence of the data: {data["licence"]}.
-- Method: {method}. Epoch {card["selected_epoch"]} of {card["epochs"]}, selected on \
-the {card["selection"]} images; seed {card["seed"]}.
+- Method: {method}. The result is epoch {card["selected_epoch"]} of {card["epochs"]}, {SELECTED[card["selection"]]}; \
+seed {card["seed"]}.
 - Hyper-parameters: {settings}.
 - Versions: {", ".join(f"{name} {version}" for name, version in card["versions"].items())}.
 """
 
 
+SELECTED = {"holdout": "selected on the held-out images", "last": "the last one", "test": "selected on the test images"}
 METHODS = {
     "weight": "SeaM, a mask search (Qi et al., ICSE 2023)",
     "channel": "a search of the channels to keep and their removal, along the lines of SeaM (Qi et al., ICSE 2023)",
@@ -142,6 +147,15 @@ def is_balanced(card: Card) -> bool:
 def has_channels_removed(card: Card) -> bool:
     """Return whether channels were removed, so that the model is smaller and dense, and not a network with zeros."""
     return card.get("granularity") == "channel"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Return names as a sentence lists them.
+
+    >>> listed(["cat", "dog", "ox"]), listed(["cat"])
+    ('cat, dog and ox', 'cat')
+    """
+    return f" {last} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def kilobytes(size: int) -> str:

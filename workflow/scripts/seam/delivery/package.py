@@ -16,7 +16,7 @@ from seam import __version__
 from seam.cost.export import export, onnx_metadata
 from seam.cost.macs import count_macs
 from seam.data.decoding import stored_size
-from seam.delivery.card import Card, limits, render_card
+from seam.delivery.card import Card, limits, listed, render_card
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError, one_line
 from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
@@ -154,6 +154,7 @@ def write_package(
             "name": str(about.get("data") or metrics["dataset"]),
             "classes": manifest["classes"],
             "digest": sha256(Path(dataset_folder) / "dataset.json"),
+            "split_here": (Path(dataset_folder) / "split.csv").is_file(),
             "licence": about.get("data_licence") or GIVEN_NOWHERE,
         },
         "settings": settings,
@@ -204,7 +205,7 @@ def _source_of(folder: Path) -> Path:
 
 def _sentence(metrics: dict[str, Any], recovered: bool) -> str:
     classes, name = metrics["classes"], metrics["model"]
-    answers = f"It tells {', '.join(classes)} apart."
+    answers = f"It tells {listed(classes)} apart."
     if metrics["problem"] == "binary":
         answers = f"It tells images of class {classes[0]} from all others."
     elif metrics["problem"] == "group":

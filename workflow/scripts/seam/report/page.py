@@ -56,9 +56,18 @@ FIGURES = {  # in the order of the page, with what they show
     "is the source model with only the target's classes to choose from.",
     "cost": "What re-engineering saves: bars are means, dots are problems, dashed lines are published means.",
     "retention_accuracy": "Weights kept against accuracy, one point per problem.",
+    "engines": "How many times as fast each engine runs the re-engineered models as ONNX Runtime runs the source models.",
     "history": "The course of the search of the first target of each model and kind of problem.",
+    "baselines": "The search beside what is reached without one: accuracy against the weights kept.",
+    "baselines_latency": "Models without channels beside what is reached without a search: accuracy against the time.",
     "thresholds": "Accuracy and inherited defects of the students against the share of weights removed.",
     "defects": "Inherited defects of each student.",
+}
+ENGINE_TITLES = {
+    "inference_time_reduction": "time saved, {}",
+    "speedup": "as fast as the source model, {}",
+    "speedup_over_onnxruntime": "as fast as the source model in ONNX Runtime, {}",
+    "accuracy_change_int8": "accuracy change in int8, {}",
 }
 COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better")  # columns of whole numbers
 PACKAGES = ["seam-reuse", "torch", "torchvision", "numpy", "pandas", "onnx", "onnxruntime", "openvino", "snakemake"]
@@ -153,14 +162,17 @@ def direct_cards(problems: Table, summary: Table) -> Iterable[str]:
         "macs_reduction": "MACs saved",
         "accuracy_gain": "accuracy gain",
         "accuracy_gain_restricted": "accuracy gain, like for like",
+        "budget_met": "budgets met",
     }
     for quantity, engine, unit, values in quantities(problems):
         if not values.notna().any():
             continue
         signed, ending = unit == "points", " %" if unit == "%" else f" {unit}"
         title = titles.get(quantity, quantity.replace("_", " "))
-        if quantity == "inference_time_reduction":
-            title = f"time saved, {engine_name(engine)}"
+        if quantity in ENGINE_TITLES:
+            title = ENGINE_TITLES[quantity].format(engine_name(engine))
+        if quantity == "speedup_over_onnxruntime" and engine == "onnxruntime":
+            continue  # the same as its speed-up
         low, high = bootstrap(values.dropna().to_list())
         known = published.get((quantity, engine))
         lines = [] if pd.isna(low) else [f"{Number(low, 1)} to {Number(high, 1)}"]
