@@ -51,12 +51,15 @@ INTRODUCTION = """\
 
 <!-- Made by workflow/scripts/check_models.py: run it again after a change -->
 
-The {count} smallest of the {every} classifiers of torchvision {version}{timm}, with random weights, {outputs} outputs
-and the smallest size among 64, 128 and 224 px that they take, as `seam check` sees them. The others were not checked
-for want of time, and nothing is known against them. *Masked* is the share of the
-parameters that masks can remove, and of the multiply-accumulates (MACs) that they can save. *Channels* is the number of
-sets of channels that can be removed physically. The engines' numbers are the largest difference from torch, as a share
-of the largest output; {threads} thread, PyTorch {torch}, ONNX Runtime {onnxruntime}.
+The {count} smallest of the {every} classifiers of torchvision {version}{timm},
+with random weights, {outputs} outputs and the smallest size among 64, 128 and 224 px that they take, as `seam check`
+sees them. The others were not checked for want of time, and nothing is known against them.
+
+*Masked* is the share of the parameters that masks can remove, and of the multiply-accumulates (MACs) that they can
+save. *Channels* is the number of sets of channels that can be removed physically. It is 0 where timm joins batch norm
+and activation in a layer of its own, which is not followed yet. The engines' numbers are the largest difference from
+torch, as a share of the largest output ("no": the engine does not run the model). {threads} thread, PyTorch {torch},
+ONNX Runtime {onnxruntime}.
 
 """
 

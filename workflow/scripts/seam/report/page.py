@@ -56,7 +56,7 @@ FIGURES = {  # in the order of the page, with what they show
     "is the source model with only the target's classes to choose from.",
     "cost": "What re-engineering saves: bars are means, dots are problems, dashed lines are published means.",
     "retention_accuracy": "Weights kept against accuracy, one point per problem.",
-    "engines": "How many times as fast each engine runs the re-engineered models as ONNX Runtime runs the source models.",
+    "engines": "How many times as fast each engine runs the re-engineered models as ONNX Runtime the source models.",
     "history": "The course of the search of the first target of each model and kind of problem.",
     "baselines": "The search beside what is reached without one: accuracy against the weights kept.",
     "baselines_latency": "Models without channels beside what is reached without a search: accuracy against the time.",
