@@ -14,6 +14,7 @@ from . import commands
 from .outcomes import HELD, LOST, RUN, SILENT, UNCLEAR, Ending, generator
 from .world import World, difference, snapshot
 
+WHOLE_EVERY = 8  # of so many plans, one is made by a Python of its own
 MOST_LINES = 30  # of a plan that is refused: a sentence, and what Snakemake prints around it
 NONSENSE: list[object] = ["text", [], {}, [[]], {"a": {}}, True, "1e-3", "", float("nan"), float("inf"), -5, 10**400]
 # Places that take a positive number.
@@ -227,7 +228,7 @@ def attempt(world: World, number: int, seed: int) -> tuple[str, Ending]:
         config = folder / "bad.yaml"
         options = write(config, json.loads(json.dumps(world.config)), chance) or []
         before = snapshot(folder)
-        said = commands.run(folder, "-n", *options, config=config, deadline=60)
+        said = commands.run(folder, "-n", *options, config=config, deadline=60, whole=number % WHOLE_EVERY == 0)
         missing, other = difference(before, snapshot(folder))
         if (folder / "code-ran").exists():
             return name, Ending(RUN, "code in the config ran")

@@ -31,7 +31,9 @@ MODES = [
 ]
 STARTS = {"a source model": (DIRECT,), "images": (DIRECT, MODEL), "nothing": (DIRECT, MODEL, DATASET)}
 SEARCH = {"alpha": 4.0}  # the changed hyper-parameter
+WHOLE = 0.3  # of the runs that are killed have a Python of their own; the others are forked, which takes less time
 LAST_WAIT = 60  # seconds for orphans to end
+Run = subprocess.Popen | commands.Forked
 
 
 def attempt(world: World, number: int, seed: int, modes: list[str] | None = None) -> tuple[str, Ending]:
@@ -59,7 +61,8 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
         expected = {name: digest for name, digest in digests(folder).items() if "results/" + name in DIRECT_FILES}
         remove(folder, *STARTS[begin])
         jobs = {"a source model": 1, "images": 2, "nothing": 3}[begin]
-        process = commands.start(commands.command(folder, *DIRECT_FILES), folder / "said.txt")
+        begin_run = commands.start if chance.random() < WHOLE else commands.fork
+        process = begin_run(commands.command(folder, *DIRECT_FILES), folder / "said.txt")
         moment = _wait(folder, process, mode, chance, jobs)
         _send(folder, process, mode)
         said = commands.finish(process, folder / "said.txt")
@@ -81,16 +84,17 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
         return Ending(UNCLEAR, f"{after}: {said.problem}") if traceback else Ending(HELD, f"{after}: equal")
 
 
-def _wait(folder: Path, process: subprocess.Popen, mode: str, chance: random.Random, jobs: int) -> float:
+def _wait(folder: Path, process: Run, mode: str, chance: random.Random, jobs: int) -> float:
     """Wait for the random moment; return how long that was, in seconds."""
     began = time.monotonic()
     if mode == "kill -9 at a checkpoint":
-        _until(process, lambda: list(folder.glob("results/checkpoints/**/*.pt*")) or list(folder.rglob(".*.part")))
+        results = folder / "results"
+        _until(process, lambda: list(results.glob("checkpoints/**/*.pt*")) or list(results.rglob(".*.part")))
         time.sleep(chance.uniform(0, 0.05))
     elif "a job" in mode:
         which = chance.randrange(jobs)
         seen: set[int] = set()
-        _until(process, lambda: len(seen.update(job.pid for job in commands.jobs_of(folder)) or seen) > which)
+        _until(process, lambda: len(seen.update(commands.job_numbers(process)) or seen) > which)
         time.sleep(chance.uniform(0, 4))
     else:
         moment = chance.uniform(0.5, 3 + 6 * jobs)
@@ -98,12 +102,12 @@ def _wait(folder: Path, process: subprocess.Popen, mode: str, chance: random.Ran
     return time.monotonic() - began
 
 
-def _until(process: subprocess.Popen, reached: Callable[[], object]) -> None:
+def _until(process: Run, reached: Callable[[], object]) -> None:
     while process.poll() is None and not reached():
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
-def _send(folder: Path, process: subprocess.Popen, mode: str) -> None:
+def _send(folder: Path, process: Run, mode: str) -> None:
     with contextlib.suppress(ProcessLookupError):
         if mode == "kill -9 of snakemake":
             os.kill(process.pid, signal.SIGKILL)
@@ -136,8 +140,8 @@ def _orphan(world: World, chance: random.Random) -> Ending:
     expected = _reference(world)
     with world.clone() as folder:
         remove(folder, DIRECT)
-        process = commands.start(commands.command(folder, *DIRECT_FILES), folder / "said.txt")
-        _until(process, lambda: commands.jobs_of(folder))
+        process = commands.fork(commands.command(folder, *DIRECT_FILES), folder / "said.txt")
+        _until(process, lambda: commands.job_numbers(process))
         time.sleep(chance.uniform(0, 1.5))
         orphans = commands.jobs_of(folder)
         for job in orphans:  # as on a machine that is busy with something else

@@ -1,6 +1,8 @@
 """Checkpoints and the training loop: what is written when, and which state a run resumes from."""
 
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from seam.data.batches import batches
 from seam.data.storage import Split
 from seam.errors import UserError
+from seam.files import sealed_write
 from seam.training import checkpoint as checkpoints
 from seam.training import run as training_run
 from seam.training.checkpoint import Checkpoint
@@ -138,6 +141,52 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path, monkeypatch):
     torch.save({"provenance": {}, "state": Bomb()}, "run.pt")
     assert Checkpoint("run.pt", {}, __file__).read() is None
     assert not Path("bomb").exists()
+
+
+def sealed(path, write):
+    with sealed_write(path) as temporary:
+        write(temporary)
+
+
+def nested_key(path):
+    """A checkpoint with a key whose hash takes years: 60 tuples, each of which holds the one before twice."""
+    tuples = b"".join(b"h%ch%c\x86q%c" % (number, number, number + 1) for number in range(60))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02)q\x00" + tuples + b"}h\x3cK\x01s.")
+
+
+def compressed(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"provenance": {}, "state": {}}, 2))
+
+
+def code(path):
+    torch.save({"provenance": Checkpoint(path, {}, __file__).provenance, "state": Bomb()}, path)
+
+
+def other_types(path):
+    torch.save({"provenance": ["a"], "state": 3}, path)
+
+
+@pytest.mark.parametrize("write", [nested_key, compressed, code, other_types])
+def test_a_hostile_checkpoint_is_set_aside_although_its_digest_is_right(tmp_path, monkeypatch, caplog, write):
+    """It is read as weights of strangers are (tests/unit/test_unpickling.py has more)."""
+    monkeypatch.chdir(tmp_path)
+    sealed("run.pt", write)
+    assert Checkpoint("run.pt", {}, __file__).read() is None
+    assert Path("run.pt.aside").exists() and not Path("bomb").exists() and "is not continued" in caplog.text
+
+
+def test_a_checkpoint_whose_state_is_another_is_a_sentence(tmp_path):
+    path = tmp_path / "run.pt"
+    Checkpoint(path, {"lr": 0.01}, __file__).write({"parts": {}})
+    with pytest.raises(UserError, match=r"run.pt does not fit this job .*: delete it, and the job starts anew"):
+        trained(path)
+
+
+def test_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.pt")
+    assert Checkpoint(tmp_path / "run.pt", {}, __file__).read() is None
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):

@@ -420,14 +420,11 @@ def calls():
 
 
 def test_nothing_in_the_workflow_runs_code_from_a_file():
-    """Pickles are read by torch for tensors alone, and by CIFAR's own reader, after the checksum."""
+    """Pickles are read by the readers of weights and of CIFAR alone, neither of which imports what a file names."""
     found = list(calls())
     options = {
         (file, name): {word.arg: ast.unparse(word.value) for word in call.keywords} for file, name, call in found
     }
-    torch_loads = {file: words for (file, name), words in options.items() if name == "torch.load"}
-    assert torch_loads.keys() == {"bench_engine.py", "seam/training/checkpoint.py", "seam/models/published.py"}
-    assert all(words["weights_only"] == "True" for words in torch_loads.values())
     assert not [words for words in options.values() if "allow_pickle" in words]
     unsafe = (
         "pickle.load",
@@ -435,6 +432,7 @@ def test_nothing_in_the_workflow_runs_code_from_a_file():
         "pd.read_pickle",
         "joblib.load",
         "yaml.load",
+        "torch.load",
         "torch.hub.load",
         "eval",
         "exec",
@@ -442,7 +440,7 @@ def test_nothing_in_the_workflow_runs_code_from_a_file():
     # The text of an architecture that the caller names, whose digest was checked.
     assert [(file, name) for file, name, _ in found if name in unsafe] == [("seam/models/architectures.py", "exec")]
     readers = ["seam/data/kinds/cifar.py", "seam/models/unpickling.py"]  # neither imports what a file names
-    assert [file for file, name, _ in found if name.endswith("Unpickler")] == readers
+    assert {file for file, name, _ in found if name.endswith("Unpickler")} == set(readers)
     assert [file for file, name, _ in found if name.endswith(("extractall", "extract", "unpack_archive"))] == []
 
 

@@ -445,7 +445,7 @@ WEIGHTS = {
         "pt", lambda path: torch.save({"a": Harm()}, path), "holds no state dictionary", "state_dict()",
     ),
     "another module": ("pt", lambda path: torch.save(build(7), path), "8.weight is (7, 64), not (4, 64)", ""),
-    "TorchScript": ("pt", script, "is compressed", "save the state_dict() again"),
+    "TorchScript": ("pt", script, "is TorchScript", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
         "The weights file", "its permissions",

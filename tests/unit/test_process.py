@@ -43,6 +43,21 @@ def test_a_job_ends_with_the_process_that_started_its_shell():
     assert ends(starter.stdout)
 
 
+def test_a_job_whose_snakemake_ended_before_it_began_does_not_begin():
+    """It would end later than the jobs of a newer run, and put its results over theirs."""
+    begin = "import os, seam.process; seam.process.name_run()\n"
+    starter = started(sys.executable, "-c", begin + STARTER, f'echo here; sleep 0.5; {sys.executable} -c "{JOB}"')
+    assert starter.stdout.readline() == "here\n"
+    starter.kill()
+    starter.wait()
+    assert ends(starter.stdout)
+    living = started(sys.executable, "-c", begin + STARTER, f'{sys.executable} -c "{JOB}"')
+    assert living.stdout.readline() == "begun\n"
+    living.kill()
+    living.wait()
+    assert ends(living.stdout)
+
+
 def test_a_worker_ends_with_its_parent():
     parent = started(sys.executable, "-c", WORKER)
     assert int(parent.stdout.readline()) != parent.pid

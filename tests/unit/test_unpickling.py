@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import pickle
+import time
 import zipfile
 
 import pytest
@@ -15,7 +16,7 @@ from small import build, build_plain
 
 from seam.errors import UserError
 from seam.models.published import read_content, read_weights
-from seam.models.unpickling import Placeholder, read_archive
+from seam.models.unpickling import Placeholder, read_checkpoint
 from seam.models.weights import load_state
 
 
@@ -172,8 +173,8 @@ def test_no_code_of_a_hostile_pickle_runs(tmp_path, monkeypatch, content):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "system", lambda *_: pytest.fail("code ran"))
         try:
-            content = read_archive(path)
-        except (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, ValueError):
+            content = read_checkpoint(path)[0]
+        except pickle.UnpicklingError:
             return
         assert isinstance(content, (Placeholder, collections.OrderedDict)) or "Global" in type(content).__name__
     assert not (tmp_path / "harmed").exists()
@@ -223,17 +224,83 @@ def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
         read_content(tmp_path / "bomb.pt")
 
 
-@pytest.mark.parametrize("start", [b"", b"cunknown\nThing\n0"], ids=["torch.load", "read_archive"])
-@pytest.mark.parametrize("legacy", [False, True], ids=["archive", "legacy"])
-def test_keys_whose_hash_takes_years_are_refused(tmp_path, start, legacy):
-    content = nested_key()
-    content = content[:2] + start + content[2:]
-    if legacy:
-        (tmp_path / "keys.pt").write_bytes(content)
-    else:
-        pack(tmp_path / "keys.pt", {"a/data.pkl": content})
-    with pytest.raises(UserError, match="keys.pt has keys of deeply nested tuples: save the state_dict"):
+def wide_key(width=300):
+    """A pickle of a dictionary whose key is a tuple of tuples of tuples of tuples: width ** 4 parts in few bytes."""
+    level = b"(" + b"h%c" * width + b"t"
+    levels = b"".join(level % ((number,) * width) + b"q%c" % (number + 1) for number in range(4))
+    return b"\x80\x02)q\x00" + levels + b"}h\x04K\x01s."
+
+
+def repeated_list(items=30_000, calls=30_000):
+    """A pickle that makes an OrderedDict of the same long list again and again."""
+    pairs = b"]q\x00(" + b"NN\x86" * items + b"e0"
+    return b"\x80\x02" + pairs + b"ccollections\nOrderedDict\nq\x01]" + b"h\x01h\x00\x85Ra" * calls + b"."
+
+
+def set_of_keys():
+    """A pickle of a set of such a key, by the function `set`."""
+    return nested_key().replace(b"}h%cK\x01s." % 60, b"c__builtin__\nset\n]h%ca\x85R." % 60)
+
+
+def storage_of_a_nested_tuple():
+    """A pickle whose tensor names a nested tuple as its storage, of which torch computes the hash."""
+    pid = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nh%cX\x03\x00\x00\x00cpuK\x04tQ." % 60
+    return nested_key().replace(b"}h%cK\x01s." % 60, pid)
+
+
+YEARS = {
+    "a key": (nested_key, "repeats parts of itself too often: save the state_dict"),
+    "a wide key": (wide_key, "repeats parts of itself too often: save the state_dict"),
+    "a list": (repeated_list, "repeats parts of itself too often: save the state_dict"),
+    "a set": (set_of_keys, "repeats parts of itself too often: save the state_dict"),
+    "a storage": (storage_of_a_nested_tuple, "is not a whole weights file"),
+    "a bytearray": (lambda: b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.", "is not a whole weights file"),
+}
+
+
+def write_archive(path, content):
+    pack(path, {"a/data.pkl": content})
+
+
+def write_legacy(path, content):
+    """Write a file as torch.save did before 1.6, with this pickle in it."""
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    whole, empty = path.read_bytes(), pickle.dumps({}, 2)
+    assert whole.count(empty) == 1
+    path.write_bytes(whole.replace(empty, content))
+
+
+@pytest.mark.parametrize(("content", "words"), YEARS.values(), ids=YEARS)
+@pytest.mark.parametrize("write", [write_archive, write_legacy])
+def test_what_would_take_years_or_the_memory_is_refused(tmp_path, write, content, words):
+    write(tmp_path / "keys.pt", content())
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"keys.pt {words}"):
         read_content(tmp_path / "keys.pt")
+    assert time.monotonic() - began < 20  # seconds; on a busy machine, too
+
+
+def test_an_archive_that_two_readers_see_differently(tmp_path):
+    """torch ignores the checksum of a part and the case of its name: it would have read what another reader refuses."""
+    pack(tmp_path / "keys.pt", {"a/data.pkl": nested_key()})
+    content = bytearray((tmp_path / "keys.pt").read_bytes())
+    place = content.find(b"PK\x01\x02", content.find(b"data.pkl", content.find(b"PK\x01\x02")) - 60)
+    content[place + 16] ^= 1  # the checksum in the directory
+    (tmp_path / "keys.pt").write_bytes(content)
+    with pytest.raises(UserError, match="keys.pt is not a whole weights file"):
+        read_content(tmp_path / "keys.pt")
+    pack(tmp_path / "case.pt", {"a/DATA.PKL": nested_key()})
+    with pytest.raises(UserError, match="case.pt is not a whole weights file"):
+        read_content(tmp_path / "case.pt")
+
+
+def test_a_changed_bit_in_the_weights_is_noticed(tmp_path, state):
+    torch.save(state, tmp_path / "mine.pt")
+    content = bytearray((tmp_path / "mine.pt").read_bytes())
+    content[content.find(state["8.weight"].numpy().tobytes()) + 5] ^= 4
+    (tmp_path / "mine.pt").write_bytes(content)
+    with pytest.raises(UserError, match="mine.pt is not a whole weights file"):
+        read(tmp_path / "mine.pt")
 
 
 def test_keys_that_are_tuples_are_read(tmp_path):
@@ -255,3 +322,77 @@ def test_parts_that_overlap_are_refused(tmp_path):
     (tmp_path / "overlap.pt").write_bytes(content)
     with pytest.raises(UserError, match="overlap.pt has parts that overlap, which torch's own files have not"):
         read_content(tmp_path / "overlap.pt")
+
+
+# ---------------------------------------------------------------------- the same content as torch.load
+
+
+def assert_same(ours, theirs):
+    """Compare contents, types of values and tensors bit for bit."""
+    if isinstance(theirs, torch.Tensor):
+        assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+        assert ours.contiguous().reshape(-1).view(torch.uint8).tolist() == (
+            theirs.detach().contiguous().reshape(-1).view(torch.uint8).tolist()
+        )
+    elif isinstance(theirs, dict):
+        assert type(ours) is type(theirs) and list(ours) == list(theirs)
+        assert getattr(ours, "_metadata", None) == getattr(theirs, "_metadata", None)
+        for key, value in theirs.items():
+            assert_same(ours[key], value)
+    elif isinstance(theirs, (list, tuple)):
+        assert type(ours) is type(theirs) and len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert type(ours) is type(theirs) and repr(ours) == repr(theirs)
+
+
+def everything():
+    """What a checkpoint of a training holds, and tensors of all kinds."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten())
+    optimizers = [torch.optim.Adam(module.parameters()), torch.optim.SGD(module.parameters(), 0.1, 0.9)]
+    for optimizer in optimizers:
+        module(torch.randn(2, 3, 8, 8)).sum().backward()
+        optimizer.step()
+    base = torch.arange(24.0).reshape(4, 6)
+    types = ["float16", "bfloat16", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+    return {
+        "module": module.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "random": torch.get_rng_state(),
+        "views": (base, base.T, base[1:3, ::2], base.expand(2, 4, 6), base[0, 0], torch.empty(0, 3), torch.zeros(())),
+        "types": {name: base.to(getattr(torch, name)) for name in [*types, "complex64", "float8_e4m3fn", "uint16"]},
+        "values": [None, True, -(2**70), 3, 0.1, float("inf"), float("-0.0"), "\u00e4", b"\x00\xff"],
+        "containers": [{1: {2: ()}}, {"x", 1}, [[], ()]],
+        "keys": {("a", (1, 2)): 1, 0.5: 2, None: 3, b"c": 4, True: 5},
+        "size": base.shape,
+        "parameter": torch.nn.Parameter(base.clone()),
+        "shared": [base, base],
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_content_is_that_of_torch_load(tmp_path, legacy):
+    content = everything()
+    if legacy:  # which torch itself cannot read in such files
+        for name in ("float8_e4m3fn", "uint16"):
+            del content["types"][name]
+    torch.save(content, tmp_path / "all.pt", _use_new_zipfile_serialization=not legacy)
+    theirs = torch.load(tmp_path / "all.pt", weights_only=True)
+    ours, has_placeholders = read_checkpoint(tmp_path / "all.pt")
+    assert not has_placeholders
+    theirs["size"] = tuple(theirs["size"])
+    assert_same(ours, theirs)
+    first, second = ours["shared"]
+    first[0, 0] = 7  # they share their memory, as those of torch do
+    assert second[0, 0] == 7 and ours["views"][0][0, 0] == 7
+
+
+@pytest.mark.parametrize("cut", [0.001, 0.2, 0.5, 0.9, 0.999])
+def test_a_legacy_file_that_is_cut_is_damaged(tmp_path, cut):
+    path = tmp_path / "all.pt"
+    torch.save(everything(), path, _use_new_zipfile_serialization=False)
+    os.truncate(path, int(path.stat().st_size * cut))
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(path)

@@ -28,7 +28,10 @@ from seam.errors import UserError
 from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
+from seam.process import name_run
 from seam.settings import CHANNEL_BASELINES
+
+name_run()
 
 try:
     for file in workflow.configfiles:

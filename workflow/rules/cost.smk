@@ -294,7 +294,7 @@ rule time_deepsparse:
     input:
         source="results/models/{model}/model.onnx",
         reengineered="results/direct/{model}/{problem}/{target}/model.onnx",
-        env=ancient(DEEPSPARSE),
+        env=DEEPSPARSE,
         script=workflow_file("workflow/scripts/time_deepsparse.py"),
         modules=modules("time_deepsparse.py"),
     output:

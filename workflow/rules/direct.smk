@@ -7,7 +7,7 @@ if config["stack"] == 1:
             manifest=manifest_of,
             arrays=ancient(arrays_of),
             weights="results/models/{model}/source.safetensors",
-            layer_costs=ancient(layer_costs_of),  # another measurement of the same machine reruns nothing
+            layer_costs=layer_costs_of,
             modules=modules("reengineer.py"),
         output:
             masks=update("results/direct/{model}/{problem}/{target}/masks.safetensors"),
@@ -44,7 +44,7 @@ else:
                 manifest=f"results/datasets/{STACK[0].dataset}/dataset.json",
                 arrays=ancient(f"results/datasets/{STACK[0].dataset}/arrays"),
                 weights=f"results/models/{STACK[0].model}/source.safetensors",
-                layer_costs=ancient(layer_costs(STACK[0])),
+                layer_costs=layer_costs(STACK[0]),
                 modules=modules("reengineer.py"),
             output:
                 [

@@ -74,10 +74,11 @@ def build(case: Case, checkpoint: Path | None):
     torch.manual_seed(0)
     if case.network == "resnet20":
         from seam.models.cifar import resnet20
+        from seam.models.unpickling import read_checkpoint
 
         module = resnet20(10)
         if checkpoint:
-            module.load_state_dict(torch.load(checkpoint, weights_only=True))
+            module.load_state_dict(read_checkpoint(checkpoint)[0])
     elif case.network == "vgg16_bn":
         module = torchvision.models.vgg16_bn(weights=None)
         module.avgpool = torch.nn.Identity()

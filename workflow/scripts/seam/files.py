@@ -265,7 +265,7 @@ def sealed_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def check_seal(path: str | os.PathLike[str]) -> None:
     """Raise UserError unless a file is as `sealed_write` wrote it. FileNotFoundError if it is missing."""
     digest, size = hashlib.sha256(), os.path.getsize(path) - SEAL_BYTES
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while size > 0 and (part := file.read(min(size, 1 << 20))):
             digest.update(part)
             size -= len(part)
@@ -286,7 +286,8 @@ def seal_onnx(path: str | os.PathLike[str]) -> None:
 def check_onnx_seal(path: str | os.PathLike[str]) -> None:
     """Raise UserError unless an ONNX file is as `seal_onnx` left it."""
     try:
-        content = Path(path).read_bytes()
+        with open_file(path) as file:
+            content = file.read()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: run the workflow again to make it.") from error
     except OSError as error:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     State = dict[str, torch.Tensor]
 
+MOST_PLACES = 10_000  # that are looked at: a dictionary can hold another one many times
 MOST_DEPTH = 3  # of dictionaries in a checkpoint: {"ema": {"model": {"state_dict": ...}}}
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # names that wrappers of torch put into others
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params", "n_averaged")  # inference needs none of them
@@ -55,7 +56,9 @@ def find_candidates(content: Any) -> list[Candidate]:
 
     candidates: list[Candidate] = []
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
-    while waiting:
+    for _ in range(MOST_PLACES):
+        if not waiting:
+            break
         place, value, depth = waiting.pop(0)
         if isinstance(value, Placeholder):
             if state := module_state(value):

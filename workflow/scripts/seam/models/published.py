@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from seam.log import log
 from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.classes import find_names, match_classes, names_in
 from seam.models.fitting import choose_state, describe_content, find_candidates
-from seam.models.unpickling import is_archive, is_exported, read_archive, require_harmless
+from seam.models.unpickling import read_checkpoint
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ SHA256 = {
     "resnet18-f37072fd.pth": "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
     "resnet50-0676ba61.pth": "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
 }
+REFUSED = {"it is TorchScript": "TorchScript", "it is a bare pickle": "a bare pickle"}
 HUB = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/"
 HUB_MOST = 100_000_000  # bytes of a hub's file
 HUB_FILES = {  # (architecture, kind of data set): file, whose name ends with the first 8 digits of its SHA-256
@@ -185,41 +185,30 @@ def read_content(path: str | os.PathLike[str]) -> Any:
 
     No code in a file is run: objects of unknown classes are placeholders. Raises UserError if it cannot be read.
     """
-    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    damaged = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)
-    ending, start = Path(path).suffix, b""
+    ending = Path(path).suffix
     if Path(path).exists() and not Path(path).is_file():  # opening a FIFO would wait without end
         raise UserError(f"{path} is no file: give a file of weights.")
     try:
-        with Path(path).open("rb") as file:
-            start = file.read(2)
+        with Path(path).open("rb"):  # safetensors reports a file without read permission as missing
+            pass
         if ending == ".safetensors":
             return load_file(path)
-        require_harmless(path)
-        if is_exported(path):
-            return read_archive(path)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            if not is_archive(path):
-                raise
-            content = read_archive(path)
+        content, has_placeholders = read_checkpoint(path)
+        if has_placeholders:
             log.info("%s: objects that are not tensors are skipped, and no code in it is run", path)
-            return content
+        return content
     except FileNotFoundError as error:
         raise UserError(f"The weights file {path} does not exist.") from error
     except PermissionError as error:
         raise UserError(f"The weights file {path} cannot be read ({error.strerror}): fix its permissions.") from error
-    except (*damaged, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        is_pickle = start == b"PK" or start.startswith(b"\x80")  # torch's archives, or a bare pickle
-        if (isinstance(error, pickle.UnpicklingError) and is_pickle) or "TorchScript" in str(error):
-            kind = "is TorchScript" if "TorchScript" in str(error) else "holds more than tensors"
+    except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        if str(error) in REFUSED:
             raise UserError(
-                f"{path} {kind}, which is refused since loading it could run code: save its state_dict() instead, "
-                "best as safetensors."
+                f"{path} is {REFUSED[str(error)]}, which is refused since loading it could run code: save its "
+                "state_dict() instead, best as safetensors."
             ) from error
         raise UserError(
             f"{path} is not a whole weights file of the kind that its name says ({ending}): copy or download it again."
@@ -246,12 +235,4 @@ def _require_plain(state: dict[str, torch.Tensor], path: str | os.PathLike[str])
 
 def _unusual_storage(value: torch.Tensor) -> str | None:
     """Return in a word how a tensor is stored, if it is not a plain array of numbers."""
-    import torch
-
-    if value.is_nested:
-        return "nested"
-    if value.is_quantized:
-        return "quantized"
-    if value.is_meta:
-        return "meta"
-    return None if value.layout == torch.strided else "sparse"
+    return getattr(value, "unusual", None)

@@ -13,6 +13,7 @@ from seam.errors import UserError
 from seam.files import check_seal, sealed_write
 from seam.imports import code_digest
 from seam.log import log
+from seam.models.unpickling import read_checkpoint
 
 
 class Checkpoint:
@@ -34,15 +35,17 @@ class Checkpoint:
         """Return the state that was written last, or None if there is none for this job."""
         try:
             check_seal(self.path)
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            content, has_placeholders = read_checkpoint(self.path)
             provenance, state = content["provenance"], content["state"]
+            names = provenance.keys() | self.provenance
         except FileNotFoundError:
             return None
         except UserError:
             return self._set_aside("it cannot be read: it is damaged")
-        except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError):
+        except (pickle.UnpicklingError, OSError, LookupError, TypeError, AttributeError):
             return self._set_aside("it cannot be read")
-        names = provenance.keys() | self.provenance
+        if has_placeholders:
+            return self._set_aside("it holds objects that no job writes")
         different = sorted(name for name in names if provenance.get(name) != self.provenance.get(name))
         if different:
             return self._set_aside(f"it belongs to a job with other {', '.join(different)}")

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
-from seam.errors import UserError
+from seam.errors import UserError, one_line
 from seam.log import log
 from seam.progress import progress
 from seam.training.checkpoint import Checkpoint
@@ -218,15 +218,23 @@ class TrainingRun:
         self.save_seconds = self.saved - begin
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_initialized() and state["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["random"]["cuda"])
-        if self.generator is not None:
-            self.generator.set_state(state["generator"])
-        for name, value in state["run"].items():
-            setattr(self, name, value)
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+            torch.set_rng_state(state["random"]["cpu"])
+            if torch.cuda.is_initialized() and state["random"]["cuda"] is not None:
+                torch.cuda.set_rng_state(state["random"]["cuda"])
+            if self.generator is not None:
+                self.generator.set_state(state["generator"])
+            for name in (*STATE, "earlier_seconds"):
+                setattr(self, name, state["run"][name])
+        except torch.OutOfMemoryError:  # a RuntimeError that has nothing to do with the file
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            assert self.checkpoint
+            raise UserError(
+                f"{self.checkpoint.path} does not fit this job ({one_line(error)}): delete it, and the job starts anew."
+            ) from error
 
 
 def batch_sums(logits: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
