@@ -20,7 +20,7 @@ from seam.masks.layers import unused_parameters
 from seam.models import published
 from seam.models.architectures import build_model, require_classifier
 from seam.models.published import HUB, HUB_NORMALIZATION, SHA256, fetch_weights, read_weights
-from seam.models.surgery import find_last_layer
+from seam.models.surgery import find_last_layer, initialise_head
 from seam.models.weights import Source, load_state, open_source, save_source
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
@@ -520,3 +520,22 @@ def test_malformed_metadata_are_one_sentence(tmp_path, changes):
     resent(tmp_path, **changes)
     with pytest.raises(UserError, match=r"source.safetensors"):
         open_source(tmp_path)
+
+
+def test_a_head_begins_with_the_answers_of_the_source_model_also_beside_a_rest_of_many_classes():
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(100).repeat(2)
+    logits = torch.rand(200, 100, generator=generator) * 3  # so that 99 outputs always add up to more than one
+    logits[torch.arange(200), classes] += 10
+    outputs = torch.ones(100, dtype=torch.int64)
+    outputs[7] = 0
+    labels = outputs[classes]
+    drawn = torch.cat([(labels == 0).nonzero().flatten(), torch.tensor([3, 50])])  # two images of each
+    head = nn.Linear(100, 2)
+    initialise_head(head, outputs, logits[drawn], labels[drawn])
+    assert torch.equal(head(logits.relu()).argmax(1), labels)
+    single = nn.Linear(100, 3)  # outputs that stand for one class each are those of the source model
+    places = torch.full((100,), -1)
+    places[:3] = torch.tensor([2, 0, 1])
+    initialise_head(single, places, logits[:3], torch.tensor([2, 0, 1]))
+    torch.testing.assert_close(single(logits.relu()), logits[:, [1, 2, 0]])

@@ -17,6 +17,7 @@ from colours import ARCHITECTURE, paint, trained_model
 
 import seam
 from seam.cli.main import main
+from seam.cli.shrink import is_few, training_images
 from seam.config import plan
 from seam.cost.export import export
 from seam.cost.macs import count_macs
@@ -36,7 +37,20 @@ from seam.reuse.delivered import OnnxModule
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 CHANNELS = ["--search", "channels.multiple=2", "--search", "channels.lr=0.01", "--search", "batch_size=16"]
-COMMON = ["--size", "16", "--epochs", "12", "--time", "none", "--augmentation", "none", "--search", "lr_mask=0.05"]
+COMMON = [
+    "--budget",
+    "25%",
+    "--size",
+    "16",
+    "--epochs",
+    "12",
+    "--time",
+    "none",
+    "--augmentation",
+    "none",
+    "--search",
+    "lr_mask=0.05",
+]
 
 
 @pytest.fixture(scope="module")
@@ -571,6 +585,23 @@ def test_few_images_get_small_batches():
         search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
     with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search \(did you mean alpha\?\)"):
         search_choice(100, None, None, ["alhpa=2"])
+
+
+def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), "--size", "16",
+                 "--time", "none", "--augmentation", "none"]  # fmt: skip
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "the smallest class has 40 training images, too few for a budget" in shown.err
+    assert "searching binary red: 60 epochs" in shown.err and "epoch 60/60: " in shown.err
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["budget"] is None and card["settings"]["initial_head"] == "source" and card["selection"] == "last"
+    assert card["accuracy"]["reengineered"] >= card["accuracy"]["source"] - 0.02
+    problem = SimpleNamespace(problem="multiclass_rest", keep=["a"])
+    assert training_images(np.repeat([0, 1, 2], [30, 5, 9]), ["a", "b", "c"], problem) == (35, 14)
+    assert is_few(50, []) and not is_few(51, []) and not is_few(5, ["few_images=0"])
 
 
 def test_models_by_name():

@@ -132,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
     from seam.errors import UserError
+    from seam.settings import SearchSettings, for_few_images
 
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
     given = options.budget or BUDGETS[options.granularity]
@@ -170,9 +171,19 @@ def run(options: argparse.Namespace) -> int:
         images = shrinking.prepare_data()
         say(f"normalization: {shrinking.fetch_source(images)}")
         shrinking.check_export(images)
-        count = training_images(images.train.labels, images.classes, choices)
-        choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity)
-        epochs = choices.settings["epochs"]
+        count, fewest = training_images(images.train.labels, images.classes, choices)
+        few = is_few(fewest, options.search)
+        if few and options.granularity == "weight":
+            if options.budget is None:
+                budget = None
+                say(
+                    f"the smallest class has {fewest} training images, too few for a budget: the search keeps what "
+                    "holds the accuracy (--budget sets one)"
+                )
+            elif budget is not None:
+                say(f"! the smallest class has {fewest} training images: without --budget the result is more accurate")
+        choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity, few)
+        epochs = for_few_images(SearchSettings(**choices.settings), fewest).epochs
         say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
         shrinking.search()
         progress.close_line()
@@ -206,14 +217,29 @@ def require_own(out: Path) -> None:
         raise UserError(f"{out} holds other files: name a new folder by --out.")
 
 
-def training_images(labels: Any, classes: list[str], choices: Any) -> int:
-    """Return about how many images an epoch of the search has."""
+def training_images(labels: Any, classes: list[str], choices: Any) -> tuple[int, int]:
+    """Return (about how many images an epoch of the search has, training images of the problem's smallest class)."""
     members = [classes.index(name) for name in choices.keep]
     counts = [int((labels == member).sum()) for member in members]
-    total = sum(counts)
+    total, others = sum(counts), len(labels) - sum(counts)
     if choices.problem in ("binary", "group"):
-        total = 2 * min(total, len(labels) - total)
-    return round(0.8 * total)  # the rest is held out
+        counts = [min(total, others)] * 2
+    elif choices.problem == "multiclass_rest":
+        counts.append(min(round(total / len(members)), others))
+    return round(0.8 * sum(counts)), min(counts)  # the rest of the images is held out
+
+
+def has_few_images(card: Card) -> bool:
+    """Return whether the search took the settings for few images."""
+    return card["settings"].get("initial_head") == "source" and card["selection"] == "last"
+
+
+def is_few(images: int, search: list[str]) -> bool:
+    """Return whether so many images of the smallest class are few, as the search sees it. search: `--search`."""
+    from seam.settings import SearchSettings
+
+    given = [text.partition("=")[2] for text in search if text.startswith("few_images=")]
+    return images <= (int(given[-1]) if given else SearchSettings().few_images)
 
 
 def judge(card: Card, lose: float) -> list[str]:
@@ -223,6 +249,8 @@ def judge(card: Card, lose: float) -> list[str]:
     sentences = []
     lost, images = lost_points(card), card["images"]["test"]
     advice = "A larger --budget or more --epochs can help."
+    if has_few_images(card):
+        advice = "More training images of the small classes can help."
     if lost > lose and is_balanced(card):
         sentences.append(
             f"The result is {lost:.1f} points worse than the source model in balanced accuracy, the mean of the "
@@ -279,6 +307,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     elif not verdict and lost:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:
+        lines.append("With few images, little can be removed at a small loss: more images let the search remove more.")
     idle = dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"])
     if idle and not has_channels_removed(card):
         lines.append(

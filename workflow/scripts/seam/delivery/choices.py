@@ -160,18 +160,22 @@ def search_choice(
     epochs: int | None,
     given: Sequence[str],
     granularity: str = "weight",
+    few: bool = False,
 ) -> dict[str, Any]:
     """Return the settings of a search: towards a budget, or with the schedule `fast`.
 
     images: of the training. given: `name=value` of any setting of `search`, `channels.multiple=16` for one of channels.
-    granularity: `weight` or `channel`. With few images, batches are small: masks need steps more than images. Raises
-    UserError, in the words of the command line.
+    granularity: `weight` or `channel`. few: whether the smallest class has few images (`for_few_images`). Where
+    images are not many, batches are small: masks need steps more than images. With few, the batch size is that of the
+    measurements in docs/search.md. Raises UserError, in the words of the command line.
     """
     if granularity == "channel" and budget is None:
         raise UserError("--budget is none, but a search of channels needs one: 50% macs, say.")
     if granularity == "channel" and budget_unit(budget or {}) == "latency_ms":
         raise UserError("--budget is in ms, but a search of channels takes weights or macs: 50% macs, say.")
     batch_size = next((size for size in (64, 32, 16) if images >= 20 * size), 8)
+    if few:
+        batch_size = SearchSettings().batch_size
     search: dict[str, Any] = {} if granularity == "weight" else {"granularity": granularity}
     if budget is not None:  # which chooses its batch size itself
         search["budget"] = {**budget, **({"epochs": epochs} if epochs else {})}

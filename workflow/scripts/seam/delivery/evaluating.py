@@ -44,9 +44,9 @@ def evaluate_folder(
     answers, count = logits.argmax(1), len(model.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
     confusion.index_put_((truth, answers), torch.ones(len(truth), dtype=torch.int64), accumulate=True)
-    totals, right = confusion.sum(1), confusion.diagonal()
-    present = totals > 0
-    accuracy = float(right.sum()) / len(files)
+    totals, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    shares = {name: r / t for name, r, t in zip(model.classes, right, totals, strict=True) if t}
+    accuracy = sum(right) / len(files)
     return {
         "folder": str(folder),
         "data": str(data),
@@ -54,11 +54,11 @@ def evaluate_folder(
         "classes": model.classes,
         "accuracy": accuracy,
         "interval": list(interval(accuracy, len(files))),
-        "balanced_accuracy": float((right[present] / totals[present]).double().mean()),
+        "balanced_accuracy": sum(shares.values()) / len(shares),
         "per_class": {
-            name: {"accuracy": float(right[place] / totals[place]), "images": int(totals[place])}
-            for place, name in enumerate(model.classes)
-            if totals[place]
+            name: {"accuracy": shares[name], "images": images}
+            for name, images in zip(model.classes, totals, strict=True)
+            if images
         },
         "confusion": confusion.tolist(),
         "left_out": left,

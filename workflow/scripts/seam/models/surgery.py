@@ -91,16 +91,29 @@ def feature_extractor(module: nn.Module, name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def initialise_head(head: nn.Linear, outputs: torch.Tensor) -> None:
-    """Let each output of a head begin as the sum of the source model's outputs that stand for it.
+def initialise_head(head: nn.Linear, outputs: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Let a head begin with the answers of the source model.
 
-    outputs: for each input of the head, the output that it stands for, or -1 for none; int64 [K].
+    Each output is the sum of the source model's outputs that stand for it. A rest of many classes would always win so:
+    a sum is scaled to be on average as large as its largest part, on the output's own images, and the rest, the last
+    output, gets the bias with which images of both sides are equally far from the boundary.
+
+    outputs: for each input of the head, the output that it stands for, or -1 for none; int64 [K]. logits, labels: of
+    the source model for some images [N, K], and the head's output that is right for them [N].
     """
     head.weight.zero_()
     head.bias.zero_()
-    for place, output in enumerate(outputs.tolist()):
-        if output >= 0:
-            head.weight[output, place] = 1.0
+    activations, last = logits.relu(), head.out_features - 1
+    for output in range(head.out_features):
+        parts = (outputs == output).nonzero().flatten().to(head.weight.device)
+        own = activations[labels == output][:, parts.cpu()]
+        own = own[own.sum(1) > 0]
+        head.weight[output, parts] = float((own.amax(1) / own.sum(1)).mean()) if len(own) else 1.0
+    is_last = labels == last
+    if int((outputs == last).sum()) > 1 and is_last.any() and not is_last.all():
+        scores = activations @ head.weight.cpu().T
+        margin = scores[:, last] - scores[:, :last].amax(1)
+        head.bias[last] = -float(margin[is_last].mean() + margin[~is_last].mean()) / 2
 
 
 def with_head(module: nn.Module, inputs: int, classes: int) -> nn.Sequential:

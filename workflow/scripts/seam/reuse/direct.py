@@ -228,7 +228,7 @@ class Reengineering:
         if self.settings.initial_head == "source":
             head = self.model.get_submodule("head")
             assert isinstance(head, nn.Linear)
-            initialise_head(head, outputs_of_classes(self.problem, source.classes))
+            initialise_head(head, outputs_of_classes(self.problem, source.classes), *outputs["selection"])
         self.model.to(self.device)
         self.source_classes = source.classes
         names = [*self.names.values(), list(members)]
