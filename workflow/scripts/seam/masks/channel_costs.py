@@ -23,7 +23,7 @@ Widths = Mapping[str, Sequence[int]]  # by group, ascending: how many of its uni
 
 # A width pays unless a larger one takes less than this share of the time that its channels should. If the budget cannot
 # be met with the widths that pay, the next share is tried.
-PAYS = (0.4, 0.2, 0.0)
+PAYS = (0.4, 0.2, 0.1, 0.05, 0.0)
 
 
 class Cost(Protocol):

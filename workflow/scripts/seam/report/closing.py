@@ -35,8 +35,7 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
         if len(worse) > MOST_LINES:
             yield f"  and {len(worse) - MOST_LINES} more"
     if (tables / "latency_budgets.csv").is_file():
-        yield ""
-        yield from sentences(read_table(tables / "latency_budgets.csv"))
+        yield "\n" + "\n".join(sentences(read_table(tables / "latency_budgets.csv")))
     yield f"\nTables are in {tables}, figures in {tables.parent / 'figures'}, models in {tables.parent / 'direct'}."
     if report is not None:
         yield f"Everything on one page: {report}"
