@@ -434,6 +434,23 @@ def test_the_demo_has_its_six_problems(tmp_path):
     assert found["time_engine"] == 12 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 6)
 
 
+def test_budgets_in_milliseconds_and_baselines_of_channels_are_planned(tmp_path):
+    demo = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text())
+    channels = next(entry for entry in demo["direct_reuse"] if entry["search"].get("granularity") == "channel")
+    channels |= {"baselines": ["widths-scratch", "uniform-magnitude-distilled", "finetuned"]}
+    channels["search"] = {"granularity": "channel", "budget": {"latency_ms": 3.0, "batch": 16}}
+    zeros = {**demo["direct_reuse"][0], "targets": [2], "search": {"budget": {"latency_ms": 5.0}}}
+    config = demo | {"direct_reuse": [channels, zeros], "indirect_reuse": [], "engines": []}
+    found = jobs(snakemake(tmp_path, "--dry-run", config=config)[1])
+    expected = {
+        "measure_channel_costs": 1, "measure_layer_costs": 1, "time_budget": 2, "collect_budgets": 1, "recover": 1,
+        "train_channel_baseline": 3, "export_baseline": 3, "time_baselines": 1, "collect_baselines": 1,
+        "plot_channel_baselines": 1,
+    }  # fmt: skip
+    assert {rule: found.get(rule) for rule in expected} == expected
+    assert "train_baseline" not in found and "train_scratch" not in found
+
+
 def test_the_full_config_names_what_indirect_reuse_waits_for(tmp_path):
     _, said = snakemake(tmp_path, "--dry-run", config={"engines": ENGINES})
     for name in ("mit67", "cub200", "flower102", "dog120", "action40"):
