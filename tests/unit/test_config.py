@@ -1086,13 +1086,13 @@ def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     own = yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
     if any(dataset["kind"] == "imagefolder" for dataset in own.get("datasets", {}).values()):  # the user's own files
         for split in ("train", "test"):
-            for target in own["direct_reuse"][0]["targets"]:
+            for target in {"other", *(target for entry in own["direct_reuse"] for target in entry["targets"])}:
                 (tmp_path / "data/cifar100" / split / target).mkdir(parents=True)
         (tmp_path / "data/cifar100_resnet20.pth").touch()
     config = validated(merged(full, own))
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
-    numbers["budget_cifar100.yaml"] = 3
+    numbers |= {"budget_cifar100.yaml": 3, "engine_cifar100.yaml": 3}
     assert len(problems) == numbers.get(name, 0)
     for problem in problems:
         compared = problem.settings["selection"] == "holdout" and name.startswith("cifar")

@@ -504,7 +504,10 @@ class _Converter:
 
     def _on_reshape(self, node: Node) -> None:
         if self._is_constant(node, 0):
-            self._fold(node, lambda values: _reshaped(*values))
+            sizes = self._integers(node, 1, "shape")
+            if sizes is None:
+                raise EngineError("it has no shape.")
+            self._fold(node, lambda values: values[0].reshape(sizes), used=1)
             return
         source = self._tensor(node)
         wanted = self._integers(node, 1, "shape") or []
@@ -648,11 +651,6 @@ def _computed(operation: str, first: np.ndarray, second: np.ndarray) -> np.ndarr
             raise EngineError("it divides by 0.")
         return np.trunc(first / second).astype(np.int64)  # exact below 2**31; ONNX rounds towards 0
     return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[operation](first, second, dtype=np.int64)
-
-
-def _reshaped(values: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return an array of integers in another shape. Raises ValueError if it does not fit."""
-    return values.reshape([int(size) for size in np.atleast_1d(shape)])
 
 
 _SIMPLE: dict[str, Callable[[Callable[[str, float], float]], Activation]] = {
