@@ -57,6 +57,8 @@ FIGURES = {  # in the order of the page, with what they show
     "cost": "What re-engineering saves: bars are means, dots are problems, dashed lines are published means.",
     "retention_accuracy": "Weights kept against accuracy, one point per problem.",
     "history": "The course of the search of the first target of each model and kind of problem.",
+    "baselines_latency": "Accuracy against latency in ONNX Runtime: searches of channels and their baselines. "
+    "Above and left of the dashed Pareto front is nothing.",
     "thresholds": "Accuracy and inherited defects of the students against the share of weights removed.",
     "defects": "Inherited defects of each student.",
 }
@@ -85,6 +87,10 @@ def write_report(
     sections.append(("means", "Means", whole_table(data["summary"])))
     if "baselines_comparison" in data and len(data["baselines_comparison"]):
         sections.append(("baselines", "Baselines", whole_table(data["baselines_comparison"])))
+    if "latency_budgets" in data:
+        budgets = data["latency_budgets"]
+        budgets = budgets.assign(missed=budgets["missed"].map({True: "yes", False: "no"}))
+        sections.append(("budgets", "Budgets in milliseconds", whole_table(budgets)))
     if len(problems):
         sections.append(("problems", "Each problem", "".join(problem_details(problems, times))))
     sections += [
