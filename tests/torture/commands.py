@@ -26,7 +26,7 @@ from .outcomes import HELD, RUN, SILENT, UNCLEAR, Ending
 
 LAST_LINE = re.compile(r"\s*[\w.]*(Error|Exception|Interrupt)")
 DEADLINE = 600  # seconds for a run of the workflow
-PATIENCE = 15  # seconds for a call of a function
+PATIENCE = 60  # seconds for a call of a function, on a busy machine
 MOST_MEMORY = 6 << 30  # bytes that a call may allocate
 TRACEBACK = re.compile(r'Traceback \(most recent call last\)|^\s*File "[^"]+\.py", line \d+', re.MULTILINE)
 

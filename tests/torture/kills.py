@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from workflows import ROOT
 
 from . import commands
 from .outcomes import HELD, LOST, SILENT, UNCLEAR, Ending, generator
@@ -80,8 +81,11 @@ def _killed(world: World, mode: str, begin: str, chance: random.Random) -> Endin
             return Ending(SILENT, f"{after}: {other[0]} is another")
         if survivors:
             return Ending(UNCLEAR, f"{after}: {survivors} processes survive for {LAST_WAIT} s")
-        traceback = commands.TRACEBACK.search(said.text)
-        return Ending(UNCLEAR, f"{after}: {said.problem}") if traceback else Ending(HELD, f"{after}: equal")
+        if not (found := commands.TRACEBACK.search(said.text)):
+            return Ending(HELD, f"{after}: equal")
+        begun = any(f"{ROOT}/{name}" in said.text[found.start() :] for name in ("Snakefile", "workflow/"))
+        where = "in the workflow" if begun else "before the workflow began"
+        return Ending(UNCLEAR, f"{after}: {said.problem} {where}")
 
 
 def _wait(folder: Path, process: Run, mode: str, chance: random.Random, jobs: int) -> float:

@@ -13,7 +13,7 @@ class Hole:
     """A hole that is open.
 
     kind: of the attack; names: a pattern (*, ?) of the attempts' names; verdict: what they end in; what: why;
-    always: every such attempt ends so, which the tests check.
+    always: every such attempt ends so, which the tests check; detail: a pattern of what is said about it.
     """
 
     kind: str
@@ -21,18 +21,27 @@ class Hole:
     verdict: str
     what: str
     always: bool = True
+    detail: str = "*"
 
 
 _TRACEBACK = "a traceback on the terminal, while Python imports Snakemake and before any code of the workflow runs"
 
 KNOWN: list[Hole] = [
-    Hole("kills", "SIGINT to the process group: *", UNCLEAR, _TRACEBACK, always=False),
+    Hole(
+        "kills",
+        "SIGINT to the process group: *",
+        UNCLEAR,
+        _TRACEBACK,
+        always=False,
+        detail="*before the workflow began",
+    ),
 ]
 
 
 def hole_of(outcome: Outcome) -> Hole | None:
     """Return the known hole that explains an outcome, None if there is none."""
-    return next((hole for hole in KNOWN if _matches(hole, outcome) and hole.verdict == outcome.verdict), None)
+    found = (hole for hole in KNOWN if _matches(hole, outcome) and hole.verdict == outcome.verdict)
+    return next((hole for hole in found if fnmatchcase(outcome.detail, hole.detail)), None)
 
 
 def fixed(outcome: Outcome) -> list[Hole]:

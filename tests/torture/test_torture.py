@@ -131,7 +131,7 @@ TINY: dict[str, tuple[campaign.Attempt, list[int]]] = {
 def test_a_tiny_campaign(kind: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     attempt, numbers = TINY[kind]
     monkeypatch.setitem(campaign.KINDS, kind, attempt)
-    monkeypatch.setattr(commands, "PATIENCE", 6)
+    monkeypatch.setattr(commands, "PATIENCE", 30)
     outcomes = [campaign.run_one(world, kind, number, SEED) for number in numbers]
     unknown = [outcome for outcome in holes(outcomes) if known.hole_of(outcome) is None]
     assert not unknown, f"not in known.py: {unknown}"

@@ -27,7 +27,7 @@ from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
 from seam.errors import UserError
-from seam.files import load_tensors, save_tensors, sha256, write_json
+from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models.architectures import build_model
 from seam.models.published import fetch_weights
 from seam.models.surgery import with_head
@@ -133,6 +133,50 @@ def test_the_folder_works_anywhere_without_the_source_model_and_its_code(shrunk,
     assert tensors.keys() == model.state_dict().keys() and metadata["classes"] == ["red", "rest"]
     assert (moved / "labels.txt").read_text() == "red\nrest\n"
     assert str(world[0]) not in (moved / "card.json").read_text()  # no path of the machine that made it
+
+
+def onnx_file(operation, domain="", **tensors):
+    """Return the bytes of an ONNX file with one operation, on images or on tensors."""
+    from onnx import TensorProto, helper
+
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 16, 16])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    node = helper.make_node(operation, list(tensors) or ["images"], ["logits"], domain=domain)
+    graph = helper.make_graph([node], "graph", [images], [logits], list(tensors.values()))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
+
+
+def outside():
+    """Return a tensor whose numbers are those of a file elsewhere."""
+    from onnx import TensorProto
+
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../../../../../etc/hostname")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk", onnx_file("Evil", "evil"), onnx_file("Identity", w=outside())],
+    ids=["empty", "junk", "unknown operation", "a file elsewhere"],
+)
+def test_a_delivered_folder_of_a_stranger_is_a_sentence(shrunk, tmp_path, content):
+    """Its digests are right: whoever writes the folder can write them, too."""
+    folder = shutil.copytree(shrunk[0], tmp_path / "elsewhere")
+    (folder / "model.onnx").write_bytes(content)
+    seal_onnx(folder / "model.onnx")
+    with pytest.raises(UserError, match="ONNX Runtime cannot run .*model.onnx .*: ask for the folder once more"):
+        seam.load(folder)
+
+
+@pytest.mark.parametrize("crop", [0, -(10**12), 10**9, 16.0, None])
+def test_a_card_with_an_impossible_size_is_a_sentence(shrunk, tmp_path, crop):
+    folder = shutil.copytree(shrunk[0], tmp_path / "elsewhere")
+    card = read_json(folder / "card.json")
+    card["preprocessing"]["crop"] = crop
+    write_json(folder / "card.json", card)
+    with pytest.raises(UserError, match="card.json is not the card of a model that seam delivered"):
+        seam.load(folder)
 
 
 @pytest.mark.parametrize("program", ["use_onnxruntime.py", "use_torch.py", "use_seam.py"])

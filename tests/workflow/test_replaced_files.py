@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from colours import ARCHITECTURE, paint
-from workflows import jobs, small_config, snakemake
+from workflows import change, jobs, small_config, snakemake
 
 from seam.config.content import Digests, pinned, version
 from seam.imports import ROOT
@@ -47,6 +47,19 @@ def test_a_replaced_file_with_an_older_date_is_noticed(run, name):
     assert jobs(snakemake(folder, "--dry-run", "--", SOURCE, config=config)[1])["fetch_weights"] == 1
     os.replace(folder / "kept", path)
     assert "Nothing to be done" in snakemake(folder, "--dry-run", "--", SOURCE, config=config)[1]
+
+
+def test_a_replaced_list_of_images_is_noticed(run):
+    folder, config = run
+    images = sorted((folder / "images").rglob("*.png"))
+    lines = [f"{path},{path.parent.name},{path.parents[1].name}\n" for path in images]
+    (folder / "list.csv").write_text("".join(["path,label,split\n", *lines]))
+    config = change(config, ["datasets", "listed"], {"kind": "imagefolder", "root": f"{folder}/list.csv", "size": 16})
+    made = "results/datasets/listed/dataset.json"
+    snakemake(folder, "--", made, config=config)
+    assert "Nothing to be done" in snakemake(folder, "--dry-run", "--", made, config=config)[1]
+    replaced(folder / "list.csv", "".join(["path,label,split\n", *reversed(lines)]).encode())
+    assert jobs(snakemake(folder, "--dry-run", "--", made, config=config)[1]) == {"prepare_dataset": 1}
 
 
 def test_digests_are_remembered_and_content_decides(tmp_path):

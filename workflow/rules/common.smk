@@ -176,8 +176,12 @@ def model_content(wildcards):
 
 
 def class_list_content(wildcards):
-    """Return the digests of the published class names that this kind of data set reads."""
-    return {"sha256 of the class lists": DIGESTS.of(class_lists(wildcards))}
+    """Return the digests of the class names that this kind of data set reads, and of the user's list of images."""
+    content = {"sha256 of the class lists": DIGESTS.of(class_lists(wildcards))}
+    root = dataset_entry(wildcards).get("root")
+    if root and Path(root).is_file():
+        content["sha256 of the list of images"] = DIGESTS.of([root])
+    return content
 
 
 def versions(*packages):

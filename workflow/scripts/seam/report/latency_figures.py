@@ -56,13 +56,14 @@ def baselines_latency(table: Table) -> Figure:
     lines = -(-len(groups) // columns)
     figure = blank(max(7.2, 4.4 * columns + 1.4), 3.6 * lines + 1.1, title)
     plots = list(figure.subplots(lines, columns, squeeze=False).flat)
-    look = looks([str(name) for name in table["baseline"].unique()])
+    look = looks(["search", *(str(name) for name in table["baseline"].unique())])  # the first colour is the search's
     look |= {"search": {"color": BLUE, "marker": "*"}, "source": {"color": GREY, "marker": "X"}}
     handles = {}
     for axes, ((model, problem), rows) in zip(plots, groups, strict=False):
         found = points(rows)
         means = {name: (float(time.mean()), 100 * float(accuracy.mean())) for name, (time, accuracy) in found.items()}
         front = [means[name] for name in pareto_front(means)]
+        front.append((max(time for time, _ in means.values()), front[-1][1]))
         axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         for name, (_, accuracy) in found.items():
             below, above = interval(100 * accuracy)
@@ -72,11 +73,12 @@ def baselines_latency(table: Table) -> Figure:
                 markeredgecolor="white", markeredgewidth=0.6, elinewidth=1, capsize=2,
                 zorder=4 if name == "search" else 3, label=label, **look[name],
             )  # fmt: skip
+        count = rows["target"].nunique()
         batch = int(rows["latency_batch"].iloc[0])
         axes.set_xlabel(f"ONNX Runtime, {batch} images, one thread (ms)")
         axes.set_ylabel("accuracy on the target problem (%)")
         axes.set_title(
-            f"{model}, {PROBLEMS.get(str(problem), problem)}: {rows['target'].nunique()} problems", color=INK
+            f"{model}, {PROBLEMS.get(str(problem), problem)}: {count} problem{'s' * (count != 1)}", color=INK
         )
     for axes in plots[len(groups) :]:
         axes.remove()

@@ -8,6 +8,7 @@ from typing import Any
 from seam.errors import UserError
 from seam.files import read_json
 
+MOST_PIXELS = 10_000  # of the side of an image
 CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
 
 
@@ -25,6 +26,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         not isinstance(preprocessing, dict)
         or card.get("format") != FORMAT
         or type(preprocessing.get("crop")) is not int
+        or not 0 < preprocessing["crop"] <= MOST_PIXELS
     ):
         raise UserError(f"{path} is not the card of a model that seam delivered: give the folder of one.")
     return card

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.errors import UserError
+from seam.errors import UserError, one_line
 from seam.files import check_onnx_seal, load_tensors
 from seam.masks.shrink import resize
 from seam.models.architectures import ARCHITECTURES, build_model
@@ -64,11 +64,26 @@ class OnnxModule(nn.Module):
             raise UserError(f"{path} needs ONNX Runtime: install it with pip install onnxruntime.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.path = path
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no class in common
+            raise self._cannot_run(error) from error
+        if len(self.session.get_inputs()) != 1 or len(self.session.get_outputs()) != 1:
+            raise UserError(
+                f"{path} is not a model with images as its input and logits as its output: ask for another."
+            )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, n] for normalised images [B, 3, H, W]."""
         values = images.detach().cpu().float().contiguous().numpy()
-        return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: values})[0]).to(
-            images.device
+        try:
+            logits = self.session.run(None, {self.session.get_inputs()[0].name: values})[0]
+        except Exception as error:
+            raise self._cannot_run(error) from error
+        return torch.from_numpy(logits).to(images.device)
+
+    def _cannot_run(self, error: Exception) -> UserError:
+        return UserError(
+            f"ONNX Runtime cannot run {self.path} ({one_line(error)[:300]}): ask for the folder once more."
         )
