@@ -36,9 +36,10 @@ def demo():
 @pytest.mark.parametrize(("device", "gpus"), [("auto", 1), ("cuda", 1), ("cpu", 0)])
 def test_a_gpu_is_asked_for_where_one_is_used(tmp_path, device, gpus):
     found = asked(tmp_path, demo() | {"device": device})[0]
-    assert found.keys() >= GPU
+    trained = GPU | {"recover"}  # the demo removes channels, the published evaluation does not
+    assert found.keys() >= trained
     for rule, resources in found.items():
-        assert {one.get("gpu", 0) for one in resources} == {gpus if rule in GPU else 0}, rule
+        assert {one.get("gpu", 0) for one in resources} == {gpus if rule in trained else 0}, rule
 
 
 def test_each_attempt_gets_more_memory_and_time_up_to_a_day(tmp_path):
