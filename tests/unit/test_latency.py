@@ -62,6 +62,13 @@ def quantized(exported):
     return {name: path.with_name(f"{path.stem}-int8.onnx") for name, path in exported.items()}
 
 
+def test_quantizing_logs_no_advice_of_onnxruntime(exported, tmp_path, caplog):
+    from seam.cost.quantization import quantize
+
+    quantize(exported["source"], tmp_path / "int8.onnx", [np.zeros((1, 3, 16, 16), np.float32)])
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 # ------------------------------------------------------------------------------------------ measuring
 
 

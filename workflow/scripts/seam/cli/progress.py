@@ -67,7 +67,7 @@ def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_lef
     if row.get("retention") is not None:
         parts.append(f"{100 * row['retention']:.1f} % of the weights kept")
     if row.get("selected"):
-        parts.append("the best so far")
+        parts.append("selected so far")
     if seconds_left is not None and epoch != epochs:
         parts.append(f"{duration(seconds_left)} left")
     return f"epoch {epoch}{f'/{epochs}' if epochs else ''}: {', '.join(parts)}"

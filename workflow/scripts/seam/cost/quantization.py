@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], bat
             images = next(iterator, None)
             return None if images is None else {name: images}
 
-    logging.getLogger("onnxruntime.quantization").setLevel(logging.ERROR)  # it advises to do what export has done
-    with atomic_write(target) as temporary, tempfile.TemporaryDirectory() as folder:
+    with atomic_write(target) as temporary, tempfile.TemporaryDirectory() as folder, _without_warnings():
         plain = Path(folder) / "model.onnx"  # without the digest, which would be that of another file
         del model.metadata_props[:]
         onnx.save(model, plain)
@@ -67,6 +67,17 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], bat
         onnx.save(model, temporary)
         seal_onnx(temporary)
     log.info("%s: %d bytes, of %d in float32", target, os.path.getsize(target), os.path.getsize(source))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep ONNX Runtime's advice to do what the export has done out of the log; it goes to the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
