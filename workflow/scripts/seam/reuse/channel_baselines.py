@@ -24,10 +24,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import evaluation
 from seam.data.storage import open_dataset
 from seam.errors import UserError
-from seam.evaluation import predict
 from seam.files import load_tensors
 from seam.log import log
 from seam.masks.bits import unpack_groups
@@ -44,7 +42,7 @@ from seam.precision import forward
 from seam.reuse.baselines import head_rate, write_results
 from seam.reuse.direct import Reengineering
 from seam.reuse.load import load_reengineered
-from seam.reuse.recovery import TrainingImages, train
+from seam.reuse.recovery import TrainingImages, train, train_epochs
 from seam.search.channel_training import ChannelMasks
 from seam.search.training import train_head
 from seam.seeds import derive_seed
@@ -237,7 +235,6 @@ def train_from_nothing(
     `seam.reuse.recovery.train`.
     """
     weight = None if weights is None else torch.tensor(weights, device=next(model.parameters()).device)
-    measure = evaluation.accuracy if weights is None else evaluation.balanced_accuracy
     source, relu, head = (model.get_submodule(name) for name in ("source", "relu", "head"))
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
@@ -262,18 +259,4 @@ def train_from_nothing(
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     with TrainingRun(batches, parts, checkpoint, "lower training.lr") as run:
-        run.most_epochs = settings.epochs
-        while run.epoch <= settings.epochs:
-            model.train()
-            count, right, loss = run.train_epoch(step)
-            accuracy = measure(*predict(model, run.interruptible(held))) if len(held.labels) else None
-            row = {
-                "epoch": run.epoch,
-                "cross_entropy": loss / count,
-                "train_accuracy": right / count,
-                "accuracy": accuracy,
-                "seconds": run.epoch_seconds(),
-            }
-            log.info("epoch %d/%d %s", run.epoch, settings.epochs, {k: v and round(v, 4) for k, v in row.items()})
-            run.end_epoch(row)
-    return run.history
+        return train_epochs(run, settings.epochs, step, model.train, model, held, weights)

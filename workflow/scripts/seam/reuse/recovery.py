@@ -6,7 +6,7 @@ answers beside the labels. That is what reuse has and training from nothing has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from seam.settings import RecoverySettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
-from seam.training.run import Batch, Batches, TrainingRun
+from seam.training.run import Batch, Batches, Step, TrainingRun
 from seam.training.schedules import warm_cosine
 
 ADVICE = "lower recovery.lr"  # if the loss is not finite
@@ -182,22 +182,39 @@ def train(
 
     parts = {"network": network, "optimizer": optimizer}
     with TrainingRun(images, parts, checkpoint, ADVICE) as run:
-        run.most_epochs = settings.epochs
-        while run.epoch <= settings.epochs:
-            set_training_mode(network)  # a problem's own images would change the statistics of batch norm
-            count, right, loss = run.train_epoch(step)
-            shown = None
-            if len(held.labels):
-                shown = (accuracy if weights is None else balanced_accuracy)(*predict(network, run.interruptible(held)))
-            row = {
-                "epoch": run.epoch,
-                "cross_entropy": loss / count,
-                "train_accuracy": right / count,
-                "accuracy": shown,
-                "seconds": run.epoch_seconds(),
-            }
-            log.info("epoch %d/%d %s", run.epoch, settings.epochs, {k: v and round(v, 4) for k, v in row.items()})
-            run.end_epoch(row)
+        # Batch norm stays frozen: a problem's own images would change its statistics.
+        return train_epochs(run, settings.epochs, step, lambda: set_training_mode(network), network, held, weights)
+
+
+def train_epochs(
+    run: TrainingRun,
+    epochs: int,
+    step: Step,
+    begin: Callable[[], Any],
+    model: nn.Module,
+    held: Any,
+    weights: Sequence[float] | None,
+) -> list[dict[str, Any]]:
+    """Train `model` by `step` until `run` has so many epochs, each measured on the images `held`; return the history.
+
+    begin: puts the model into training mode. weights: of the classes, if the balanced accuracy counts.
+    """
+    run.most_epochs = epochs
+    while run.epoch <= epochs:
+        begin()
+        count, right, loss = run.train_epoch(step)
+        shown = None
+        if len(held.labels):
+            shown = (accuracy if weights is None else balanced_accuracy)(*predict(model, run.interruptible(held)))
+        row = {
+            "epoch": run.epoch,
+            "cross_entropy": loss / count,
+            "train_accuracy": right / count,
+            "accuracy": shown,
+            "seconds": run.epoch_seconds(),
+        }
+        log.info("epoch %d/%d %s", run.epoch, epochs, {k: v and round(v, 4) for k, v in row.items()})
+        run.end_epoch(row)
     return run.history
 
 
