@@ -45,7 +45,7 @@ TRANSFER = {  # as published, but for selection and holdout
     "selection": "holdout",
     "holdout": 0.1,
     "head": {"epochs": 300, "patience": 30, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0001},
-    "search": {"epochs": 300, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5},
+    "search": {"epochs": 300, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5, "initial_masks": "equal"},
     "finetune": {
         "epochs": 300, "patience": 30, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
         "keep_zeros": False,
