@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -1084,12 +1085,18 @@ def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     own = yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
-    if any(dataset["kind"] == "imagefolder" for dataset in own.get("datasets", {}).values()):  # the user's own files
-        for split in ("train", "test"):
-            for target in {"other", *(target for entry in own["direct_reuse"] for target in entry["targets"])}:
-                (tmp_path / "data/cifar100" / split / target).mkdir(parents=True)
-        (tmp_path / "data/cifar100_resnet20.pth").touch()
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")  # `make evidence` links this folder
+    for dataset in own.get("datasets", {}).values():
+        if dataset["kind"] == "imagefolder":  # the user's own files
+            for split in ("train", "test"):
+                for target in {"other", "another", *(target for entry in own["direct_reuse"] for target in entry["targets"])}:
+                    (tmp_path / dataset["root"] / split / target).mkdir(parents=True)
+    for model in own.get("models", {}).values():
+        if "data/" in model.get("weights", ""):
+            (tmp_path / model["weights"]).touch()
     config = validated(merged(full, own))
+    students = {"flowers-lite0.yaml": 8, "imagenet-indirect.yaml": 3 * 18}
+    assert len(plan.students(config)) == students.get(name, 0)
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
     numbers |= {"budget_cifar100.yaml": 4, "engine_cifar100.yaml": 3}
