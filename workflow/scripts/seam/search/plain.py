@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from seam import evaluation
+from seam.masks.biases import Biases
 from seam.masks.costs import make_cost, penalty_share, relative_prices
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
-from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
+from seam.search.budget import BUDGET_ADVICE, BudgetSearch, bias_rate, prepare_budget, prepare_budget_training
 from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
 from seam.search.training import prepare_training, weighted_cross_entropy
@@ -59,9 +60,12 @@ def search(
         weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
-        training = prepare_budget_training(model, head, masks, budget, settings, distillation, **weighted)
+        biases = Biases(network, masks) if bias_rate(settings, budget.steps) else None
+        training = prepare_budget_training(
+            model, head, masks, budget, settings, distillation, biases=biases, **weighted
+        )
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
-            mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure)
+            mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure, biases=biases)
             mask_search.search(training, selection)
         return mask_search.result(network)
     cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
