@@ -84,6 +84,12 @@ class Biases:
             shifts[layer] *= self.masks.values[parameter] > 0
         return {name: shift.cpu() for name, shift in shifts.items()}
 
+    @torch.no_grad()
+    def add(self, shifts: Mapping[str, torch.Tensor]) -> None:
+        """Set the biases to the source model's with these shifts. The masks must be applied afterwards."""
+        for name, value in self.values.items():
+            value.copy_(self.initial[name] + shifts[name].to(value.device))
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return the biases themselves, not copies."""
         return {name: value.detach() for name, value in self.values.items()}
