@@ -273,8 +273,8 @@ def prepare_budget_training(
 def bias_rate(settings: SearchSettings, steps: int) -> float:
     """Return Adam's learning rate for the biases in a search with so many steps; 0: they are not trained.
 
-    Unlike that of the masks, it does not rise if there are fewer steps than RATE_STEPS: large steps end in channels that
-    are below zero for all images.
+    Unlike that of the masks, it does not rise if there are fewer steps than RATE_STEPS: large steps end in channels
+    that are below zero for all images.
     """
     return (settings.budget or {}).get("lr_bias", 0.0) * math.sqrt(min(RATE_STEPS / max(steps, 1), 1.0))
 
