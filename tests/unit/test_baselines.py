@@ -7,6 +7,7 @@ import torch
 from colours import ARCHITECTURE, binary_searches
 
 import seam
+from seam import evaluation
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors
 from seam.masks.bits import unpack_bits
@@ -15,6 +16,7 @@ from seam.reuse.baselines import Baseline, apply_bits, head_rate, train_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.quick_baselines import quick_baseline
 from seam.settings import SearchSettings, search_settings
+from seam.training.run import TrainingRun
 
 SETTINGS = {
     **{"epochs": 8, "batch_size": 16, "lr_mask": 0.3, "lr_head": 0.05, "alpha": 2.0},
@@ -128,6 +130,52 @@ def test_a_head_below_a_budget_is_not_trained_at_the_rate_of_changing_masks():
     assert head_rate(SearchSettings(lr_head=0.02)) == 0.02
     budget = search_settings({"budget": {"weights": 0.1}})
     assert head_rate(SearchSettings(**budget)) == 0.1 > budget["lr_head"]
+
+
+@pytest.fixture(scope="module")
+def budget_search(tmp_path_factory, model_folder, dataset_folder):
+    """The arguments of a search with a budget that trains biases and is done."""
+    root = tmp_path_factory.mktemp("budget")
+    settings = search_settings({"budget": {"weights": 0.5, "epochs": 6, "batch_size": 16, "lr_bias": 0.05}})
+    arguments = binary_searches(root, ["red"], model_folder, dataset_folder, settings)["red"] | {"device": "cpu"}
+    reengineer(**arguments)
+    return arguments
+
+
+@pytest.mark.parametrize("baseline", ["magnitude", "biases", "head"])
+def test_biases_are_trained_as_the_search_trains_them(budget_search, baseline, tmp_path):
+    metrics = run(budget_search, baseline, folder=str(tmp_path / baseline))
+    tensors, _ = load_tensors(tmp_path / baseline / "masks.safetensors")
+    shifts = {name: value for name, value in tensors.items() if name.startswith("shift/")}
+    assert bool(shifts) is (baseline != "head") and all(value.any() for value in shifts.values())
+    assert metrics["retention"] == pytest.approx(0.5 if baseline == "magnitude" else 1, rel=0.05)
+    # The stored model is the one of the selected epoch: its held-out accuracy is that of the history.
+    model = seam.load(tmp_path / baseline, source=budget_search["model_folder"], architecture=ARCHITECTURE)
+    each = Baseline(
+        baseline, budget_search["folder"], **budget_search | {"folder": str(tmp_path / "again")}
+    ).reengineering
+    found = evaluation.accuracy(*evaluation.predict(model, each.selection))
+    assert found == metrics["holdout_accuracy"]["baseline"]
+
+
+def test_a_baseline_with_biases_continues_where_it_was_stopped(budget_search, tmp_path, monkeypatch):
+    whole = run(budget_search, "magnitude", folder=str(tmp_path / "whole"))
+    epochs, end = [], TrainingRun.end_epoch
+
+    def stop(self, *arguments):
+        end(self, *arguments)
+        epochs.append(self.epoch)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(budget_search, "magnitude", folder=str(tmp_path / "part"))
+    monkeypatch.setattr(TrainingRun, "end_epoch", end)
+    again = run(budget_search, "magnitude", folder=str(tmp_path / "part"))
+    assert again["accuracy"] == whole["accuracy"]
+    files = [load_tensors(tmp_path / name / "masks.safetensors")[0] for name in ("whole", "part")]
+    assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
 
 
 def test_masks_of_another_source_model_are_one_sentence(search, tmp_path):

@@ -8,7 +8,10 @@ import torch
 from networks import Residual, vgg
 from torch import nn
 
+from seam import evaluation
 from seam.errors import UserError
+from seam.masks.biases import add_shifts
+from seam.masks.bits import bake
 from seam.masks.costs import make_cost, relative_prices
 from seam.masks.masks import Masks
 from seam.models.cifar import resnet20
@@ -239,3 +242,20 @@ def test_a_search_learns_from_the_source_model_alone():
     distillation = Distillation(teacher, [[0], [1]], [1, 1], 1.0)
     result = search(network, unlabelled, batches(48, seed=1), 0.9, settings, None, None, distillation)
     assert result.history[result.selected_epoch - 1]["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("lr_bias", [0.0, 0.05])
+@pytest.mark.parametrize("kind", ["residual", "vgg"])
+def test_a_search_leaves_the_model_as_in_the_selected_epoch(kind, lr_bias):
+    settings = SearchSettings(**search_settings({"budget": {"weights": 0.3, "epochs": 6, "lr_bias": lr_bias}}))
+    found, source = model(kind), model(kind).source.eval()
+    torch.manual_seed(1)
+    result = search(found, batches(), batches(48, seed=1), 0.9, settings)
+    assert result.selected_epoch > 1 and not found.training
+    bake(source, result.bits)
+    add_shifts(source, result.shifts)
+    images = batches(16)[0][0]
+    torch.testing.assert_close(found.source(images), source(images))
+    accuracy = evaluation.accuracy(*evaluation.predict(found, batches(48, seed=1)))
+    assert accuracy == result.history[result.selected_epoch - 1]["accuracy"]
+    assert bool(result.shifts) is (lr_bias > 0)

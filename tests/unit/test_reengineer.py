@@ -189,3 +189,31 @@ def test_malformed_masks_are_one_sentence(red, results, tmp_path, change):
 def test_a_file_of_an_architecture_must_be_passed(red):
     with pytest.raises(UserError, match=r'pass architecture="path/to/small.py:build"'):
         seam.load(red)
+
+
+def test_a_result_has_the_biases_that_a_budget_search_trains(results, dataset_folder):
+    def search(name, **budget):
+        folder = results / "direct" / "small" / "binary" / name
+        shares = {"weights": 0.5, "epochs": 8, "batch_size": 16, "lr_bias": 0.05} | budget
+        metrics = run(folder, results / "models" / "small", dataset_folder, schedule="budget", budget=shares, epochs=8)
+        return folder, metrics
+
+    folder, metrics = search("trained")
+    assert metrics["settings"]["budget"]["lr_bias"] == 0.05
+    tensors, metadata = load_tensors(folder / "masks.safetensors")
+    shifts = {name: value for name, value in tensors.items() if name.startswith("shift/")}
+    assert shifts and any(value.any() for value in shifts.values())
+    network = seam.load(folder, architecture=ARCHITECTURE).source
+    source = open_source(results / "models" / "small", architecture=ARCHITECTURE).module
+    layers, sources = dict(network.named_modules()), dict(source.named_modules())
+    for name, shift in shifts.items():
+        layer, before = (places[name.removeprefix("shift/")] for places in (layers, sources))
+        kept = tensors.keys() and layer.bias != 0  # a removed bias has no shift
+        torch.testing.assert_close(layer.bias[kept], (before.bias + shift)[kept])
+
+    save_tensors(folder / "masks.safetensors", {**tensors, "shift/nowhere": torch.zeros(3)}, metadata)
+    with pytest.raises(UserError, match="a shift of nowhere"):
+        seam.load(folder, architecture=ARCHITECTURE)
+
+    plain, _ = search("plain", lr_bias=0.0)
+    assert not any(name.startswith("shift/") for name in load_tensors(plain / "masks.safetensors")[0])

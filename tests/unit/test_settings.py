@@ -77,7 +77,11 @@ def test_a_budget_brings_its_own_schedule_and_rates():
     search = {"epochs": 300, "lr_mask": 0.12, "alpha": 1.5, "batch_size": 32, "schedule": "fast", "penalty": None}
     assert search_settings({**search, "budget": None}) == {k: v for k, v in search.items() if k != "penalty"}
     settings = search_settings({**search, "budget": {"weights": 0.1, "epochs": 60}})
-    assert settings["schedule"] == "budget" and settings["budget"] == {"distillation": 0.7, "weights": 0.1}
+    assert settings["schedule"] == "budget" and settings["budget"] == {
+        "distillation": 0.7,
+        "lr_bias": 0.01,
+        "weights": 0.1,
+    }
     assert settings["epochs"] == 60 and settings["lr_mask"] == BUDGET_SEARCH["lr_mask"]
     assert settings["alpha"] == settings["batch_size"] == 0
     assert SearchSettings(**settings).recorded()["budget"] == settings["budget"]

@@ -28,7 +28,7 @@ rule train_baseline:
     benchmark:
         "results/benchmarks/train_baseline/{model}/{problem}/{target}/{baseline}.tsv"
     wildcard_constraints:
-        baseline=r"head|(magnitude|random|activation|snip)(-overall)?",
+        baseline=r"head|biases|(magnitude|random|activation|snip)(-overall)?",
     conda:
         "../../envs/seam.yaml"
     threads: decoding(1)

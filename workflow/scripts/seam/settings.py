@@ -13,7 +13,7 @@ from typing import Any
 UNITS = ("weights", "macs", "latency_ms")  # of budgets
 PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
-BUDGET_OPTIONS = {"distillation": 0.7}  # that stay in `budget` of the settings
+BUDGET_OPTIONS = {"distillation": 0.7, "lr_bias": 0.01}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 

@@ -14,6 +14,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+class Folded(nn.Identity):
+    """What is left of a batch norm that is folded into a convolution; `convolution` is the name of that layer."""
+
+    def __init__(self, convolution: str) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+
 @torch.no_grad()
 def fold(module: nn.Module) -> nn.Module:
     """Fold each batch norm that is the only reader of a convolution into it, in place. Returns the module.
@@ -42,7 +50,7 @@ def fold(module: nn.Module) -> nn.Module:
         else:
             layer.register_buffer("batch_norm_shift", shift)
             layer.bias.mul_(scale).add_(shift)
-        module.set_submodule(norm, nn.Identity())
+        module.set_submodule(norm, Folded(convolution))
     return module
 
 

@@ -24,8 +24,8 @@ def to_channels_last(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def copy_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of the module's state dictionary on the CPU."""
+def copy_state(module: Any) -> dict[str, torch.Tensor]:
+    """Return a copy on the CPU of the state dictionary of a module, or of anything that has one of tensors."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 

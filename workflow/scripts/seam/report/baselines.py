@@ -17,6 +17,7 @@ Paths = Iterable[str | Path]
 
 NAMES = {  # in the order in which they are shown
     "head": "head alone",
+    "biases": "head and biases",
     "magnitude": "magnitude",
     "random": "random",
     "activation": "activation (Wanda)",

@@ -2,21 +2,23 @@
 
 Each has a name, as `baselines` of the config lists it, and a folder in the target problem's folder:
 
-- `head`: a new head on the whole source model.
+- `head`: a new head on the whole source model. `biases`: its biases are trained, too (`seam.masks.biases`).
 - `magnitude`, `random`, `activation`, `snip`: a new head on the source model with masks from `seam.masks.scores`, which
   keep as many weights of each parameter as the search does. With `-overall` they keep as many weights in all, wherever
   they are.
 - `scratch`: the same architecture with the weights where the search keeps them, trained from random values.
 
 All use the images, the seed, the batches and the first head of the search. A head is trained like the search's: by Adam
-at `head_rate`, with the search's schedule. The selected epoch is the first with the best accuracy on the images of the
-selection. Another baseline, such as a network with fewer channels, needs a function like `train_masked` and a rule.
+at `head_rate`, with the search's schedule. If the search trains the biases of the network, those with masks do so, too,
+with its loss and its rates, so that nothing but the masks differs. The selected epoch is the first with the best
+accuracy on the images of the selection. Another baseline, such as a network with fewer channels, needs a function like
+`train_masked` and a rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from seam.errors import UserError
 from seam.evaluation import predict
 from seam.files import load_tensors, read_json, write_csv, write_json
 from seam.log import log
+from seam.masks.biases import Biases
 from seam.masks.bits import unpack_bits
 from seam.masks.masks import Masks
 from seam.masks.scores import (
@@ -49,15 +52,19 @@ from seam.precision import forward
 from seam.reuse.direct import Reengineering
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
+from seam.search.budget import bias_rate
+from seam.search.distillation import Distillation
 from seam.search.training import cosine, train_head
 from seam.seeds import derive_seed
-from seam.settings import SearchSettings, TrainingSettings
+from seam.settings import BUDGET_OPTIONS, SearchSettings, TrainingSettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.graphs import with_cuda_graph
+from seam.training.run import Step
 from seam.training.selecting import train_and_select
 from seam.training.supervised import one_cycle
 
+WHOLE = ("head", "biases")  # baselines that keep all weights
 OVERALL = "-overall"  # the end of a baseline's name: weights are compared in the whole model, not in each parameter
 
 
@@ -82,7 +89,7 @@ class Baseline:
         self.counts = {name: int(bit.sum()) for name, bit in self.bits.items()}
         self.epochs = int(read_json(search_folder / "metrics.json")["epochs"])
         # Of the search's masks, only `scratch` depends on more than their number.
-        masks = {"kept": {} if baseline == "head" else self.counts, "epochs": self.epochs}
+        masks = {"kept": {} if baseline in WHOLE else self.counts, "epochs": self.epochs}
         self.provenance = {**each.provenance, "baseline": baseline, **masks}
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
 
@@ -133,7 +140,7 @@ class Baseline:
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Return the masks of the baseline, {name: boolean mask} on the CPU."""
-        if self.name == "head":
+        if self.name in WHOLE:
             return {name: torch.ones_like(bit) for name, bit in self.bits.items()}
         if self.name == "scratch":
             return self.bits
@@ -141,6 +148,13 @@ class Baseline:
         if self.name.endswith(OVERALL):
             return keep_overall(scores, sum(self.counts.values()))
         return keep_in_each(scores, self.counts)
+
+    def bias_rate(self, steps: int) -> float:
+        """Return Adam's learning rate for the biases of the network, trained for so many steps; 0: they are not."""
+        settings = self.reengineering.settings
+        if self.name == "biases" and settings.budget is None:
+            settings = replace(settings, schedule="budget", budget={"weights": 1.0, **BUDGET_OPTIONS})
+        return 0.0 if self.name == "head" else bias_rate(settings, steps)
 
     def save(
         self, bits: Mapping[str, torch.Tensor], model: nn.Module, history: list[dict[str, Any]], epoch: int, **more: Any
@@ -219,7 +233,7 @@ def read_bits(path: Path, source: Source, checksum: str) -> dict[str, torch.Tens
 
 
 def train_masked(baseline: Baseline) -> dict[str, Any]:
-    """Train a head on the source model with the baseline's masks; write its folder; return the metrics.
+    """Train a head, and biases, on the source model with the baseline's masks; write its folder; return the metrics.
 
     The folder gets masks.safetensors, from which `seam.load` loads the model, history.csv and metrics.json.
     """
@@ -229,21 +243,68 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     bits = baseline.masks()
     network, head = model.get_submodule("source"), model.get_submodule("head")
     network.requires_grad_(False)
-    apply_bits(network, bits)
+    steps = baseline.epochs * len(each.train)
+    factor = cosine(steps) if settings.schedule != "published" else None
+    rate = baseline.bias_rate(steps)
+    distillation = each.distillation() if rate else None  # of the source model, before it has masks
+    masks = apply_bits(network, bits)
     head.load_state_dict(first_head)
     torch.manual_seed(baseline.derive_seed("training"))  # dropout draws from it
-    factor = cosine(baseline.epochs * len(each.train)) if settings.schedule != "published" else None
-    optimizer = Adam([(head.parameters(), head_rate(settings))], factor)
-    parts = {"head": head, "optimizer": optimizer}
-    step = with_cuda_graph(train_head(model, optimizer), parts.values(), each.device)
+    biases = Biases(network, masks) if rate else None
+    if biases is None:
+        optimizer = Adam([(head.parameters(), head_rate(settings))], factor)
+        parts = {"head": head, "optimizer": optimizer}
+        step = train_head(model, optimizer)
+    else:
+        biases.train()
+        optimizer = Adam([(head.parameters(), settings.lr_head), (biases.values.values(), rate)], factor)
+        parts = {"head": head, "biases": biases, "optimizer": optimizer}
+        step = train_head_and_biases(model, biases, optimizer, distillation)
+    step = with_cuda_graph(step, parts.values(), each.device)
+    trained = head if biases is None else HeadAndBiases(head, biases)
     history, epoch = train_and_select(
-        model, head, step, parts, each.train, each.selection, baseline.epochs, set_training_mode, baseline.checkpoint,
-        "lower lr_head",
+        model, trained, step, parts, each.train, each.selection, baseline.epochs, set_training_mode,
+        baseline.checkpoint, "lower lr_head",
     )  # fmt: skip
-    each.save_model(bits, copy_state(head))
+    each.save_model(bits, copy_state(head), None if biases is None else biases.shifts())
     # The metrics are those of the stored model, so it is read back from its folder.
     stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
     return baseline.save(bits, stored, history, epoch)
+
+
+def train_head_and_biases(model: nn.Module, biases: Biases, optimizer: Adam, distillation: Distillation | None) -> Step:
+    """Return a training step of the head and the biases of `model`, whose masks stay as they are."""
+    loss = cross_entropy if distillation is None else distillation.loss
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = forward(model, images)
+        value = loss(logits, labels)
+        optimizer.zero_grad()
+        biases.zero_grad()
+        value.sum().backward()
+        biases.clear_removed()
+        optimizer.step()
+        biases.masks.apply()
+        return logits, value
+
+    return step if distillation is None else distillation.observed(step)
+
+
+class HeadAndBiases:
+    """A head and biases as one part, of which an epoch can be selected."""
+
+    def __init__(self, head: nn.Module, biases: Biases) -> None:
+        self.parts: dict[str, Any] = {"head": head, "biases": biases}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the state of both, {part/name: tensor}."""
+        return {f"{key}/{name}": value for key, part in self.parts.items() for name, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set both to a state."""
+        for key, part in self.parts.items():
+            own = {name.removeprefix(f"{key}/"): value for name, value in state.items() if name.startswith(f"{key}/")}
+            part.load_state_dict(own)
 
 
 def head_rate(settings: SearchSettings) -> float:
@@ -255,10 +316,11 @@ def head_rate(settings: SearchSettings) -> float:
     return settings.lr_head if settings.budget is None else SearchSettings.lr_head
 
 
-def apply_bits(network: nn.Module, bits: Mapping[str, torch.Tensor]) -> None:
-    """Set the weights of `network` whose bit is False to zero, also if its batch norm is folded."""
+def apply_bits(network: nn.Module, bits: Mapping[str, torch.Tensor]) -> Masks:
+    """Set the weights of `network` whose bit is False to zero, also if its batch norm is folded; return its masks."""
     masks = Masks(network)
     masks.load_state_dict({n: bits[n].float() if n in bits else torch.ones_like(v) for n, v in masks.values.items()})
+    return masks
 
 
 def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[str, Any]:

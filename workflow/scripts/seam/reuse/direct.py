@@ -252,10 +252,11 @@ class Reengineering:
             )  # fmt: skip
         return search(
             self.model, self.train, self.selection, self.source_accuracy, self.settings, self.checkpoint,
-            self.layer_costs, self._distillation(), class_weights=self.class_weights, measure=self.measure,
+            self.layer_costs, self.distillation(), class_weights=self.class_weights, measure=self.measure,
         )  # fmt: skip
 
-    def _distillation(self) -> Distillation | None:
+    def distillation(self) -> Distillation | None:
+        """Return the distillation of a search with a budget, if it has one. The source model is copied as it is now."""
         share = (self.settings.budget or {}).get("distillation")
         if not share:
             return None
@@ -297,12 +298,18 @@ class Reengineering:
             "confusion": matrices,
         }
 
-    def save_model(self, bits: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]) -> None:
+    def save_model(
+        self,
+        bits: Mapping[str, torch.Tensor],
+        head: Mapping[str, torch.Tensor],
+        shifts: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Write masks.safetensors into the folder, from which `load_reengineered` loads the model.
 
-        bits: {name: boolean mask}. head: the state of the head.
+        bits: {name: boolean mask}. head: the state of the head. shifts: of biases, if they were trained.
         """
         masks = {f"mask/{name}": packed for name, packed in pack_bits(dict(bits)).items()}
+        masks |= {f"shift/{name}": shift for name, shift in (shifts or {}).items()}
         unmasked = sorted(maskable(self.model.get_submodule("source")).keys() - bits.keys())
         self._save_masks(masks, head, {"unmasked": unmasked})
 
@@ -326,7 +333,7 @@ class Reengineering:
 
         folder, problem = self.folder, self.problem
         if self.groups is None:
-            self.save_model(result.bits, result.head)
+            self.save_model(result.bits, result.head, result.shifts)
             count = sum(bits.numel() for bits in result.bits.values())
             kept = sum(int(bits.sum()) for bits in result.bits.values())
         else:

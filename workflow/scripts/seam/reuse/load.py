@@ -11,6 +11,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.files import is_sha256, load_tensors, sha256
 from seam.log import log
+from seam.masks.biases import add_shifts
 from seam.masks.bits import bake, unpack_bits, unpack_groups
 from seam.masks.channels import find_groups, require_channels
 from seam.masks.layers import maskable
@@ -66,7 +67,7 @@ def load_reengineered(
     groups = _by_kind(tensors)
     model = with_head(origin.module, len(origin.classes), len(classes))
     try:
-        if unknown := groups.keys() - {"mask", "head", "channels", "weight"}:
+        if unknown := groups.keys() - {"mask", "head", "channels", "weight", "shift"}:
             raise ValueError(f"it has {min(unknown)} beside masks and a head")
         if "channels" in groups:
             _remove_channels(origin.module, groups, metadata)
@@ -77,6 +78,7 @@ def load_reengineered(
             if missing := maskable(origin.module).keys() - groups["mask"].keys() - set(unmasked):
                 raise ValueError(f"the mask of {min(missing)} is missing")
             bake(origin.module, unpack_bits(groups["mask"], origin.module))
+            add_shifts(origin.module, groups["shift"])
     except ValueError as error:
         raise UserError(
             f"{path} does not fit its source model ({error}): run the workflow again to make it."
@@ -92,7 +94,7 @@ def load_reengineered(
 
 def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """Return {kind: {name: tensor}} of tensors that are called kind/name."""
-    groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}, "weight": {}}
+    groups: dict[str, dict[str, torch.Tensor]] = {"mask": {}, "head": {}, "weight": {}, "shift": {}}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         groups.setdefault(kind, {})[name] = tensor

@@ -25,8 +25,9 @@ from seam.training.adam import Adam
 def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **arguments: Any) -> dict[str, Any]:
     """Return {"baseline", "accuracy", "holdout_accuracy", "retention", "search", "search_retention", "source", ...}.
 
-    baseline: any but `scratch`. search_folder: of a target problem in the workflow's results. arguments: of
-    `Reengineering` that the folder does not tell, such as `architecture`. Nothing is written.
+    baseline: any but `scratch` and `biases`; heads alone are trained, also if the search trains biases. search_folder:
+    of a target problem in the workflow's results. arguments: of `Reengineering` that the folder does not tell, such as
+    `architecture`. Nothing is written.
     """
     folder = Path(search_folder)
     search = read_json(folder / "metrics.json")

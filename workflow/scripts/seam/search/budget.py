@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.log import log
+from seam.masks.biases import Biases
 from seam.masks.bits import pack_bits
 from seam.masks.costs import Cost, make_cost, relative_prices, require_reachable
 from seam.masks.masks import Masks
@@ -131,7 +132,7 @@ def threshold(multiplier: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
 
 
 class BudgetTraining(MaskTraining):
-    """The training of a search that meets a budget. The phase `head` also observes the masks."""
+    """The training of a search that meets a budget. The phase `head` also observes the masks, and no bias changes."""
 
     def begin_epoch(self, phase: str) -> Step:
         """Put the model into training mode for an epoch of this phase; return the phase's step."""
@@ -151,9 +152,11 @@ class BudgetSearch(MaskSearch):
         budget: Budget,
         name: str | None = None,
         measure: Measure = evaluation.accuracy,
+        biases: Biases | None = None,
     ) -> None:
+        """biases: that are trained beside the masks."""
         super().__init__(run, settings, source_accuracy, name, measure)
-        self.budget = budget
+        self.budget, self.biases = budget, biases
 
     def has_next_epoch(self) -> bool:
         """Return whether the search has another epoch: it runs all of them."""
@@ -184,13 +187,15 @@ class BudgetSearch(MaskSearch):
         if accuracy is not None:
             rank = rank_within_budget(accuracy, cost, self.budget.share)
             if self.run.selected is None or rank >= tuple(self.run.selected["rank"]):
-                selected = {"rank": rank, "bits": pack_bits(bits()), "head": head()}
+                shifts = {} if self.biases is None else self.biases.shifts()
+                selected = {"rank": rank, "bits": pack_bits(bits()), "head": head(), "shifts": shifts}
         self._log(row, f" cost {cost:.4f}" + " selected" * bool(selected))
         self.run.end_epoch({**row, "cost": cost, "selected": int(selected is not None)}, selected, save)
 
     def result(self, network: nn.Module) -> SearchResult:
         """Return the result of a search that has ended, with what it costs; `network` is the masked one."""
         result = super().result(network)
+        result.shifts = self.run.selected["shifts"]
         cost = result.history[result.selected_epoch - 1]["cost"]
         limit, whole = self.budget.share, self.budget.cost.whole
         met = cost <= WITHIN * limit
@@ -249,6 +254,7 @@ def prepare_budget_training(
     settings: SearchSettings,
     distillation: Distillation | None = None,
     loss: Loss = cross_entropy,
+    biases: Biases | None = None,
 ) -> MaskTraining:
     """Return the training of a search that meets a budget. Rates fall to zero along a cosine."""
     if distillation is not None:
@@ -257,10 +263,20 @@ def prepare_budget_training(
     steps = max(budget.steps, 1)
     return BudgetTraining(
         model, head, masks, lr_mask=settings.lr_mask * math.sqrt(RATE_STEPS / steps), lr_head=settings.lr_head,
+        biases=biases, lr_bias=bias_rate(settings, steps),
         alpha=0.0, rate_factor=cosine(steps), loss=loss, constraint=budget,
         head_step=lambda optimizer: observing_step(model, optimizer, budget, loss),
         wrap=None if distillation is None else distillation.observed,
     )  # fmt: skip
+
+
+def bias_rate(settings: SearchSettings, steps: int) -> float:
+    """Return Adam's learning rate for the biases in a search with so many steps; 0: they are not trained.
+
+    Unlike that of the masks, it does not rise if there are fewer steps than RATE_STEPS: large steps end in channels
+    that are below zero for all images.
+    """
+    return (settings.budget or {}).get("lr_bias", 0.0) * math.sqrt(min(RATE_STEPS / max(steps, 1), 1.0))
 
 
 def observing_step(model: nn.Module, optimizer: Adam, budget: Budget, loss: Loss) -> Step:

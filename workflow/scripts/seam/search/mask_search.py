@@ -36,7 +36,7 @@ class SearchResult:
     """The masks and the head of the selected epoch, and the history: a dictionary for each epoch.
 
     budget: whether a budget was met, as metrics.json has it; None without a budget. weights: the state of the network,
-    if a search of channels has trained it.
+    if a search of channels has trained it. shifts: {layer: what was added to its biases}, if they were trained.
     """
 
     bits: Tensors
@@ -45,6 +45,7 @@ class SearchResult:
     selected_epoch: int
     budget: dict[str, Any] | None = None
     weights: Tensors | None = None
+    shifts: Tensors | None = None
 
 
 class MaskSearch:

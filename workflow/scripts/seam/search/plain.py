@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from seam import evaluation
+from seam.masks.biases import Biases
 from seam.masks.costs import make_cost, penalty_share, relative_prices
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
-from seam.search.budget import BUDGET_ADVICE, BudgetSearch, prepare_budget, prepare_budget_training
+from seam.search.budget import BUDGET_ADVICE, BudgetSearch, bias_rate, prepare_budget, prepare_budget_training
 from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
 from seam.search.training import prepare_training, weighted_cross_entropy
@@ -36,8 +37,8 @@ def search(
 ) -> SearchResult:
     """Search the masks and the head of `model`, which `with_head` made; return the result.
 
-    model: is changed in place, and ends in training mode with the masks and the head of the last epoch. The result has
-        those of the selected epoch: `bake` its bits into the source model, and load its head.
+    model: is changed in place. It ends in eval mode with the masks, biases and head of the selected epoch, which the
+        result has as well; its removed weights are zero.
     batches: the training batches of an epoch. selection: batches of the images on which epochs are compared.
     source_accuracy: that of the source model on the images of the selection. checkpoint: where to resume from.
     class_weights: how often an image of each class counts in the loss. measure: the accuracy by which epochs are
@@ -59,11 +60,14 @@ def search(
         weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
-        training = prepare_budget_training(model, head, masks, budget, settings, distillation, **weighted)
+        biases = Biases(network, masks) if bias_rate(settings, budget.steps) else None
+        training = prepare_budget_training(
+            model, head, masks, budget, settings, distillation, biases=biases, **weighted
+        )
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
-            mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure)
+            mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure, biases=biases)
             mask_search.search(training, selection)
-        return mask_search.result(network)
+        return _restore(mask_search.result(network), model, masks, biases)
     cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
     training = prepare_training(model, head, masks, settings, len(batches), **weighted)
@@ -72,4 +76,16 @@ def search(
         if cost is not None:
             mask_search.penalty_share = lambda: penalty_share(cost, masks)
         mask_search.search(training, selection)
-    return mask_search.result(network)
+    return _restore(mask_search.result(network), model, masks)
+
+
+def _restore(result: SearchResult, model: nn.Module, masks: Masks, biases: Biases | None = None) -> SearchResult:
+    """Put the model into the state of the selected epoch; return the result."""
+    masks.train(False)
+    if biases is not None:
+        biases.add(result.shifts or {})
+        biases.train(False)
+    masks.load_state_dict({name: bits.float() for name, bits in result.bits.items()})
+    model.get_submodule("head").load_state_dict(result.head)
+    model.eval()
+    return result

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from seam.masks.biases import Biases
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.models.surgery import set_training_mode
@@ -52,15 +53,17 @@ class MaskTraining:
         constraint: Constraint | None = None,
         head_step: Callable[[Adam], Step] | None = None,
         wrap: Callable[[Step], Step] | None = None,
+        biases: Biases | None = None,
+        lr_bias: float = 0.0,
     ) -> None:
         """head: the layer of `model` that is trained and has no masks. head_phase: whether there is such a phase.
 
         alpha: the weight of the retention in the loss. To change it from step to step, give a tensor [] on the masks'
         device and change it in place. rate_factor: multiplies the rates of the phase `masks`. constraint: what the
         masks meet after each step. head_step: makes the step of the phase `head` from its optimizer, if it is another.
-        wrap: is applied to each step.
+        wrap: is applied to each step. biases: are trained in the phase `masks`, too.
         """
-        self.model, self.head, self.masks = model, head, masks
+        self.model, self.head, self.masks, self.biases = model, head, masks, biases
         self.parts: dict[str, Stateful] = {"masks": masks, "head": head}
         steps: dict[str, Step] = {}
         with own_mappings():
@@ -68,9 +71,13 @@ class MaskTraining:
                 head_only = Adam([(head.parameters(), lr_head)])
                 self.parts["head_only"] = head_only
                 steps["head"] = train_head(model, head_only, loss) if head_step is None else head_step(head_only)
-            both = Adam([(masks.values.values(), lr_mask), (head.parameters(), lr_head)], rate_factor)
+            groups = [(masks.values.values(), lr_mask), (head.parameters(), lr_head)]
+            if biases is not None:
+                self.parts["biases"] = biases
+                groups.append((biases.values.values(), lr_bias))
+            both = Adam(groups, rate_factor)
             self.parts["both"] = both
-            steps["masks"] = mask_step(model, head, masks, both, alpha, loss, constraint)
+            steps["masks"] = mask_step(model, head, masks, both, alpha, loss, constraint, biases)
             if constraint is not None:
                 self.parts["constraint"] = constraint
         device = next(head.parameters()).device
@@ -81,6 +88,8 @@ class MaskTraining:
     def begin_epoch(self, phase: str) -> Step:
         """Put the model into training mode for an epoch of this phase; return the phase's step."""
         set_training_mode(self.model)
+        if self.biases is not None:  # first, because some biases have masks
+            self.biases.train(phase == "masks")
         self.masks.train(phase == "masks")
         return self.steps[phase]
 
@@ -149,15 +158,20 @@ def mask_step(
     alpha: float | torch.Tensor,
     loss: Loss = cross_entropy,
     constraint: Constraint | None = None,
+    biases: Biases | None = None,
 ) -> Step:
-    """Return a training step of the masks and of `head`, a layer of `model` that has no masks."""
+    """Return a training step of the masks, of `head`, a layer of `model` that has no masks, and of `biases`."""
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = forward(model, images)
         value = loss(logits, labels)
         head.zero_grad()
+        if biases is not None:
+            biases.zero_grad()
         with masks.updated(optimizer, alpha):
             value.sum().backward()
+        if biases is not None:
+            biases.clear_removed()
         optimizer.step()
         if constraint is not None:
             constraint.step()

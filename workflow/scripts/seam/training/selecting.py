@@ -17,7 +17,7 @@ from seam.training.run import Batch, Batches, Stateful, Step, TrainingRun
 
 def train_and_select(
     model: nn.Module,
-    part: nn.Module,
+    part: Any,
     step: Step,
     parts: Mapping[str, Stateful],
     batches: Batches,
@@ -29,9 +29,9 @@ def train_and_select(
 ) -> tuple[list[dict[str, Any]], int]:
     """Train `part` of `model` by `step` for all `epochs`; return (history, selected epoch).
 
-    The part ends as it was in the selected epoch: the first with the best accuracy of the model on `selection`. parts:
-    {name: what a step changes}, for the checkpoint. set_mode: puts the model into the mode in which it is trained.
-    Raises UserError if the loss is not finite.
+    The part, a module or another `Stateful` of tensors, ends as it was in the selected epoch: the first with the best
+    accuracy of the model on `selection`. parts: {name: what a step changes}, for the checkpoint. set_mode: puts the
+    model into the mode in which it is trained. Raises UserError if the loss is not finite.
     """
     with TrainingRun(batches, parts, checkpoint, advice) as run:
         while run.epoch <= epochs:
