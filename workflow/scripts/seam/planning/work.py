@@ -161,7 +161,7 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
 
 
 def _baseline(baseline: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
-    """Return the steps of a baseline, which trains as long as its search: the head alone, also biases, or all weights."""
+    """Return the steps of a baseline, which trains as long as its search: the head, biases as well, or all weights."""
     settings, dataset = search["settings"], search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
