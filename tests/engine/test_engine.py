@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import INSTRUCTIONS, assert_agrees, images, needs_compiler, reference
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from random_models import RandomModel, SparseModel
 
 from seam.engine import EngineError, UnsupportedError, load, native
@@ -156,6 +156,37 @@ def test_malformed_models(tmp_path, model):
     node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[9, 2])
     with pytest.raises(EngineError, match="does not fit into a map of 8 x 8"):
         load(one_operation(tmp_path / "pool.onnx", node))
+
+
+def test_maps_times_matrices(tmp_path):
+    """Products as adaptive average pooling becomes, with matrices that do not fit, are too large, or stand alone."""
+
+    def write(left: tuple[int, ...], right: tuple[int, ...], output: str = "y"):
+        path = tmp_path / "matrices.onnx"
+        nodes = [
+            helper.make_node("MatMul", ["images", "right"], ["m"]),
+            helper.make_node("MatMul", ["left", "m"], ["f"]),
+        ]
+        nodes.append(helper.make_node("Flatten", ["f"], ["y"]))
+        matrices = {"left": left, "right": right}
+        tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in matrices.items()]
+        images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 8])
+        result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        graph = helper.make_graph(nodes, "matrices", [images], [result], tensors)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+        return path
+
+    for left, right, message in (((2, 8), (7, 3), "does not fit 8 columns"), ((2, 9), (8, 3), "does not fit 8 rows")):
+        with pytest.raises(EngineError, match=message):
+            load(write(left, right), fallback=False)
+    for left, right, output, message in (
+        ((900, 8), (8, 900), "y", "pools to 900 x 900 places"),
+        ((1, 3, 2, 8), (8, 3), "y", "other than a matrix"),
+        ((2, 8), (8, 3), "f", "its output is a map whose rows"),
+        ((2, 8), (8, 3), "m", "its output does not depend"),
+    ):
+        with pytest.raises(UnsupportedError, match=message):
+            load(write(left, right, output), fallback=False)
 
 
 def test_a_tensor_too_large(tmp_path):

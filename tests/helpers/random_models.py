@@ -183,12 +183,22 @@ class RandomModel:
         if np.prod(self.shape) > 2000 or self.random.random() < 0.5:
             self.name = self.node("GlobalAveragePool", [self.name])
             self.shape = (self.shape[0], 1, 1)
+        elif self.random.random() < 0.3:
+            self.pool_by_matrices()
         self.name = self.node("Flatten", [self.name])
         outputs = int(self.random.integers(1, 12))
         weight = self.constant(self.weights(outputs, int(np.prod(self.shape))))
         bias = self.constant(self.random.standard_normal(outputs).astype(np.float32))
         self.name = self.node("Gemm", [self.name, weight, bias], transB=1)
         self.shape = (outputs, 1, 1)
+
+    def pool_by_matrices(self) -> None:
+        """Append products of a matrix, the map and a matrix, as adaptive pooling is exported."""
+        channels, height, width = self.shape
+        rows, columns = (int(n) for n in self.random.integers(1, 8, 2))
+        self.name = self.node("MatMul", [self.name, self.constant(self.weights(width, columns))])
+        self.name = self.node("MatMul", [self.constant(self.weights(rows, height)), self.name])
+        self.shape = (channels, rows, columns)
 
 
 class SparseModel(RandomModel):

@@ -69,7 +69,65 @@ class Mixing(nn.Module):
         return self.fc(self.free(x).relu().mean((2, 3)))
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """Does more than its base class, so that a trace enters it."""
+
+    def forward(self, images):
+        statistics = self.running_mean, self.running_var
+        return torch.relu(nn.functional.batch_norm(images, *statistics, self.weight, self.bias, self.training))
+
+
+class PaddedConvolution(nn.Conv2d):
+    def forward(self, images):
+        padded = nn.functional.pad(images, (0, 1, 0, 1))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
+
+
+class StandardisedConvolution(nn.Conv2d):
+    def forward(self, images):
+        weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(images, weight, self.bias)
+
+
+class TypedLinear(nn.Linear):
+    def forward(self, values):
+        return nn.functional.linear(values, self.weight, bias=self.bias)
+
+
+class OwnLayers(nn.Module):
+    """Layers of the model's own classes, as timm has them, and a sum that begins with 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = PaddedConvolution(3, 8, 2), NormAndActivation(8)
+        self.branches = nn.ModuleList([PaddedConvolution(8, 8, 2, groups=8, bias=False), NormAndActivation(8)])
+        self.last, self.last_norm = nn.Conv2d(8, 12, 3, bias=False), NormAndActivation(12)
+        self.hidden, self.fc = TypedLinear(12, 6), TypedLinear(6, 4)
+
+    def forward(self, images):
+        x, total = self.norm(self.stem(images)), 0
+        for branch in self.branches:
+            total = total + branch(x)
+        x = self.last_norm(self.last(total)).mean((2, 3))
+        return self.fc(self.hidden(x).relu())
+
+
+class ChannelsLast(nn.Module):
+    """A norm over all channels, in another order of dimensions, before convolutions whose channels can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide, self.narrow = nn.Conv2d(3, 6, 4, 4), nn.Conv2d(6, 20, 1), nn.Conv2d(20, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, images):
+        x = self.stem(images)
+        normed = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2)
+        return self.fc((x + self.narrow(nn.functional.gelu(self.wide(normed)))).mean((2, 3)))
+
+
 NETWORKS = {"residual": Residual, "vgg": vgg, "concatenated": Concatenated, "mixing": Mixing}
+NETWORKS |= {"own layers": OwnLayers, "channels last": ChannelsLast}
 PUBLIC = {
     **dict.fromkeys(("resnet20", "vgg16_bn"), 32),
     **dict.fromkeys(("torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:densenet121"), 32),
@@ -139,6 +197,23 @@ def test_what_cannot_be_removed_stays_and_a_sentence_says_why():
     assert groups.sizes.keys() == {"third", "free"}
     assert len(groups.sentences()) == len(groups.reasons) >= 3
     assert any("view" in sentence for sentence in groups.sentences())
+
+
+def test_channels_are_followed_through_layers_of_other_classes():
+    groups = find_groups(OwnLayers(), IMAGES)
+    assert groups.sizes == {"stem": 8, "last": 12, "hidden": 6} and not groups.reasons
+    assert not groups.layers["stem"].gated and not groups.layers["last"].gated  # the norm after them sets the zeros
+    assert find_groups(ChannelsLast(), IMAGES).sizes == {"wide": 20}
+
+
+def test_channels_of_computed_weights_stay():
+    module = nn.Sequential(
+        StandardisedConvolution(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(6, 2),
+    )  # fmt: skip
+    groups = find_groups(module, IMAGES)
+    assert groups.sizes == {"2": 6} and (groups.layers["2"].inputs == -1).all()
+    assert removal_error(randomise(module), groups, random_kept(groups), IMAGES) < 1e-6
 
 
 def test_following_channels_changes_nothing():

@@ -128,6 +128,13 @@ def test_a_model_that_cannot_be_exported_leaves_no_file(module, message, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_torch_prints_nothing_of_a_model_that_it_cannot_export(tmp_path, capfd):
+    with pytest.raises(UserError) as raised:
+        export(Inexpressible(), tmp_path / "model.onnx", (3, 8, 8))
+    assert capfd.readouterr() == ("", "")
+    assert "pull request" not in str(raised.value) and "graph" not in str(raised.value)
+
+
 def test_an_earlier_file_survives_a_failed_export(tmp_path):
     (tmp_path / "model.onnx").write_text("earlier")
     with pytest.raises(UserError):

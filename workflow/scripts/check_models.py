@@ -17,6 +17,7 @@ import importlib.util
 import json
 import multiprocessing
 import resource
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,13 @@ INTRODUCTION = """\
 
 <!-- Made by workflow/scripts/check_models.py: run it again after a change -->
 
-The {count} smallest of the {every} classifiers of torchvision {version}{timm},
-with random weights, {outputs} outputs and the smallest size among 64, 128 and 224 px that they take, as `seam check`
-sees them. The others were not checked for want of time, and nothing is known against them.
+{models}, with random weights and {outputs} outputs, as `seam check` sees them. Each was checked at
+the smallest size among 64, 128 and 224 px that it takes.
 
 *Masked* is the share of the parameters that masks can remove, and of the multiply-accumulates (MACs) that they can
-save. *Channels* is the number of sets of channels that can be removed physically. It is 0 where timm joins batch norm
-and activation in a layer of its own, which is not followed yet. The engines' numbers are the largest difference from
-torch, as a share of the largest output ("no": the engine does not run the model). {threads} thread, PyTorch {torch},
-ONNX Runtime {onnxruntime}.
+save. *Channels* is the number of sets of channels that can be removed physically. The engines' numbers are the largest
+difference from torch, as a share of the largest output ("no": the engine does not run the model). {threads} thread,
+PyTorch {torch}, ONNX Runtime {onnxruntime}.
 
 """
 
@@ -135,20 +134,19 @@ def build(name: str, size: int) -> torch.nn.Module:
         for options in ({"img_size": size}, {}):
             with contextlib.suppress(TypeError):  # it takes no size
                 return timm.create_model(name.removeprefix("timm:"), num_classes=OUTPUTS, **options).eval()
-    return build_from_options(name, size=size, outputs=OUTPUTS).module
+    return build_from_options(f"torchvision:{name}", size=size, outputs=OUTPUTS).module
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
     """Return the page with a row for each model."""
-    own = [name for name in found if not name.startswith("timm:")]
-    timm = ""
-    if len(own) < len(found):
-        timm = f", and {len(found) - len(own)} small ones of timm {importlib.metadata.version('timm')}"
+    own, every = sum(not name.startswith("timm:") for name in found), len(names(1e6))
+    models = f"All {own}" if own == every else f"The {own} smallest of the {every}"
+    models += f" classifiers of torchvision {torchvision.__version__}"
+    if own < len(found):
+        models += f", and {len(found) - own} small ones of timm {importlib.metadata.version('timm')}"
     text = INTRODUCTION.format(
-        count=len(own), every=len(names(1e6)), timm=timm, version=torchvision.__version__,
-        outputs=OUTPUTS, threads=1, torch=torch.__version__,
-        onnxruntime=onnxruntime.__version__,
-    )  # fmt: skip
+        models=models, outputs=OUTPUTS, threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
+    )
     rows = ["| model | px | parameters | masked | MACs | masked | channels | export | ONNX Runtime | seam.engine |"]
     rows.append("| --- " * 10 + "|")
     for name, entry in sorted(found.items()):
@@ -164,7 +162,46 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     sentences = [f"- `{name}`: {words}" for name, words in sorted(failed.items())]
     works = sum(not entry["failed"] for entry in found.values())
     rows += ["", f"{works} of {len(found)} have nothing that fails.", *([""] if sentences else []), *sentences]
+    rows += grouped(
+        "seam.engine runs networks of convolutions, and leaves these models to ONNX Runtime",
+        {
+            name: engines["seam"]
+            for name, entry in found.items()
+            if isinstance((engines := entry["engines"]).get("seam"), str)
+        },
+    )
+    rows += grouped(
+        "Channels cannot be removed from these models, only single weights",
+        {name: entry["findings"]["channels"] for name, entry in found.items() if entry.get("channels") == 0},
+    )
     return text + "\n".join(rows) + "\n"
+
+
+def grouped(title: str, reasons: dict[str, str]) -> list[str]:
+    """Return the lines of a list of reasons, each with the models that it holds for."""
+    models: dict[str, list[str]] = {}
+    for name, words in sorted(reasons.items()):
+        models.setdefault(reason(words), []).append(f"`{name}`")
+    lines = [line for words, names in models.items() for line in wrapped(f"- {words}: {', '.join(names)}")]
+    return ["", f"{title}:", "", *lines] if lines else []
+
+
+def wrapped(line: str) -> list[str]:
+    """Return a list entry in lines of at most 120 characters."""
+    return textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def reason(words: str) -> str:
+    """Return the part of a finding that says why, without what is particular to one model.
+
+    >>> reason("UnsupportedError: The engine does not run the model, because it has Erf (operation '/stem/Erf').")
+    'it has Erf'
+    >>> reason("none can be removed (UserError: No channel of the model can be removed (norm: cannot be followed): ...")
+    'cannot be followed'
+    """
+    if " because " in words:
+        return words.partition(" because ")[2].partition(" (operation")[0].rstrip(".")
+    return words.rpartition("(")[2].partition(")")[0].rpartition(": ")[2]
 
 
 def number(value: float | None) -> str:

@@ -45,7 +45,7 @@ def export(
             _write(module, images, temporary, metadata or {})
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
             raise UserError(
-                f"Cannot export the model of {path} to ONNX ({_first_line(error)}): rewrite that operation in the "
+                f"Cannot export the model of {path} to ONNX ({_export_reason(error)}): rewrite that operation in the "
                 "model's code."
             ) from error
         for size in {batch_size, 1}:
@@ -61,15 +61,10 @@ def onnx_metadata(classes: Sequence[str], normalization: Sequence[Sequence[float
 def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
 
-    # Attention: torch has an ONNX form of it for opset 14 alone, but all of its operations are in 13, too.
-    from torch.onnx import register_custom_op_symbolic, symbolic_opset14  # pyright: ignore[reportPrivateImportUsage]
+    from seam.cost.symbolics import register_symbolics
 
-    register_custom_op_symbolic(
-        "aten::scaled_dot_product_attention",
-        symbolic_opset14.scaled_dot_product_attention,  # pyright: ignore[reportPrivateImportUsage]
-        OPSET,
-    )
-    with warnings.catch_warnings(), torch.no_grad(), _plain_attention():
+    register_symbolics(OPSET)
+    with warnings.catch_warnings(), torch.no_grad(), _plain_attention(), _without_dump():
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -100,6 +95,20 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
+@contextlib.contextmanager
+def _without_dump() -> Iterator[None]:
+    """Keep the whole graph of a model that cannot be exported off the terminal: torch prints it, with no way out."""
+    log_graph = getattr(torch._C, "_jit_onnx_log", None)
+    if log_graph is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *values: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log_graph
+
+
 def _check(module: nn.Module, path: Path, images: torch.Tensor, name: str | os.PathLike[str]) -> None:
     """Raise UserError unless ONNX Runtime and torch compute the same. `name` is the file's name in the sentence."""
     import numpy as np
@@ -124,6 +133,14 @@ def _check(module: nn.Module, path: Path, images: torch.Tensor, name: str | os.P
             f"The ONNX file of {name} does not compute what the model does (its outputs differ by {difference:.1e} of "
             "the largest): look for random or data-dependent steps in the model's code."
         )
+
+
+def _export_reason(error: Exception) -> str:
+    """Return why torch cannot export a model, without its request to report that, and without its graph."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    for end in ("Please feel free", "[Caused by the value", "Inputs:"):
+        reason = reason.partition(end)[0]
+    return reason.removeprefix("Unsupported: ").rstrip(" .")[:300]
 
 
 def _first_line(error: Exception) -> str:

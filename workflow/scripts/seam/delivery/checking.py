@@ -142,7 +142,7 @@ def _check_engines(check: Check, module: nn.Module, shape: tuple[int, ...]) -> N
         try:
             export(module, path, shape, batch_size=ENGINE_IMAGES)
         except UserError as error:
-            check.fail("export", str(error).replace(f"{path}", "the model"))
+            check.fail("export", str(error).replace(f"model of {path}", "model").replace(f"{path}", "the model"))
             return
         except ImportError as error:
             check.findings["export"] = f"not checked: {one_line(error)}"
@@ -157,10 +157,18 @@ def _check_engines(check: Check, module: nn.Module, shape: tuple[int, ...]) -> N
             except ImportError:
                 continue  # the engine is not installed
             except Exception as error:
-                check.engines[engine] = one_line(error)[:160]
+                check.engines[engine] = _engine_reason(error, path)
                 continue
             difference = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-12))
             check.engines[engine] = difference
+
+
+def _engine_reason(error: Exception, path: Path) -> str:
+    """Return why an engine does not run the model in the file `path`, in at most 200 characters."""
+    from seam.engine.errors import EngineError
+
+    reason = str(error) if isinstance(error, EngineError) else one_line(error)
+    return reason.replace(f"{path}", "the model")[:200]
 
 
 def _onnxruntime(path: Path, images: np.ndarray) -> np.ndarray:

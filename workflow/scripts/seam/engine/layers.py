@@ -115,6 +115,8 @@ class _Converter:
     ranks: dict[str, int] = field(default_factory=dict)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)  # a tensor that is another one under a new name
+    products: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # maps times [columns, new columns]
+    unfolded: dict[str, Shape] = field(default_factory=dict)  # maps that are kept as flat features: as the model has it
 
     def convert(self) -> Network:
         self.constants = dict(self.model.constants)
@@ -131,6 +133,8 @@ class _Converter:
             raise UnsupportedError("its output does not depend on its input")
         if output == self.model.input:
             raise UnsupportedError("its output is its input")
+        if self._is_unfolded(self.model.output):
+            raise UnsupportedError("its output is a map whose rows or columns are multiplied by a matrix")
         return Network(self.layers, self.shapes, self.model.input, output, self.ranks[self.model.output])
 
     def _convert(self, node: Node) -> None:
@@ -153,7 +157,14 @@ class _Converter:
     def _is_constant(self, node: Node, index: int) -> bool:
         return index < len(node.inputs) and node.inputs[index] in self.constants
 
+    def _is_unfolded(self, name: str) -> bool:
+        """Whether a tensor is a map to the model, but flat features in memory."""
+        return self._resolve(name) in self.unfolded and self.ranks[name] == 4
+
     def _tensor(self, node: Node, index: int = 0) -> str:
+        name = node.inputs[index] if index < len(node.inputs) else ""
+        if name in self.products or (self._is_unfolded(name) and node.operation not in _FLATTENING):
+            raise UnsupportedError(f"{node.operation} reads a map whose rows or columns are multiplied by a matrix")
         if index >= len(node.inputs) or self._resolve(node.inputs[index]) not in self.shapes:
             raise UnsupportedError(f"input {index} of {node.operation} is not computed from the images")
         return self._resolve(node.inputs[index])
@@ -278,9 +289,57 @@ class _Converter:
         self._linear(node, weight, bias)
 
     def _on_matmul(self, node: Node) -> None:
+        if len(node.inputs) != 2:
+            raise EngineError("it does not have two inputs.")
         if self._is_constant(node, 0):
+            self._pool_by_matrices(node)
+            return
+        source = self._tensor(node)
+        if self.ranks[node.inputs[0]] == 2:
+            self._linear(node, self._floats(node, 1, rank=2).T, np.zeros(1, np.float32))
+            return
+        matrix = self._matrix(node, 1)
+        if matrix.shape[0] != self.shapes[source][2]:
+            raise EngineError(f"its matrix {list(matrix.shape)} does not fit {self.shapes[source][2]} columns.")
+        self.products[node.outputs[0]] = source, matrix
+
+    def _matrix(self, node: Node, index: int) -> np.ndarray:
+        value = self._floats(node, index)
+        if value.ndim != 2 or not value.size:
+            raise UnsupportedError("it multiplies maps by other than a matrix")
+        return value
+
+    def _pool_by_matrices(self, node: Node) -> None:
+        """Append matrix x map x matrix, which adaptive pooling is: a convolution of one channel each.
+
+        Its kernel is as large as the map. Each place of the new map is one of its outputs, so that the new map is flat
+        features in memory. Only a flattening can read it.
+        """
+        left = self._matrix(node, 0)
+        if node.inputs[1] not in self.products:
             raise UnsupportedError("it multiplies a constant matrix by images' features")
-        self._linear(node, self._floats(node, 1, rank=2).T, np.zeros(1, np.float32))
+        source, right = self.products[node.inputs[1]]
+        channels, height, width = self.shapes[source]
+        if left.shape[1] != height:
+            raise EngineError(f"its matrix {list(left.shape)} does not fit {height} rows.")
+        rows, columns = left.shape[0], right.shape[1]
+        if channels * left.size * right.size > MOST_VALUES:
+            raise UnsupportedError(
+                f"it pools to {rows} x {columns} places by matrices of {left.size * right.size} numbers"
+            )
+        kernels = np.einsum("rh,wc->rchw", left, right).reshape(rows * columns, 1, height, width)
+        self._append(
+            node,
+            "convolution",
+            [source],
+            (channels * rows * columns, 1, 1),
+            rank=4,
+            window=Window((height, width)),
+            weight=np.tile(kernels, (channels, 1, 1, 1)),
+            bias=np.zeros(channels * rows * columns, np.float32),
+            groups=channels,
+        )
+        self.unfolded[node.outputs[0]] = channels, rows, columns
 
     def _linear(self, node: Node, weight: np.ndarray, bias: np.ndarray) -> None:
         """Append a linear layer: a convolution whose kernel is as large as the map that it flattens."""
@@ -511,7 +570,7 @@ class _Converter:
             return
         source = self._tensor(node)
         wanted = self._integers(node, 1, "shape") or []
-        channels, height, width = self.shapes[source]
+        channels, height, width = self.unfolded.get(source, self.shapes[source])
         count = channels * height * width
         keeps_batch = bool(wanted) and wanted[0] in (BATCH, -1, 0)
         if not keeps_batch or node.attributes.get("allowzero", 0):
@@ -520,7 +579,7 @@ class _Converter:
         if rest == [count] or (rest == [-1] and wanted[0] != -1):
             self._alias(node, source, 2)
         elif rest == [channels, height, width] or (rest == [-1, height, width] and wanted[0] != -1):
-            if self.ranks[node.inputs[0]] != 4 and (height, width) != (1, 1):
+            if source in self.unfolded or self.ranks[node.inputs[0]] != 4 and (height, width) != (1, 1):
                 raise UnsupportedError("it makes a map of flat features")
             self._alias(node, source, 4)
         else:
@@ -579,7 +638,8 @@ class _Converter:
         if self._is_constant(node, 0):
             whole = list(self.constants[node.inputs[0]].shape)
         else:
-            channels, height, width = self.shapes[self._tensor(node)]
+            source = self._tensor(node)
+            channels, height, width = self.unfolded.get(source, self.shapes[source])
             flat = self.ranks[node.inputs[0]] != 4
             whole = [BATCH, channels * height * width] if flat else [BATCH, channels, height, width]
         start, end = node.attributes.get("start", 0), node.attributes.get("end", len(whole))
@@ -652,6 +712,8 @@ def _computed(operation: str, first: np.ndarray, second: np.ndarray) -> np.ndarr
         return np.trunc(first / second).astype(np.int64)  # exact below 2**31; ONNX rounds towards 0
     return {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}[operation](first, second, dtype=np.int64)
 
+
+_FLATTENING = ("Flatten", "Reshape", "Shape", "Identity", "Dropout")  # what can read a map that is flat in memory
 
 _SIMPLE: dict[str, Callable[[Callable[[str, float], float]], Activation]] = {
     "Relu": lambda number: Activation(low=0.0),

@@ -51,6 +51,16 @@ CHANNELWISE_FUNCTIONS = {
 }
 SUMS = {"add", "add_", "iadd", "sub", "sub_", "isub"}
 PRODUCTS = {"mul", "mul_", "imul"}
+# Functions that compute what a layer does: the types of layer, and the function's arguments after its input.
+FUNCTIONS_OF_LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], tuple[str, ...]]] = {
+    "batch_norm": (BATCH_NORMS, ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")),
+    "linear": ((nn.Linear,), ("weight", "bias")),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d"),
+        ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight", "bias", "stride", "padding", "dilation", "groups")),
+    ),
+}
+STATE_OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
 READERS_OF_SIZES = {"size", "dim", "getattr", "ndimension", "numel", "_assert", "is_floating_point"}
 
 Ids = np.ndarray  # int64: numbers of channels
@@ -106,7 +116,7 @@ def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
         for layer, training in modes.items():
             layer.training = training
     traced.eval()
-    follower = _Follower(traced)
+    follower = _Follower(traced, module)
     with torch.no_grad():
         follower.run(images)
     for layer, training in modes.items():
@@ -117,9 +127,9 @@ def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
 class _Follower(Interpreter):
     """Runs a traced module on images, and follows its channels from node to node."""
 
-    def __init__(self, traced: GraphModule) -> None:
+    def __init__(self, traced: GraphModule, module: nn.Module) -> None:
         super().__init__(traced, garbage_collect_values=True)
-        self.modules = dict(traced.named_modules())
+        self.modules = dict(module.named_modules())
         self.parents = [0]
         self.layouts: dict[Node, Layout] = {}
         self.shapes: dict[Node, torch.Size] = {}
@@ -128,7 +138,37 @@ class _Follower(Interpreter):
         for name, parameter in traced.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name.rpartition(".")[0])
         self.shared = {name for owners in names.values() if len(owners) > 1 for name in owners}
-        self.read = {str(node.target).rpartition(".")[0] for node in traced.graph.nodes if node.op == "get_attr"}
+        self.called = {node: name for node in traced.graph.nodes if (name := self._layer_of_function(node))}
+        self.read = {
+            str(node.target).rpartition(".")[0]
+            for node in traced.graph.nodes
+            if node.op == "get_attr" and not all(user in self.called for user in node.users)
+        }
+
+    def _layer_of_function(self, node: Node) -> str:
+        """Return the name of the layer that a call of a function computes with that layer's numbers; "" if of none.
+
+        The trace enters a layer whose class is not torch's own, such as a batch norm with an activation.
+        """
+        types, names = FUNCTIONS_OF_LAYERS.get(self._name(node), ((), ()))
+        if node.op != "call_function" or not types or not node.args:
+            return ""
+        given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
+        weight = given.get("weight")
+        name = str(weight.target).rpartition(".")[0] if isinstance(weight, Node) and weight.op == "get_attr" else ""
+        layer = self.modules.get(name)
+        if not isinstance(layer, types):
+            return ""
+        for key in set(STATE_OF_LAYERS).intersection(names):
+            value = given.get(key)
+            if isinstance(value, Node):
+                is_own = value.op == "get_attr" and value.target == f"{name}.{key}"
+            else:
+                is_own = value is None and getattr(layer, key, None) is None
+            if not is_own:
+                return ""
+        is_same = given.get("training", False) is False and given.get("groups", 1) == getattr(layer, "groups", 1)
+        return name if is_same else ""
 
     # Numbers of channels.
 
@@ -196,15 +236,16 @@ class _Follower(Interpreter):
             return None
         layout = None
         if node.op == "call_module":
-            layout = self._layer(node, self.modules[str(node.target)], before[0], value)
+            layout = self._layer(node, str(node.target), before[0], value)
         elif node.op in ("call_function", "call_method"):
             layout = self._function(node, self._name(node), before, value)
         if layout is None:
             self._keep_inputs(node)
         return layout
 
-    def _layer(self, node: Node, layer: nn.Module, before: Layout, value: torch.Tensor) -> Layout | None:
-        name = str(node.target)
+    def _layer(self, node: Node, name: str, before: Layout, value: torch.Tensor) -> Layout | None:
+        """Return the layout of the outputs of the layer `name`, which a node calls."""
+        layer = self.modules[name]
         if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
             return self._product(node, name, layer, before, value)
         if isinstance(layer, BATCH_NORMS):
@@ -229,8 +270,9 @@ class _Follower(Interpreter):
         dim = value.dim() - 1 if isinstance(layer, nn.Linear) else 1
         outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-        if isinstance(layer, nn.Linear) and not self._roots(before.ids).any():  # they all stay, wherever they lie
-            before = Layout(dim, np.zeros(layer.in_features, np.int64), np.ones(layer.in_features, bool))
+        if not self._roots(before.ids).any():  # they all stay, wherever they lie
+            inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+            before = Layout(dim, np.zeros(inputs, np.int64), np.ones(inputs, bool))
         if layer._parameters.get("weight") is None or name in self.shared or name in self.read or before.dim != dim:
             self._keep_inputs(node, "its weight is computed or has other readers")
             return None
@@ -247,7 +289,8 @@ class _Follower(Interpreter):
             ids = np.repeat(inputs[:, 0], each)
         places = self.shapes[node.all_input_nodes[0]] if isinstance(layer, TRANSPOSED) else value.shape
         self._record(name, layer, before.ids, ids, math.prod(places) // places[dim])
-        followers = [self.modules.get(str(user.target)) if user.op == "call_module" else None for user in node.users]
+        names = [str(user.target) if user.op == "call_module" else self.called.get(user, "") for user in node.users]
+        followers = [self.modules.get(name) for name in names]
         normalised = all(isinstance(user, BATCH_NORMS) and user.weight is not None for user in followers)
         self.found.layers[name].gated &= not normalised or known is not None
         return Layout(dim, ids, np.ones(outputs, bool))
@@ -264,6 +307,8 @@ class _Follower(Interpreter):
 
     def _function(self, node: Node, name: str, before: list[Layout], value: torch.Tensor) -> Layout | None:
         first = before[0]
+        if node in self.called:
+            return self._layer(node, self.called[node], first, value)
         if name in SUMS or name in PRODUCTS:
             return self._combined(node, name in PRODUCTS, value)
         if name in ("truediv", "div"):
@@ -305,7 +350,7 @@ class _Follower(Interpreter):
         operands = [other for other in node.args[:2] if isinstance(other, Node) and other in self.layouts]
         layouts = [self.layouts[other] for other in operands]
         if len(layouts) == 1:  # with a number
-            zero = layouts[0].zero if product else np.zeros_like(layouts[0].zero)
+            zero = layouts[0].zero if product or 0 in node.args[:2] else np.zeros_like(layouts[0].zero)
             return Layout(layouts[0].dim, layouts[0].ids, zero)
         first, second = layouts
         ranks = {len(self.shapes[other]) for other in operands}
