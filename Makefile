@@ -65,7 +65,7 @@ EVIDENCE = evidence/$(CONFIG)
 evidence: .venv/seam
 	@mkdir -p data
 	@set -e; for seed in $(SEEDS); do \
-		mkdir -p $(EVIDENCE)/seed$$seed; ln -sfn "$(CURDIR)/data" $(EVIDENCE)/seed$$seed/data; \
+		mkdir -p $(EVIDENCE)/seed$$seed; for folder in data configs; do ln -sfn "$(CURDIR)/$$folder" $(EVIDENCE)/seed$$seed/$$folder; done; \
 		$(BIN)/snakemake --cores $(CORES) --directory $(EVIDENCE)/seed$$seed --rerun-incomplete \
 			--configfile configs/$(CONFIG).yaml $(OVER) --config seed=$$seed $(ARGS); \
 	done

@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ TRANSFER = {  # as published, but for selection and holdout
     "selection": "holdout",
     "holdout": 0.1,
     "head": {"epochs": 300, "patience": 30, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0001},
-    "search": {"epochs": 300, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5},
+    "search": {"epochs": 300, "lr_mask": 0.05, "lr_last": 0.001, "alpha": 0.5, "initial_masks": "equal"},
     "finetune": {
         "epochs": 300, "patience": 30, "lr": 0.005, "lr_last": 0.05, "momentum": 0.0, "weight_decay": 0.0001,
         "keep_zeros": False,
@@ -1091,12 +1092,21 @@ def test_config_yaml_is_the_published_evaluation_of_indirect_reuse_once_the_data
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))
 def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     own = yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
-    if any(dataset["kind"] == "imagefolder" for dataset in own.get("datasets", {}).values()):  # the user's own files
-        for split in ("train", "test"):
-            for target in {"other", *(target for entry in own["direct_reuse"] for target in entry["targets"])}:
-                (tmp_path / "data/cifar100" / split / target).mkdir(parents=True)
-        (tmp_path / "data/cifar100_resnet20.pth").touch()
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")  # `make evidence` links this folder
+    targets = {"other", "another"}
+    for entry in own.get("direct_reuse", []):
+        targets |= set(entry["targets"])
+    for dataset in own.get("datasets", {}).values():
+        if dataset["kind"] == "imagefolder":  # the user's own files
+            for split in ("train", "test"):
+                for target in targets:
+                    (tmp_path / dataset["root"] / split / target).mkdir(parents=True)
+    for model in own.get("models", {}).values():
+        if "data/" in model.get("weights", ""):
+            (tmp_path / model["weights"]).touch()
     config = validated(merged(full, own))
+    students = {"flowers-lite0.yaml": 8, "imagenet-indirect.yaml": 3 * 18}
+    assert len(plan.students(config)) == students.get(name, 0)
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
     numbers |= {"budget_cifar100.yaml": 9, "engine_cifar100.yaml": 3}

@@ -131,8 +131,23 @@ def test_a_baseline_trains_as_long_as_its_search(inventory):
     search = search_job()["params"]["searches"][0]
     job = {"todo": True, "rule": "train_scratch", "wildcards": {"model": "m"}, "params": {"search": search}}
     assert images_by_kind(job, inventory) == {"train": 300 * 8000, "outputs": 301 * 2000 + 2 * 2000}
-    head = images_by_kind({**job, "rule": "train_baseline"}, inventory)
-    assert head == {"outputs": 300 * 8000 + 301 * 2000 + 2 * 2000}
+
+
+def test_a_baseline_with_masks_trains_the_head_or_what_the_search_trains(inventory):
+    def steps(baseline, **settings):
+        search = search_job()["params"]["searches"][0]
+        search["settings"] = search_settings(SEARCH | settings)
+        job = {"todo": True, "rule": "train_baseline", "wildcards": {"model": "m", "baseline": baseline}}
+        return images_by_kind({**job, "params": {"search": search}}, inventory)
+
+    evaluated = 301 * 2000 + 2 * 2000
+    assert steps("magnitude") == {"outputs": 300 * 8000 + evaluated}
+    assert steps("biases") == {"train": 300 * 8000, "outputs": evaluated}
+    budget = {"weights": 0.1, "epochs": 40}
+    evaluated = 41 * 2000 + 2 * 2000
+    assert steps("magnitude", budget=budget) == {"train": 40 * 8000, "outputs": 40 * 8000 + evaluated}
+    assert steps("magnitude", budget=budget | {"lr_bias": 0}) == {"outputs": 40 * 8000 + evaluated}
+    assert steps("head", budget=budget) == {"outputs": 40 * 8000 + evaluated}
 
 
 def test_a_recovery_trains_its_epochs_with_the_source_models_answers(inventory):

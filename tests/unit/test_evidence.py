@@ -2,12 +2,16 @@
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from seam.errors import UserError
 from seam.files import write_csv
+from seam.report import indirect
 from seam.report.baselines import COLUMNS as BASELINES
 from seam.report.direct import SETTINGS, columns
 from seam.report.evidence import collect, evidence, read_runs
+from seam.report.indirect_evidence import indirect_evidence, read_students
+from seam.report.intervals import student_t
 
 
 def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
@@ -80,3 +84,85 @@ def test_what_cannot_be_collected_is_one_sentence(tmp_path):
         read_runs([])
     with pytest.raises(UserError, match="direct_binary.csv is missing"):
         read_runs([tmp_path / "none"])
+
+
+# ---------------------------------------------------------------------- indirect reuse
+
+
+def write_students(root, seed, rates, adaptive=None):
+    """Write the tables of a run of students {(student, threshold): DIR}, each right on 200 of 250 images."""
+    names = indirect.columns([], adaptive is not None)
+    rows = [
+        dict.fromkeys(names)
+        | {
+            **{"model": "net", "dataset": "pets", "student": student, "threshold": threshold, "seed": seed},
+            **{"accuracy": 0.8, "accuracy_perturbed": 0.8 * (1 - rate), "defect_inheritance_rate": rate},
+            **{"images_test": 250, "images_right": 200, "images_inherited": round(200 * rate)},
+            **{"retention": None if threshold is None else 1 - threshold},
+            **({} if adaptive is None else {"accuracy_adaptive": adaptive}),
+        }
+        for (student, threshold), rate in rates.items()
+    ]
+    tables = root / "results/tables"
+    empty = columns([], SETTINGS)
+    write_csv(tables / "direct_binary.csv", pd.DataFrame(columns=empty))
+    write_csv(tables / "direct_multiclass.csv", pd.DataFrame(columns=empty))
+    write_csv(tables / "indirect.csv", pd.DataFrame(rows, columns=names))
+    return root
+
+
+SEEDS = [  # of three seeds: {student: DIR}
+    {("random", 0.6): 0.2, ("retrain", None): 0.0, ("standard", None): 0.5, ("seam", 0.3): 0.4, ("seam", 0.6): 0.3},
+    {("random", 0.6): 0.1, ("retrain", None): 0.1, ("standard", None): 0.4, ("seam", 0.3): 0.3, ("seam", 0.6): 0.25},
+    {("random", 0.6): 0.15, ("retrain", None): 0.2, ("standard", None): 0.6, ("seam", 0.3): 0.5, ("seam", 0.6): 0.35},
+]
+
+
+def test_students_are_compared_by_seed(tmp_path):
+    runs = [write_students(tmp_path / str(seed), seed, rates, 0.05) for seed, rates in enumerate(SEEDS)]
+    table = indirect_evidence(read_students(runs))
+    assert list(table["student"]) == ["standard", "seam", "seam", "random", "retrain"]
+    assert list(table["threshold"].dropna()) == [0.3, 0.6, 0.6]
+    rows = {(row.student, row.threshold if row.threshold == row.threshold else None): row for row in table.itertuples()}
+    random = rows["random", 0.6]
+    assert (random.seeds, random.images_test, random.images_right, random.images_inherited) == (3, 750, 600, 90)
+    assert random.defect_inheritance_rate == pytest.approx(0.15) and random.accuracy_adaptive == pytest.approx(0.05)
+    assert random.dir_over_seam_points == pytest.approx((-10 - 15 - 20) / 3)
+    low, high = stats.ttest_1samp([-10, -15, -20], 0).confidence_interval(0.95)
+    assert (random.dir_over_seam_low, random.dir_over_seam_high) == pytest.approx((low, high))
+    assert random.dir_over_standard_points == pytest.approx((-30 - 30 - 45) / 3)
+    assert rows["seam", 0.3].dir_over_standard_points == pytest.approx(-10)
+    for row in (rows["seam", 0.6], rows["standard", None], rows["retrain", None]):  # no SeaM at a threshold of theirs
+        assert pd.isna(row.dir_over_seam_points)
+    assert pd.isna(rows["standard", None].dir_over_standard_points)
+
+
+def test_runs_of_students_alone_have_one_table(tmp_path):
+    text = collect(tmp_path / "e.csv", [write_students(tmp_path / "0", 0, SEEDS[0])])
+    assert not (tmp_path / "e.csv").exists() and len(pd.read_csv(tmp_path / "e_indirect.csv")) == 5
+    line = "| net | pets | random, t = 0.6 | 1 | 60.0 % | 80.0 % | 64.0 % |  | 20.0 % | 40 of 200 | -30.0 | -10.0 |"
+    assert line in text.splitlines()
+
+
+def test_both_kinds_of_reuse_have_a_table_each(tmp_path):
+    run = write_students(tmp_path / "0", 0, SEEDS[0])
+    students = (run / "results/tables/indirect.csv").read_bytes()
+    write_run(run, 0, [2, 4])
+    (run / "results/tables/indirect.csv").write_bytes(students)
+    text = collect(tmp_path / "e.csv", [run])
+    assert len(pd.read_csv(tmp_path / "e.csv")) == 2 and len(pd.read_csv(tmp_path / "e_indirect.csv")) == 5
+    assert "head alone" in text and "SeaM, t = 0.6" in text
+
+
+def test_students_that_cannot_be_collected_are_one_sentence(tmp_path):
+    runs = [write_students(tmp_path / name, 0, SEEDS[0]) for name in "ab"]
+    with pytest.raises(UserError, match="Two of the runs have seed 0 of net on pets: leave one out"):
+        read_students(runs)
+    with pytest.raises(UserError, match="The runs have no results yet: run the workflow"):
+        collect(tmp_path / "e.csv", [write_students(tmp_path / "none", 0, {})])
+
+
+def test_an_interval_over_seeds_is_wider_than_their_range():
+    low, high = student_t([1.0, 2.0, 3.0])
+    assert low < 1 and high > 3 and low + high == pytest.approx(4)
+    assert all(map(pd.isna, student_t([1.0])))

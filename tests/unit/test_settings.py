@@ -98,3 +98,8 @@ def test_what_a_weight_costs_follows_the_budget():
 def test_a_budget_has_one_unit(budget):
     with pytest.raises(ValueError, match="gives one of weights, macs, latency_ms"):
         SearchSettings(schedule="budget", budget=budget)
+
+
+def test_an_unknown_order_of_masks_is_refused():
+    with pytest.raises(ValueError, match="initial_masks is 'size': choose one of equal, magnitude."):
+        ThresholdSearchSettings(initial_masks="size")

@@ -107,6 +107,25 @@ def test_a_threshold_that_was_not_reached_is_an_error_of_its_student(search, pla
         bits_of(tmp_path / "masks.safetensors", "seam", 0.9, source, None)
 
 
+def test_ordered_masks_remove_the_smallest_weights_first(search, places, model_folder, tmp_path):
+    """At a rate at which all equal masks stay above zero in the first epoch, ordered ones have begun to fall."""
+    shared = places | {"common": COMMON, "seed": 0, "device": "cpu"}
+    removed = {}
+    for order in ("equal", "magnitude"):
+        folder = tmp_path / order
+        folder.mkdir()
+        (folder / "head.safetensors").write_bytes((search / "head.safetensors").read_bytes())
+        settings = SEARCH | {"epochs": 1, "lr_mask": 0.06, "alpha": 100.0, "initial_masks": order}
+        search_masks(folder, search=settings, thresholds=[0.01], checkpoint=folder / "x.pt", **shared)
+        removed[order] = 1 - pd.read_csv(folder / "history.csv")["retention"].iloc[0]
+    assert removed["equal"] == 0 < 0.01 <= removed["magnitude"] < 0.9
+    source = open_source(model_folder, architecture=ARCHITECTURE).module
+    for name, bit in bits(tmp_path / "magnitude", 0.01, model_folder).items():
+        weight = dict(source.named_parameters())[name].detach().abs()
+        if 0 < bit.sum() < bit.numel():
+            assert weight[bit].mean() > weight[~bit].mean()
+
+
 # ---------------------------------------------------------------------- step 3, and the other students
 
 

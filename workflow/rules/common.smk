@@ -493,10 +493,12 @@ def head_settings(wildcards):
 
 def masks_settings(wildcards):
     student = transfer_of(wildcards)
+    search = student.transfer["search"]
     return transfer_settings(
         wildcards,
         student.transfer,
-        search=student.transfer["search"],
+        # An optional setting at its default stays out, so that results are those of versions without it.
+        search={k: v for k, v in search.items() if (k, v) != ("initial_masks", "equal")},
         thresholds=list(student.thresholds),
     )
 

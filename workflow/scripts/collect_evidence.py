@@ -1,7 +1,7 @@
 """Collect the evidence of several runs, such as those of several seeds.
 
-python workflow/scripts/collect_evidence.py evidence.csv RUN... writes the table and prints it as Markdown. A RUN is a
-folder that holds results/.
+python workflow/scripts/collect_evidence.py evidence.csv RUN... writes the table of target problems, and the table of
+students to evidence_indirect.csv, and prints them as Markdown. A RUN is a folder that holds results/.
 """
 
 import sys

@@ -230,12 +230,21 @@ class LastLayerSettings:
 
 @dataclass(frozen=True)
 class ThresholdSearchSettings:
-    """How the masks of indirect reuse are searched: `transfer.search` of the config."""
+    """How the masks of indirect reuse are searched: `transfer.search` of the config.
+
+    initial_masks: `equal` or `magnitude`, the order in which weights are removed unless the loss says otherwise. Raises
+    ValueError if it is unknown.
+    """
 
     epochs: int = 300
     lr_mask: float = 0.05
     lr_last: float = 0.001
     alpha: float = 0.5
+    initial_masks: str = "equal"
+
+    def __post_init__(self) -> None:
+        if self.initial_masks not in ("equal", "magnitude"):
+            raise ValueError(f"initial_masks is {self.initial_masks!r}: choose one of equal, magnitude.")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Biases:
         self.values: dict[str, torch.Tensor] = {}
         self.masked: dict[str, str] = {}  # {layer: its bias, that has a mask and no batch norm}
         self._leaves: list[torch.Tensor] = []  # where the backward pass leaves gradients
+        self._shared: list[tuple[torch.Tensor, torch.Tensor]] = []  # (a parameter with a mask, the value behind it)
+        self._hooks: list[Any] = []
         norms = {layer.convolution: name for name, layer in module.named_modules() if isinstance(layer, Folded)}
         for name, layer in module.named_modules():
             bias, parameter = getattr(layer, "bias", None), f"{name}.bias" if name else "bias"
@@ -43,20 +45,14 @@ class Biases:
                 value = masks.shifts.get(parameter)
                 if value is None:
                     self.masked[name], value = parameter, masks.weights[parameter]
-                bias.requires_grad_(True).register_post_accumulate_grad_hook(partial(self._take_gradient, value))
-            elif isinstance(layer, NORMS) or name in norms:
+                self._shared.append((bias, value))
+            elif (isinstance(layer, NORMS) or name in norms) and not any(bias is leaf for leaf in self._leaves):
                 value = bias
-            else:  # no output depends on it
+            else:  # no output depends on it, or another layer has the same one
                 continue
             self.values[norms.get(name, name)] = value
             self._leaves.append(bias)
-        self.train(False)
         self.initial = {name: value.detach().clone() for name, value in self.values.items()}
-
-    def _take_gradient(self, value: torch.Tensor, parameter: torch.Tensor) -> None:
-        """Keep the gradient of a masked parameter for `value`, before `Masks.updated` takes it."""
-        assert parameter.grad is not None
-        value.grad = parameter.grad.clone()
 
     def zero_grad(self) -> None:
         """Free all gradients."""
@@ -75,6 +71,13 @@ class Biases:
         """Let the backward pass compute the gradients of the biases, or not."""
         for leaf in self._leaves:
             leaf.requires_grad_(enabled)
+        for hook in self._hooks:
+            hook.remove()
+        # `Masks.updated` takes the gradients of parameters with masks; its hooks are added later and run after these.
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(_copy_gradient, value))
+            for parameter, value in (self._shared if enabled else [])
+        ]
 
     @torch.no_grad()
     def shifts(self) -> dict[str, torch.Tensor]:
@@ -100,6 +103,11 @@ class Biases:
         for name, value in self.values.items():
             value.copy_(state[name])
         self.masks.apply()
+
+
+def _copy_gradient(value: torch.Tensor, parameter: torch.Tensor) -> None:
+    assert parameter.grad is not None
+    value.grad = parameter.grad.clone()
 
 
 @torch.no_grad()

@@ -118,7 +118,7 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
     if rule == "recover":
         return _recovery(job["params"]["recovery"], inventory)
     if rule in ("train_baseline", "train_scratch"):
-        return _baseline(rule, job["params"]["search"], inventory)
+        return _baseline(job["wildcards"].get("baseline", "scratch"), job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
         return {}
     model, dataset = job["wildcards"]["model"], job["wildcards"].get("dataset") or settings["dataset"]
@@ -160,15 +160,18 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     return inventory.steps(search["model"], dataset, batch_size, (epochs - head) * train, outputs)
 
 
-def _baseline(rule: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
-    """Return the steps of a baseline, which trains as long as its search: the head alone, or all weights."""
+def _baseline(baseline: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of a baseline, which trains as long as its search: the head, biases as well, or all weights."""
     settings, dataset = search["settings"], search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     batch_size = settings["batch_size"] or choose_batch_size(int(train), settings["epochs"])
     train, outputs = settings["epochs"] * train, (settings["epochs"] + 1) * select + 2 * images["test"]
-    if rule == "train_baseline":  # the head alone takes hardly any time
-        train, outputs = 0.0, train + outputs
+    budget = settings.get("budget") or {}
+    if baseline == "head" or (baseline not in ("scratch", "biases") and not budget.get("lr_bias")):
+        train, outputs = 0.0, train + outputs  # the head alone takes hardly any time
+    elif baseline != "scratch" and budget.get("distillation"):
+        outputs += train
     return inventory.steps(search["model"], dataset, batch_size, train, outputs)
 
 

@@ -1,4 +1,4 @@
-"""The evidence of several runs, such as those of several seeds: each method of direct reuse side by side."""
+"""The evidence of several runs, such as those of several seeds: methods of direct reuse, and students, side by side."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from seam.errors import UserError
-from seam.log import log
 from seam.report.baselines import NAMES, baseline_name
+from seam.report.indirect_evidence import indirect_evidence, read_students, render_students
 from seam.report.intervals import bootstrap
 from seam.report.tables import PROBLEMS, Table, all_problems, read_table, write_table
 
@@ -148,8 +148,22 @@ def _with_interval(value: Any, low: Any, high: Any) -> str:
 
 
 def collect(path: str | Path, folders: Iterable[str | Path]) -> str:
-    """Write the evidence of runs to `path`, a CSV file; return it as Markdown."""
-    table = evidence(*read_runs(folders))
-    write_table(path, table, "methods")
-    log.info("%s", path)
-    return render(table)
+    """Write the evidence of runs to `path`, a CSV file; return it as Markdown.
+
+    Students of indirect reuse have a table of their own, whose name ends in `_indirect`. A table without rows is left
+    out of the Markdown. Raises UserError if the runs have neither target problems nor students.
+    """
+    folders, parts = list(folders), []
+    problems, baselines = read_runs(folders)
+    students = read_students(folders)
+    if len(problems):
+        table = evidence(problems, baselines)
+        write_table(path, table, "methods")
+        parts.append(render(table))
+    if len(students):
+        table = indirect_evidence(students)
+        write_table(Path(path).with_stem(f"{Path(path).stem}_indirect"), table, "students")
+        parts.append(render_students(table))
+    if not parts:
+        raise UserError("The runs have no results yet: run the workflow in their folders first.")
+    return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""Confidence intervals of means over target problems."""
+"""Confidence intervals of means: over target problems, and over seeds."""
 
 from __future__ import annotations
 
@@ -24,3 +24,20 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, level: float 
     means = numbers[random.integers(0, len(numbers), (resamples, len(numbers)))].mean(1)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def student_t(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+    """Return Student's t interval of the mean of `values`; NaN if there are fewer than two.
+
+    The values are those of a few seeds. A bootstrap over so few is far too narrow: with three values, it never leaves
+    their range.
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    if count < 2:
+        return NONE, NONE
+    numbers = np.asarray(values, float)
+    half = float(t.ppf((1 + level) / 2, count - 1) * numbers.std(ddof=1) / np.sqrt(count))
+    mean = float(numbers.mean())
+    return mean - half, mean + half

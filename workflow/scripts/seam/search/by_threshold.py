@@ -58,6 +58,8 @@ def search_by_threshold(
     unused = unused_parameters(model, next(iter(selection))[0][:2], {last_layer})
     with own_mappings():
         masks = Masks(model, {last_layer} | unused)
+    if settings.initial_masks == "magnitude":
+        masks.order_by_magnitude()
     training = MaskTraining(
         model, head, masks, lr_mask=settings.lr_mask, lr_head=settings.lr_last, alpha=settings.alpha, head_phase=False
     )
