@@ -15,7 +15,7 @@ from seam.report import direct, indirect
 from seam.report.closing import closing_lines
 from seam.report.html import Number, chart, table, wilson
 from seam.report.losses import lost
-from seam.report.page import write_report
+from seam.report.page import without_empty, write_report
 from seam.report.summary import write_summary
 from seam.report.tables import read_table
 
@@ -93,6 +93,15 @@ def test_the_page_has_the_answer_and_every_problem(results, page):
     assert page.index("weights kept") < page.index("<h2>Each problem")
     assert "published: 10.11 %" in page
     assert page.count("Answers of the re-engineered model") == 5
+
+
+def test_the_means_have_names_and_no_empty_columns(page):
+    means = page[page.index('<section id="means">') :]
+    means = means[: means.index("</section>")]
+    assert "weights kept" in means and "weights_kept" not in means and "time saved, DeepSparse" in means
+    assert "digest" not in means and "10.11" in means
+    students = without_empty(["a", "b", "c"], [["x", Number(None), None], ["y", Number(0.0), ""]])
+    assert students[0] == ["a", "b"] and [len(row) for row in students[1]] == [2, 2]
 
 
 def test_intervals_by_hand():

@@ -52,8 +52,7 @@ INTRODUCTION = """\
 
 <!-- Made by workflow/scripts/check_models.py: run it again after a change -->
 
-{models}, with random weights and {outputs} outputs, as `seam check` sees them. Each was checked at
-the smallest size among 64, 128 and 224 px that it takes.
+{models}
 
 *Masked* is the share of the parameters that masks can remove, and of the multiply-accumulates (MACs) that they can
 save. *Channels* is the number of sets of channels that can be removed physically. The engines' numbers are the largest
@@ -144,8 +143,12 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     models += f" classifiers of torchvision {torchvision.__version__}"
     if own < len(found):
         models += f", and {len(found) - own} small ones of timm {importlib.metadata.version('timm')}"
+    models += (
+        f", with random weights and {OUTPUTS} outputs, as `seam check` sees them. Each was checked at the smallest "
+    )
+    models += "size among 64, 128 and 224 px that it takes."
     text = INTRODUCTION.format(
-        models=models, outputs=OUTPUTS, threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
+        models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
     rows = ["| model | px | parameters | masked | MACs | masked | channels | export | ONNX Runtime | seam.engine |"]
     rows.append("| --- " * 10 + "|")
@@ -182,13 +185,14 @@ def grouped(title: str, reasons: dict[str, str]) -> list[str]:
     models: dict[str, list[str]] = {}
     for name, words in sorted(reasons.items()):
         models.setdefault(reason(words), []).append(f"`{name}`")
-    lines = [line for words, names in models.items() for line in wrapped(f"- {words}: {', '.join(names)}")]
+    most_first = sorted(models.items(), key=lambda item: -len(item[1]))
+    lines = [line for words, names in most_first for line in wrapped(f"- {words}: {', '.join(names)}")]
     return ["", f"{title}:", "", *lines] if lines else []
 
 
-def wrapped(line: str) -> list[str]:
-    """Return a list entry in lines of at most 120 characters."""
-    return textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+def wrapped(line: str, indent: str = "  ") -> list[str]:
+    """Return a paragraph or an entry of a list in lines of at most 120 characters."""
+    return textwrap.wrap(line, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def reason(words: str) -> str:
@@ -200,7 +204,8 @@ def reason(words: str) -> str:
     'cannot be followed'
     """
     if " because " in words:
-        return words.partition(" because ")[2].partition(" (operation")[0].rstrip(".")
+        words = words.partition(" because ")[2].partition(" (operation")[0].rstrip(".")
+        return "it reshapes maps to tokens or groups" if words.startswith("it reshapes") else words
     return words.rpartition("(")[2].partition(")")[0].rpartition(": ")[2]
 
 

@@ -118,12 +118,15 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
 
 
 def image(path: Path, description: str) -> str:
-    """Return a PNG file as an image that is part of the page."""
+    """Return a PNG file as an image that is part of the page.
+
+    It is at most as wide as the page; a click enlarges it.
+    """
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big")  # of the header of a PNG file
     data = base64.b64encode(content).decode()
     return (
-        f'<div class="scroll"><img src="data:image/png;base64,{data}" alt="{text(description)}" '
+        f'<div class="scroll zoom"><img src="data:image/png;base64,{data}" alt="{text(description)}" '
         f'style="width:{width / 200 * 110:.0f}px"></div>'
     )
 
@@ -152,7 +155,10 @@ def chart(lines: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], mark: 
     parts += [f'<text x="{x(e):.1f}" y="{height - 8}" text-anchor="middle">{e:g}</text>' for e in {first, last}]
     parts.append(f'<text x="{(left + width) / 2}" y="{height - 8}" text-anchor="middle">epoch</text>')
     if mark is not None:
-        parts.append(f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="6" y2="{height - bottom}" stroke="#222"/>')
+        parts.append(
+            f'<line x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="6" y2="{height - bottom}" stroke="#222" '
+            'stroke-dasharray="4 3"/>'
+        )
     for colour, points in lines.values():
         places = " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in points)
         parts.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -162,7 +168,7 @@ def chart(lines: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], mark: 
         f'<span><i style="border-color:{colour}"></i>{text(name)}</span>' for name, (colour, _) in lines.items()
     )
     if mark is not None:
-        legend += '<span><i style="border-color:#222"></i>selected epoch</span>'
+        legend += '<span><i class="mark" style="border-color:#222"></i>selected epoch</span>'
     return (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}" font-size="11" '
         f'font-family="sans-serif" fill="#666">{"".join(parts)}</svg><div class="legend">{legend}</div>'

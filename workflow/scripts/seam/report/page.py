@@ -66,9 +66,18 @@ FIGURES = {  # in the order of the page, with what they show
 }
 ENGINE_TITLES = {
     "inference_time_reduction": "time saved, {}",
-    "speedup": "as fast as the source model, {}",
-    "speedup_over_onnxruntime": "as fast as the source model in ONNX Runtime, {}",
+    "speedup": "times as fast, {}",
+    "speedup_over_onnxruntime": "times as fast as ONNX Runtime, {}",
     "accuracy_change_int8": "accuracy change in int8, {}",
+}
+TITLES = {
+    "weights_kept": "weights kept",
+    "macs_reduction": "MACs saved",
+    "accuracy_gain": "accuracy gain",
+    "accuracy_gain_restricted": "accuracy gain, like for like",
+    "budget_met": "budgets met",
+    "inherited_defects_reduction": "fewer inherited defects",
+    "defect_inheritance_rate": "defects inherited",
 }
 COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better")  # columns of whole numbers
 PACKAGES = ["seam-reuse", "torch", "torchvision", "numpy", "pandas", "onnx", "onnxruntime", "openvino", "snakemake"]
@@ -87,12 +96,13 @@ def write_report(
     problems = all_problems(data["binary"], data["multiclass"])
     students = data["indirect"]
     times = run_times(Path(run["benchmarks"]))
-    sections = [("figures", "Figures", figures_section(figures))]
+    shown = {name: file for name, file in figures.items() if name not in figures_of_nothing(data)}
+    sections = [("figures", "Figures", figures_section(shown))]
     if len(problems):
         sections.append(("table", "Target problems", problems_table(problems)))
     if len(students):
         sections.append(("students", "Students", students_table(students)))
-    sections.append(("means", "Means", whole_table(data["summary"])))
+    sections.append(("means", "Means", means_table(data["summary"])))
     if "baselines_comparison" in data and len(data["baselines_comparison"]):
         sections.append(("baselines", "Baselines", whole_table(data["baselines_comparison"])))
     if "latency_budgets" in data:
@@ -116,7 +126,8 @@ def introduction(problems: Table, students: Table, summary: Table) -> str:
     """Return the answer: what was saved, at what accuracy, beside the published values."""
     date = datetime.date.today().isoformat()
     count = f"{len(problems)} target problem{'s' * (len(problems) != 1)}"
-    parts = [f'<p class="note">{count} and {len(students)} students, {date}</p>']
+    count += f" and {len(students)} student{'s' * (len(students) != 1)}" if len(students) else ""
+    parts = [f'<p class="note">{count}, {date}</p>']
     parts.append(warnings(problems))
     cards = [*direct_cards(problems, summary), *indirect_cards(students, summary)]
     if not cards:
@@ -162,18 +173,11 @@ def direct_cards(problems: Table, summary: Table) -> Iterable[str]:
         for _, row in summary[summary["group"] == "all"].iterrows()
         if not pd.isna(row["published"])
     }
-    titles = {
-        "weights_kept": "weights kept",
-        "macs_reduction": "MACs saved",
-        "accuracy_gain": "accuracy gain",
-        "accuracy_gain_restricted": "accuracy gain, like for like",
-        "budget_met": "budgets met",
-    }
     for quantity, engine, unit, values in quantities(problems):
         if not values.notna().any():
             continue
         signed, ending = unit == "points", " %" if unit == "%" else f" {unit}"
-        title = titles.get(quantity, quantity.replace("_", " "))
+        title = TITLES.get(quantity, quantity.replace("_", " "))
         if quantity in ENGINE_TITLES:
             title = ENGINE_TITLES[quantity].format(engine_name(engine))
         if quantity == "speedup_over_onnxruntime" and engine == "onnxruntime":
@@ -207,6 +211,15 @@ def indirect_cards(students: Table, summary: Table) -> Iterable[str]:
 # Figures and tables
 
 
+def figures_of_nothing(data: Mapping[str, Table]) -> set[str]:
+    """Return the names of the figures that have nothing to show, such as that of engines where none timed a model."""
+    names = {f"accuracy_{kind}" for kind in ("binary", "multiclass") if not len(data[kind])}
+    problems = all_problems(data["binary"], data["multiclass"])
+    if "onnxruntime" not in engines(problems):  # the figure compares with it
+        names.add("engines")
+    return names if len(data["indirect"]) else names | {"thresholds", "defects"}
+
+
 def figures_section(figures: Mapping[str, str | Path]) -> str:
     """Return all figures with their captions, those of unknown names last."""
     names = [name for name in FIGURES if name in figures] + sorted(set(figures) - set(FIGURES))
@@ -234,6 +247,17 @@ def per_cent(value: Any, decimals: int = 1) -> Number:
     return Number(None if value is None or pd.isna(value) else 100 * float(value), decimals)
 
 
+def interval(low: float, high: float) -> str:
+    """Return an interval of shares in per cent, which no line break parts."""
+    return f"{100 * low:.1f}\u00a0to\u00a0{100 * high:.1f}"
+
+
+def without_empty(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Return the heads and rows of a table without its columns that have no value."""
+    kept = [place for place in range(len(heads)) if any(str("" if row[place] is None else row[place]) for row in rows)]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
 def optional(value: Any, decimals: int = 0) -> Number:
     """Return a number of a table, which may be missing."""
     return Number(None if pd.isna(value) else float(value), decimals)
@@ -256,7 +280,7 @@ def problems_table(problems: Table) -> str:
                 PROBLEMS.get(row["problem"], row["problem"]),
                 per_cent(before[place]),
                 per_cent(after[place]),
-                f"{100 * low:.1f} to {100 * high:.1f}",
+                interval(low, high),
                 Number(row["accuracy_gain_points"], 1, signed=True),
                 lowest,
                 per_cent(row["retention"]),
@@ -268,23 +292,23 @@ def problems_table(problems: Table) -> str:
         "A click on the name of a column sorts by it. The interval is that of the accuracy for so many test images "
         "(Wilson). The tables <code>direct_binary.csv</code> and <code>direct_multiclass.csv</code> have all columns."
     )
-    return f'<p class="note">{note}</p>{table(heads, rows)}'
+    return f'<p class="note">{note}</p>{table(*without_empty(heads, rows))}'
 
 
 def students_table(students: Table) -> str:
     """Return the table of the students."""
-    heads = ["source model", "data set", "student", "accuracy %", "95 % interval", "published %", "DIR %"]
+    heads = ["student", "source model", "data set", "accuracy %", "95 % interval", "published %", "DIR %"]
     heads += ["published %", "inherited of right", "weights kept %"]
     rows = []
     for _, row in students.iterrows():
         low, high = wilson(float(row["accuracy"]), int(row["images_test"]))
         rows.append(
             [
+                student_name(row["student"], row["threshold"]).replace(" = ", "\u00a0=\u00a0"),
                 row["model"],
                 row["dataset"],
-                student_name(row["student"], row["threshold"]),
                 per_cent(row["accuracy"]),
-                f"{100 * low:.1f} to {100 * high:.1f}",
+                interval(low, high),
                 per_cent(row["published_accuracy"]),
                 per_cent(row["defect_inheritance_rate"]),
                 per_cent(row["published_defect_inheritance_rate"]),
@@ -296,7 +320,45 @@ def students_table(students: Table) -> str:
         "DIR, the defect inheritance rate: the share, among the test images that a student gets right, of those that "
         "it gets wrong once they are perturbed against the source model."
     )
-    return f'<p class="note">{note}</p>{table(heads, rows)}'
+    return f'<p class="note">{note}</p>{table(*without_empty(heads, rows))}'
+
+
+def means_table(summary: Table) -> str:
+    """Return the table of the means: a row for each quantity and group of problems, without empty columns."""
+    heads = {"quantity": "mean of", "group": "problems", "problems": "number", "ours_mean": "here"}
+    heads |= {"published": "published", "unit": "unit", "problems_as_published": "of them as in the paper"}
+    heads |= {"problems_selected_on_test": "of them selected on test images"}
+    counts = ("problems_as_published", "problems_selected_on_test")
+    empty = {name for name in counts if name in summary and not summary[name].fillna(0).any()}
+    names = [name for name in heads if name in summary and name not in empty]
+    rows = []
+    for _, row in summary.iterrows():
+        if row["quantity"] == "speedup_over_onnxruntime" and row["engine"] == "onnxruntime":
+            continue  # the same as its speed-up
+        cells: dict[str, object] = {name: row[name] for name in names}
+        cells["quantity"] = quantity_title(row)
+        cells["group"] = PROBLEMS.get(row["group"], row["group"])
+        for name in ("ours_mean", "published"):
+            cells[name] = Number(row[name], 2)
+        cells |= {name: optional(row[name]) for name in ("problems", *counts) if name in names}
+        rows.append([cells[name] for name in names])
+    note = (
+        "The same numbers as in <code>summary.csv</code>, which also has the versions of the engines. Published: the "
+        "SeaM paper's mean over its own problems."
+    )
+    return f'<p class="note">{note}</p>{table([heads[name] for name in names], rows)}'
+
+
+def quantity_title(row: Column) -> str:
+    """Return the name of a quantity of the summary, with the engine or the student that it is of."""
+    quantity = str(row["quantity"])
+    if quantity in ENGINE_TITLES:
+        return ENGINE_TITLES[quantity].format(engine_name(row["engine"]))
+    title = TITLES.get(quantity, quantity.replace("_", " "))
+    student = row.get("student")
+    return (
+        title if not isinstance(student, str) or not student else f"{title}, {student_name(student, row['threshold'])}"
+    )
 
 
 def whole_table(summary: Table) -> str:
@@ -320,7 +382,9 @@ def problem_details(problems: Table, times: Mapping[str, Table]) -> Iterable[str
     yield '<p><label>Show problems named <input type="search" id="filter" placeholder="cat"></label></p>'
     before, after = deciding(problems, "accuracy_source"), deciding(problems, "accuracy_reengineered")
     for place, row in problems.iterrows():
-        numbers = f"{100 * before[place]:.1f} → {100 * after[place]:.1f} %, {100 * row['retention']:.1f} % kept"
+        numbers = (
+            f"{100 * before[place]:.1f} → {100 * after[place]:.1f}\u00a0%, {100 * row['retention']:.1f}\u00a0% kept"
+        )
         yield (
             f'<details class="problem" id="{problem_id(row)}"><summary><b>{text(problem_name(row))}</b> '
             f'<span class="note">{text(numbers)}</span></summary><div>{problem_content(row, times)}</div></details>'
@@ -438,13 +502,28 @@ def result(row: Column, metrics: Mapping[str, Any], folder: Path) -> dict[str, o
     shown |= {"recovery", "precision", "torch", "model", "dataset", "problem", "target", "digest", "holdout_accuracy"}
     for name in sorted(metrics.keys() - shown):
         value = metrics[name]
-        values[name.replace("_", " ")] = json.dumps(value) if isinstance(value, (dict, list)) else value
+        values[name.replace("_", " ")] = plain(value)
     return values
 
 
 def settings(metrics: Mapping[str, Any]) -> dict[str, object]:
     """Return the hyper-parameters of a search."""
-    return {name: "none" if value is None else value for name, value in sorted(metrics.get("settings", {}).items())}
+    return {name: plain(value) for name, value in sorted(metrics.get("settings", {}).items())}
+
+
+def plain(value: Any) -> str:
+    """Return a value of a JSON file as people write it.
+
+    >>> plain({"limit": 0.25, "met": True, "widths": [8, 16], "engine": None})
+    'limit 0.25; met yes; widths 8, 16; engine none'
+    """
+    if isinstance(value, Mapping):
+        return "; ".join(f"{str(name).replace('_', ' ')} {plain(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 # The run
@@ -531,8 +610,9 @@ def run_section(
         for rule, jobs in sorted(by_rule.items())
     ]
     content = json.dumps(config, indent=1, ensure_ascii=False, default=str)
+    by_rule_table = table(["rule", "jobs", "minutes", "peak memory, MB"], rows)
     return (
-        f"<h3>Versions</h3>{pairs(versions)}<h3>Times of the jobs, by rule</h3>"
-        f"{table(['rule', 'jobs', 'minutes', 'peak memory, MB'], rows)}"
+        f"<h3>Versions</h3>{pairs(versions)}"
+        f"{f'<h3>Times of the jobs, by rule</h3>{by_rule_table}' if rows else ''}"
         f"<details><summary>The whole configuration</summary><pre>{text(content)}</pre></details>"
     )

@@ -27,6 +27,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+// On a narrow screen figures shrink to its width; a click shows one larger, and it scrolls sideways.
+for (const zoom of document.querySelectorAll(".zoom"))
+  zoom.addEventListener("click", () => zoom.classList.toggle("large"));
+
 // A link to a problem opens it.
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
