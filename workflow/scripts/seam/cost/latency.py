@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from seam.cost.processor import describe_cpu, physical_cores
 from seam.cost.runners import onnx_runtime
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def time_models(
                         raise
                     except Exception as error:  # engines' errors have no common class
                         raise UserError(
-                            f"{engine} cannot run {path} ({_first_line(error)}): delete it, and the workflow exports "
+                            f"{engine} cannot run {path} ({first_line(error)}): delete it, and the workflow exports "
                             "it again."
                         ) from error
                     if exact:
@@ -128,7 +128,7 @@ def _reference(
             raise
         except Exception as error:
             raise UserError(
-                f"onnxruntime cannot run {path} ({_first_line(error)}): delete it, and the workflow exports it again."
+                f"onnxruntime cannot run {path} ({first_line(error)}): delete it, and the workflow exports it again."
             ) from error
     return images, outputs
 
@@ -214,7 +214,3 @@ def _output_to_log() -> Iterator[None]:
             memory.seek(0)
             for line in memory.read().decode(errors="replace").splitlines():
                 log.info("%s", line)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")

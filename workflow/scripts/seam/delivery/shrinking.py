@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from seam.cost.export import export, onnx_metadata
 from seam.data.batches import batches
@@ -34,6 +35,7 @@ from seam.models.weights import open_source
 from seam.outputs import staged
 
 FIT_IMAGES = 512  # on which normalizations are compared
+EQUALLY_GOOD = 0.01  # share of images by which normalizations that are equally good may differ
 FIT_BATCH = 64  # images that a model takes at once in measurements
 TIMED: dict[str, Any] = {
     "batch_size": (1,), "threads": (1,), "warmup": 5, "iterations": 30, "runs": 2, "statistic": "median",
@@ -274,8 +276,9 @@ class Shrinking:
     def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
         """Return (normalization, how it was found): the one with which the source model gets most images right.
 
-        Only training images are used. Normalizations that are published for such models are compared, and the
-        statistics of the images.
+        Of those that are equally good, within a hundredth of the images, the one with which it is surest of the right
+        answers is taken. Only training images are used. Normalizations that are published for such models are compared,
+        and the statistics of the images.
         """
         source, device = (
             open_source(self.model_folder, architecture=self.choices.architecture),
@@ -287,11 +290,15 @@ class Shrinking:
         labels = position[data.train.labels[chosen]]
         network = to_channels_last(source.module, device)
         scores: dict[str, float] = {}
+        losses: dict[str, float] = {}
         candidates = {**KNOWN_NORMALIZATIONS, "the data's": (data.mean, data.std)}
         for name, normalization in candidates.items():
             images = batches(data.train, chosen, labels, FIT_BATCH, normalization=normalization, device=device)
-            scores[name] = accuracy(*predict(network, images))
-        best = max(scores, key=lambda name: scores[name])
+            logits, right = predict(network, images)
+            scores[name] = accuracy(logits, right)
+            losses[name] = float(nn.functional.cross_entropy(logits.double(), right))
+        equally_good = [name for name in scores if scores[name] >= max(scores.values()) - EQUALLY_GOOD]
+        best = min(equally_good, key=lambda name: losses[name])
         if scores[best] <= 1.5 / len(source.classes):
             raise UserError(
                 f"The source model gets {scores[best]:.1%} of {len(chosen)} training images right, hardly more than by "
@@ -299,7 +306,7 @@ class Shrinking:
             )
         mean, std = candidates[best]
         compared = ", ".join(
-            f"{name} {score:.1%}" for name, score in sorted(scores.items(), key=lambda item: -item[1])[:3]
+            f"{name} {scores[name]:.1%}" for name in sorted(scores, key=lambda name: (-scores[name], losses[name]))[:3]
         )
         words = f"{best}, found by fit on {len(chosen)} training images ({compared}); --normalization sets it"
         return [list(mean), list(std)], words
