@@ -172,15 +172,21 @@ def _summarise(name: str, seconds: list[list[float]]) -> dict[str, Any]:
 
     milliseconds = 1000 * np.array(seconds)
     quartiles = np.percentile(milliseconds, (25, 50, 75)).tolist()
-    if milliseconds.mean() > DISTURBED * milliseconds.min():
-        log.warning("The passes of %s vary much: other work on this machine makes its times too long", name)
-    return {
+    statistics = {
         "mean_ms": float(milliseconds.mean()),
         "median_ms": quartiles[1],
         "quartiles_ms": [quartiles[0], quartiles[2]],
         "minimum_ms": float(milliseconds.min()),
         "run_means_ms": milliseconds.mean(1).tolist(),
     }
+    if is_disturbed(statistics):
+        log.warning("The passes of %s vary much: other work on this machine makes its times too long", name)
+    return statistics
+
+
+def is_disturbed(statistics: Mapping[str, Any]) -> bool:
+    """Return whether other work on the machine made measured times too long."""
+    return statistics["mean_ms"] > DISTURBED * statistics["minimum_ms"]
 
 
 def _random_images(shape: Sequence[int], batch_size: int) -> np.ndarray:

@@ -58,8 +58,8 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], bat
             )
         except Exception as error:  # its errors have no common class
             raise UserError(
-                f"ONNX Runtime cannot quantize {source} ({first_line(error)}): take the engines with int8 out of engines "
-                "in the config."
+                f"ONNX Runtime cannot quantize {source} ({first_line(error)}): take the engines with int8 out of "
+                "engines in the config."
             ) from error
         model = onnx.load(temporary)
         onnx.helper.set_model_props(model, metadata)

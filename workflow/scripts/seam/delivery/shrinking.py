@@ -274,11 +274,10 @@ class Shrinking:
             fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
 
     def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
-        """Return (normalization, how it was found): the one with which the source model gets most images right.
+        """Return (normalization, how it was found): the one that fits the source model best, as `choose_fit` says.
 
-        Of those that are equally good, within a hundredth of the images, the one with which it is surest of the right
-        answers is taken. Only training images are used. Normalizations that are published for such models are compared,
-        and the statistics of the images.
+        Only training images are used. Normalizations that are published for such models are compared, and the
+        statistics of the images.
         """
         source, device = (
             open_source(self.model_folder, architecture=self.choices.architecture),
@@ -297,8 +296,7 @@ class Shrinking:
             logits, right = predict(network, images)
             scores[name] = accuracy(logits, right)
             losses[name] = float(nn.functional.cross_entropy(logits.double(), right))
-        equally_good = [name for name in scores if scores[name] >= max(scores.values()) - EQUALLY_GOOD]
-        best = min(equally_good, key=lambda name: losses[name])
+        best = choose_fit(scores, losses)
         if scores[best] <= 1.5 / len(source.classes):
             raise UserError(
                 f"The source model gets {scores[best]:.1%} of {len(chosen)} training images right, hardly more than by "
@@ -319,6 +317,16 @@ class Shrinking:
         path = self.work / "steps.json"
         steps = read_json(path) if path.is_file() else {}
         write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+
+
+def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:
+    """Return the name of the highest accuracy; of those that are equally good, within 0.01, the one of least loss.
+
+    >>> choose_fit({"imagenet": 0.998, "cifar10": 0.996, "none": 0.7}, {"imagenet": 0.02, "cifar10": 0.01, "none": 0})
+    'cifar10'
+    """
+    equally_good = [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
+    return min(equally_good, key=lambda name: losses[name])
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:

@@ -109,8 +109,8 @@ def require_exact_removal(module: nn.Module, groups: ChannelGroups, kept: torch.
         error = removal_error(module, groups, kept, images)
     except (RuntimeError, ValueError, TypeError) as failure:  # the model's code was written for its old widths
         raise UserError(
-            f"The model does not run without the removed channels ({first_line(failure)}): its code needs its own widths. "
-            "Set granularity to weight."
+            f"The model does not run without the removed channels ({first_line(failure)}): its code needs its own "
+            "widths. Set granularity to weight."
         ) from failure
     log.info("removal of channels: outputs differ by %.1e of the largest", error)
     if not error <= TOLERANCE:
