@@ -11,7 +11,7 @@ from seam.report.baselines import COLUMNS as BASELINES
 from seam.report.direct import SETTINGS, columns
 from seam.report.evidence import collect, evidence, read_runs
 from seam.report.indirect_evidence import indirect_evidence, read_students
-from seam.report.intervals import student_t
+from seam.report.intervals import student_t, wilson
 
 
 def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
@@ -128,6 +128,8 @@ def test_students_are_compared_by_seed(tmp_path):
     assert (random.seeds, random.images_test, random.images_right, random.images_inherited) == (3, 750, 600, 90)
     assert random.defect_inheritance_rate == pytest.approx(0.15) and random.accuracy_adaptive == pytest.approx(0.05)
     assert random.dir_over_seam_points == pytest.approx((-10 - 15 - 20) / 3)
+    low, high = stats.binomtest(30, 200).proportion_ci(0.95, "wilson")
+    assert (random.defect_inheritance_rate_low, random.defect_inheritance_rate_high) == pytest.approx((low, high))
     low, high = stats.ttest_1samp([-10, -15, -20], 0).confidence_interval(0.95)
     assert (random.dir_over_seam_low, random.dir_over_seam_high) == pytest.approx((low, high))
     assert random.dir_over_standard_points == pytest.approx((-30 - 30 - 45) / 3)
@@ -140,8 +142,8 @@ def test_students_are_compared_by_seed(tmp_path):
 def test_runs_of_students_alone_have_one_table(tmp_path):
     text = collect(tmp_path / "e.csv", [write_students(tmp_path / "0", 0, SEEDS[0])])
     assert not (tmp_path / "e.csv").exists() and len(pd.read_csv(tmp_path / "e_indirect.csv")) == 5
-    line = "| net | pets | random, t = 0.6 | 1 | 60.0 % | 80.0 % | 64.0 % |  | 20.0 % | 40 of 200 | -30.0 | -10.0 |"
-    assert line in text.splitlines()
+    line = "| net | pets | random, t = 0.6 | 1 | 60.0 % | 80.0 % | 64.0 % |  | 20.0 % (15 to 26) | 40 of 200 | -30.0 "
+    assert f"{line}| -10.0 |" in text.splitlines()
 
 
 def test_both_kinds_of_reuse_have_a_table_each(tmp_path):
@@ -165,4 +167,4 @@ def test_students_that_cannot_be_collected_are_one_sentence(tmp_path):
 def test_an_interval_over_seeds_is_wider_than_their_range():
     low, high = student_t([1.0, 2.0, 3.0])
     assert low < 1 and high > 3 and low + high == pytest.approx(4)
-    assert all(map(pd.isna, student_t([1.0])))
+    assert all(map(pd.isna, student_t([1.0]))) and all(map(pd.isna, wilson(0, 0)))

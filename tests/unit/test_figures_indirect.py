@@ -255,6 +255,7 @@ def test_defects_shows_the_table(results, request):
             assert texts == [
                 f"{100 * row.defect_inheritance_rate:.1f}",
                 f"{row.images_inherited} of {row.images_right}",
+                f"{100 * row.accuracy:.1f} → {100 * row.accuracy_perturbed:.1f}",
             ]
             threshold = None if np.isnan(row.threshold) else row.threshold
             key = "defect_inheritance_rate", row.architecture, dataset, row.student, threshold

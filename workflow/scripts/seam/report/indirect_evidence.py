@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from seam.errors import UserError
-from seam.report.intervals import student_t
+from seam.report.intervals import student_t, wilson
 from seam.report.tables import STUDENTS, Table, read_table, student_name
 
 GROUP = ["model", "dataset", "student", "threshold"]
@@ -48,8 +48,9 @@ def read_students(folders: Iterable[str | Path]) -> Table:
 def indirect_evidence(students: Table) -> Table:
     """Return one row per source model, data set, student and threshold, from a table of students.
 
-    Rates are means over the seeds, and counts are sums. Intervals are Student's over the seeds, on the same test
-    images: they say how much another run would differ, not other images. Differences of DIR are paired by seed.
+    Rates are means over the seeds, and counts are sums. The interval of a DIR is Wilson's over the images that the
+    student gets right with one seed, because further seeds add no images. Differences of DIR are paired by seed, with
+    Student's interval over the seeds: it says how much another run on the same images would differ.
     """
     table = students.assign(accuracy_adaptive=students.get("accuracy_adaptive", float("nan")))
     rate = table["defect_inheritance_rate"].astype(float)
@@ -67,8 +68,8 @@ def indirect_evidence(students: Table) -> Table:
             **{name: int(own[name].sum()) for name in ("images_test", "images_right", "images_inherited")},
             **own[MEANS].astype(float).mean().to_dict(),
         }
-        ends = ("defect_inheritance_rate_low", "defect_inheritance_rate_high")
-        row |= dict(zip(ends, student_t(list(own["defect_inheritance_rate"].astype(float).dropna())), strict=True))
+        interval = wilson(row["images_inherited"] / row["seeds"], row["images_right"] / row["seeds"])
+        row["defect_inheritance_rate_low"], row["defect_inheritance_rate_high"] = interval
         for name in DIFFERENCES:
             values = list(own[name].dropna())
             low, high = student_t(values)
@@ -84,7 +85,7 @@ def indirect_evidence(students: Table) -> Table:
 def render_students(table: Table) -> str:
     """Return the table as Markdown: each rate with its counts, each difference with its interval."""
     heads = ["model", "data set", "student", "seeds", "weights removed", "accuracy", "attacked", "attacked itself"]
-    heads += ["DIR", "inherited of right", "DIR over standard (95 %)", "DIR over SeaM (95 %)"]
+    heads += ["DIR (95 %)", "inherited of right", "DIR over standard (95 %)", "DIR over SeaM (95 %)"]
     lines = [heads, ["---"] * len(heads)]
     for each in table.to_dict("records"):
         differences = (
@@ -94,7 +95,8 @@ def render_students(table: Table) -> str:
             [
                 *(each["model"], each["dataset"], student_name(each["student"], each["threshold"]), str(each["seeds"])),
                 _share(1 - each["retention"]),
-                *(_share(each[name]) for name in MEANS[:4]),
+                *(_share(each[name]) for name in MEANS[:3]),
+                _rate(*(each[f"defect_inheritance_rate{end}"] for end in ("", "_low", "_high"))),
                 f"{each['images_inherited']:,} of {each['images_right']:,}",
                 *differences,
             ]
@@ -104,6 +106,10 @@ def render_students(table: Table) -> str:
 
 def _share(value: float) -> str:
     return "" if value != value else f"{100 * value:.1f} %"
+
+
+def _rate(value: float, low: float, high: float) -> str:
+    return "" if value != value else f"{100 * value:.1f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _difference(value: float, low: float, high: float) -> str:

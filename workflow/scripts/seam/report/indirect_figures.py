@@ -193,9 +193,11 @@ def thresholds(study: Table, table: Table, published: Table) -> Figure:
 
 
 def draw_bars(axes: Axes, rows: Table, keys: Sequence[Key], published: Mapping[Key, float], highest: float) -> None:
-    """Draw the DIR of one data set's students as bars, the first at the top, with the counts behind it on the right.
+    """Draw the DIR of one data set's students as bars, the first at the top.
 
-    keys: the student of each line. published: their published DIR. highest: the end of the axis, in per cent.
+    On the right are the counts behind it, and the accuracy on clean and on perturbed images: a student that has
+    forgotten much has little to inherit. keys: the student of each line. published: their published DIR. highest: the
+    end of the axis, in per cent.
     """
     students = {(row.student, threshold_key(row.threshold)): row for row in rows.itertuples()}
 
@@ -206,6 +208,7 @@ def draw_bars(axes: Axes, rows: Table, keys: Sequence[Key], published: Mapping[K
 
     note(-0.95, "DIR (%)", 36, GREY, "right")
     note(-0.95, "inherited of right", 42, GREY)
+    note(-0.95, "accuracy → attacked (%)", 128, GREY)
     for place, key in enumerate(keys):
         row = students.get(key)
         if row is None or pd.isna(row.defect_inheritance_rate):
@@ -215,6 +218,7 @@ def draw_bars(axes: Axes, rows: Table, keys: Sequence[Key], published: Mapping[K
             axes.barh(place, rate, height=0.66, color=LOOKS[row.student]["color"], alpha=0.7, linewidth=0)
             note(place, f"{rate:.1f}", 36, INK, "right")
             note(place, f"{row.images_inherited:.0f} of {row.images_right:.0f}", 42, GREY)
+            note(place, f"{100 * row.accuracy:.1f} → {100 * row.accuracy_perturbed:.1f}", 128, GREY)
         if key in published:
             axes.plot([published[key]] * 2, [place - 0.44, place + 0.44], color=INK, linewidth=1.6, label="published")
     axes.set_xlim(0, highest)
@@ -251,7 +255,7 @@ def defects(table: Table, published: Table) -> Figure:
     highest = min(100, 10 * math.ceil(max(rates.max(), 1) / 10)) if rates.notna().any() else 100
     columns = max(len(chunk) for _, chunk, _ in lines)
     heights = [max(2, len(keys)) for _, _, keys in lines]
-    figure = blank(max(7.2, 1.3 + 3.2 * columns), 0.7 + sum(1.05 + LINE_HEIGHT * n for n in heights), title)
+    figure = blank(max(7.2, 1.3 + 4.5 * columns), 0.7 + sum(1.05 + LINE_HEIGHT * n for n in heights), title)
     grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
     for line, (model, chunk, keys) in enumerate(lines):
         for place, dataset in enumerate(chunk):

@@ -1,4 +1,4 @@
-"""Confidence intervals of means: over target problems, and over seeds."""
+"""Confidence intervals: of means over target problems and over seeds, and of shares of images."""
 
 from __future__ import annotations
 
@@ -41,3 +41,18 @@ def student_t(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
     half = float(t.ppf((1 + level) / 2, count - 1) * numbers.std(ddof=1) / np.sqrt(count))
     mean = float(numbers.mean())
     return mean - half, mean + half
+
+
+def wilson(count: float, total: float, level: float = LEVEL) -> tuple[float, float]:
+    """Return Wilson's interval of the share count / total of images; NaN if there are none.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
+    """
+    from scipy.stats import norm
+
+    if not total:
+        return NONE, NONE
+    z, share = float(norm.ppf((1 + level) / 2)), count / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
+    return middle - half, middle + half
