@@ -328,7 +328,7 @@ def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true
     shares = [value["accuracy"] for value in card["accuracy"]["per_class"].values()]
     assert np.mean(shares) == pytest.approx(recovery["accuracy"]["after"])
     text = (folder / "card.md").read_text()
-    assert "without the channels that are not needed, and the others were trained further" in text
+    assert "without the channels that are not needed, and the others are trained further" in text
     assert "| weights |" in text and "zero" not in text.partition("## Use")[0] and "`model.c`" in text
 
 
