@@ -17,7 +17,8 @@ from colours import ARCHITECTURE, paint, trained_model
 
 import seam
 from seam.cli.main import main
-from seam.cli.shrink import is_few, judge, training_images
+from seam.cli.progress import describe
+from seam.cli.shrink import is_few, judge, summary, training_images
 from seam.config import plan
 from seam.cost.export import export
 from seam.cost.macs import count_macs
@@ -25,7 +26,9 @@ from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
+from seam.delivery.card import limits
 from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
+from seam.delivery.shrinking import choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models.architectures import build_model
@@ -309,6 +312,12 @@ def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true
         > card["size"]["kept"]
         == sum(value.numel() for name, value in model.source.named_parameters() if name.split(".")[0] in "038")
     )
+    recovery = json.loads((work / "direct/small/binary/red/recovery.json").read_text())
+    assert card["accuracy"]["before_recovery"] == recovery["accuracy"]["before"]
+    assert "before recovery" in "\n".join(summary(card, [], folder, work))
+    for before, helped in ((0.0, True), (1.0, False)):
+        changed = {**card, "accuracy": {**card["accuracy"], "before_recovery": before}}
+        assert any("recovery did not help" in line for line in summary(changed, [], folder, work)) != helped
     sizes = {name: (folder / name).stat().st_size for name in card["size"]["bytes"]}
     assert sizes == card["size"]["bytes"] and sizes["model.onnx"] < card["size"]["source_onnx_bytes"]
     assert sizes["model.onnx"] < 0.9 * (shrunk[0] / "model.onnx").stat().st_size
@@ -319,7 +328,7 @@ def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true
     shares = [value["accuracy"] for value in card["accuracy"]["per_class"].values()]
     assert np.mean(shares) == pytest.approx(recovery["accuracy"]["after"])
     text = (folder / "card.md").read_text()
-    assert "without the channels that are not needed, and the others were trained further" in text
+    assert "without the channels that are not needed, and the others are trained further" in text
     assert "| weights |" in text and "zero" not in text.partition("## Use")[0] and "`model.c`" in text
 
 
@@ -584,6 +593,33 @@ def test_budgets(text, budget):
 def test_wrong_budgets_are_one_sentence(text):
     with pytest.raises(UserError, match="--budget is"):
         parse_budget(text)
+
+
+def test_of_normalizations_that_fit_alike_the_surest_is_taken():
+    accuracies = {"imagenet": 0.998, "cifar10": 0.996, "half": 0.9, "none": 0.7}
+    losses = {"imagenet": 0.02, "cifar10": 0.01, "half": 0.001, "none": 0.0}
+    assert choose_fit(accuracies, losses) == "cifar10"
+    assert choose_fit({"imagenet": 0.9, "cifar10": 0.8}, {"imagenet": 2.0, "cifar10": 1.0}) == "imagenet"
+
+
+def test_a_line_of_progress_says_what_the_budget_is_of():
+    row = {"accuracy": 0.9, "retention": 0.6, "cost": 0.48}
+    assert (
+        describe(2, 30, row, None)
+        == "epoch 2/30: 90.0 % of the held-out images right, 48.0 % of the source model's cost left"
+    )
+    assert "60.0 % of the weights kept" in describe(2, 30, {**row, "cost": 0.6}, None)
+
+
+def test_disturbed_times_are_said(shrunk):
+    folder, work, _ = shrunk
+    card = json.loads((folder / "card.json").read_text())
+    entry = {"engine": "onnxruntime", "batch_size": 16, "threads": 1, "source_ms": 2.0, "reengineered_ms": 1.0}
+    for disturbed in (True, False):
+        timed = {**card, "latency": [{**entry, "gains_from_zeros": False, "disturbed": disturbed}]}
+        shown = "\n".join(summary(timed, [], folder, work))
+        assert ("disturbed the timing" in shown) == disturbed and "onnxruntime, 16 images" in shown
+        assert any("disturbed the timing" in line for line in limits(timed)) == disturbed
 
 
 def test_few_images_get_small_batches():

@@ -28,6 +28,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    r"""Return the first line of an exception's text, for a sentence that goes on after it, or the exception's type.
+
+    >>> first_line(RuntimeError("The model is wrong.\nin line 3"))
+    'The model is wrong'
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)[:most].rstrip(" .")
+
+
 def cannot_write(path: str | os.PathLike[str], error: Exception) -> UserError:
     """Return the UserError for a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or error

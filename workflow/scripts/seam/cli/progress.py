@@ -56,6 +56,8 @@ def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_lef
 
     >>> describe(2, 30, {"accuracy": 0.931, "images": "held-out", "source_accuracy": 0.95, "retention": 0.4}, 600)
     'epoch 2/30: 93.1 % of the held-out images right (source model 95.0 %), 40.0 % of the weights kept, 10 min left'
+
+    A budget other than of weights has a cost of its own, such as the MACs, and the line says the share of that.
     """
     parts = []
     if row.get("accuracy") is not None:
@@ -66,6 +68,8 @@ def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_lef
         parts.append(f"{100 * row['train_accuracy']:.1f} % of the training images right")
     if row.get("retention") is not None:
         parts.append(f"{100 * row['retention']:.1f} % of the weights kept")
+        if row.get("cost") is not None and abs(row["cost"] - row["retention"]) >= 0.001:
+            parts[-1] = f"{100 * row['cost']:.1f} % of the source model's cost left"
     if row.get("selected"):
         parts.append("selected so far")
     if seconds_left is not None and epoch != epochs:

@@ -100,9 +100,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, on which results depend (default 1)")
     parser.add_argument(
         "--time",
-        default="onnxruntime,seam",
         metavar="E",
-        help="engines that time both models, or none (default onnxruntime,seam)",
+        help="engines that time both models, or none (default onnxruntime, and seam unless channels are removed)",
     )
     parser.add_argument("--int8", action="store_true", help="add a model with weights and activations of 8 bits")
     parser.add_argument(
@@ -189,7 +188,9 @@ def run(options: argparse.Namespace) -> int:
         progress.close_line()
         shrinking.recover()
         progress.close_line()
-        engines = () if options.time == "none" else tuple(options.time.split(","))
+        # seam.engine leaves networks without zeros to ONNX Runtime, so that its times would be the same.
+        timed = options.time or ("onnxruntime" if options.granularity == "channel" else "onnxruntime,seam")
+        engines = () if timed == "none" else tuple(timed.split(","))
         shrinking.measure(images, engines, options.int8, options.c)
         say("writing the folder")
         about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
@@ -282,7 +283,14 @@ def judge(card: Card, lose: float) -> list[str]:
 
 def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     """Return the lines of the summary: what is worse first, then source and result side by side."""
-    from seam.delivery.card import has_channels_removed, is_balanced, kilobytes, lost_points
+    from seam.delivery.card import (
+        DISTURBED_TIMES,
+        counted,
+        has_channels_removed,
+        is_balanced,
+        kilobytes,
+        lost_points,
+    )
 
     accuracy, size, images = card["accuracy"], card["size"], card["images"]["test"]
     rows = [("", "source model", "result")]
@@ -290,6 +298,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     if is_balanced(card):
         balanced = accuracy["balanced"]
         rows.append(("balanced accuracy", f"{balanced['source']:.2%}", f"{balanced['reengineered']:.2%}"))
+    if accuracy.get("before_recovery") is not None:
+        rows.append(("  before recovery", "", f"{accuracy['before_recovery']:.2%}"))
     for name, value in accuracy["per_class"].items():
         rows.append((f"  {name} ({value['images']})", f"{value['source']:.2%}", f"{value['accuracy']:.2%}"))
     if accuracy.get("int8") is not None:
@@ -303,7 +313,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     for entry in card["latency"]:
         rows.append(
             (
-                f"{entry['engine']}, {entry['batch_size']} image",
+                f"{entry['engine']}, {counted(entry['batch_size'], 'image')}",
                 f"{entry['source_ms']:.2f} ms",
                 f"{entry['reengineered_ms']:.2f} ms",
             )
@@ -316,6 +326,11 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     elif not verdict and lost:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    decided = accuracy["balanced"] if is_balanced(card) else accuracy
+    if (before := accuracy.get("before_recovery")) is not None and decided["reengineered"] <= before:
+        lines.append("The recovery did not help: leave --recovery out, or give it more epochs.")
+    if any(entry.get("disturbed") for entry in card["latency"]):
+        lines.append(DISTURBED_TIMES)
     if card["data"]["split_here"]:
         lines.append("The images were split here: if the source model was trained on them, its accuracy is too high.")
     if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:

@@ -13,7 +13,7 @@ from seam.cost.quantization import read_metadata
 from seam.data.batches import batches
 from seam.data.drawing import problem_of_result
 from seam.data.storage import open_dataset
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.evaluation import accuracy, source_accuracy
 from seam.files import check_onnx_seal, read_json, write_json
 
@@ -56,9 +56,8 @@ def write_accuracy(
         except UserError:
             raise
         except Exception as error:  # engines' errors have no common class
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")
             raise UserError(
-                f"{engine} cannot run {file} ({reason}): delete it, and the workflow makes it again."
+                f"{engine} cannot run {file} ({first_line(error)}): delete it, and the workflow makes it again."
             ) from error
     labels = torch.as_tensor(problem.test.labels)
     source = source_accuracy(logits["source"], labels, problem, about["source"]["classes"])

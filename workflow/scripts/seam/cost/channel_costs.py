@@ -21,7 +21,7 @@ from torch import nn
 from seam.cost.export import OPSET, export
 from seam.cost.latency import OpenEngine, Run
 from seam.cost.processor import describe_cpu
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.files import write_json
 from seam.log import log
 from seam.masks.channel_costs import ChannelTime, multiples
@@ -164,7 +164,7 @@ def _loaded(load: Callable, path: Path, what: str) -> Run:
     except UserError:
         raise
     except Exception as error:  # engines' errors have no common class
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200].rstrip(" .")
+        reason = first_line(error, 200)
         raise UserError(
             f"The engine cannot time a layer of the kind {what} alone ({reason}): set a budget in macs or weights."
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.files import atomic_write, seal_onnx
 from seam.log import log
 
@@ -123,7 +123,7 @@ def _check(module: nn.Module, path: Path, images: torch.Tensor, name: str | os.P
         outputs = np.asarray(session.run(["logits"], {"images": images.numpy()})[0])
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(
-            f"ONNX Runtime cannot run the model of {name} for {len(images)} image(s) ({_first_line(error)}): "
+            f"ONNX Runtime cannot run the model of {name} for {len(images)} image(s) ({first_line(error)}): "
             "rewrite that part of the model's code so that it works for any number of images."
         ) from error
     difference = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-12))
@@ -141,10 +141,6 @@ def _export_reason(error: Exception) -> str:
     for end in ("Please feel free", "[Caused by the value", "Inputs:"):
         reason = reason.partition(end)[0]
     return reason.removeprefix("Unsupported: ").rstrip(" .")[:300]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .")
 
 
 def _random_images(batch_size: int, shape: tuple[int, ...]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from seam.cost.processor import describe_cpu, physical_cores
 from seam.cost.runners import onnx_runtime
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def time_models(
                         raise
                     except Exception as error:  # engines' errors have no common class
                         raise UserError(
-                            f"{engine} cannot run {path} ({_first_line(error)}): delete it, and the workflow exports "
+                            f"{engine} cannot run {path} ({first_line(error)}): delete it, and the workflow exports "
                             "it again."
                         ) from error
                     if exact:
@@ -128,7 +128,7 @@ def _reference(
             raise
         except Exception as error:
             raise UserError(
-                f"onnxruntime cannot run {path} ({_first_line(error)}): delete it, and the workflow exports it again."
+                f"onnxruntime cannot run {path} ({first_line(error)}): delete it, and the workflow exports it again."
             ) from error
     return images, outputs
 
@@ -172,15 +172,21 @@ def _summarise(name: str, seconds: list[list[float]]) -> dict[str, Any]:
 
     milliseconds = 1000 * np.array(seconds)
     quartiles = np.percentile(milliseconds, (25, 50, 75)).tolist()
-    if milliseconds.mean() > DISTURBED * milliseconds.min():
-        log.warning("The passes of %s vary much: other work on this machine makes its times too long", name)
-    return {
+    statistics = {
         "mean_ms": float(milliseconds.mean()),
         "median_ms": quartiles[1],
         "quartiles_ms": [quartiles[0], quartiles[2]],
         "minimum_ms": float(milliseconds.min()),
         "run_means_ms": milliseconds.mean(1).tolist(),
     }
+    if is_disturbed(statistics):
+        log.warning("The passes of %s vary much: other work on this machine makes its times too long", name)
+    return statistics
+
+
+def is_disturbed(statistics: Mapping[str, Any]) -> bool:
+    """Return whether other work on the machine made measured times too long."""
+    return statistics["mean_ms"] > DISTURBED * statistics["minimum_ms"]
 
 
 def _random_images(shape: Sequence[int], batch_size: int) -> np.ndarray:
@@ -214,7 +220,3 @@ def _output_to_log() -> Iterator[None]:
             memory.seek(0)
             for line in memory.read().decode(errors="replace").splitlines():
                 log.info("%s", line)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")

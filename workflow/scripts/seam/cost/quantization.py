@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.files import atomic_write, check_onnx_seal, seal_onnx
 from seam.log import log
 
@@ -57,10 +57,9 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], bat
                 reduce_range=True,
             )
         except Exception as error:  # its errors have no common class
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(" .")
             raise UserError(
-                f"ONNX Runtime cannot quantize {source} ({reason}): take the engines with int8 out of engines in the "
-                "config."
+                f"ONNX Runtime cannot quantize {source} ({first_line(error)}): take the engines with int8 out of "
+                "engines in the config."
             ) from error
         model = onnx.load(temporary)
         onnx.helper.set_model_props(model, metadata)

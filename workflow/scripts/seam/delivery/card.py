@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Card = dict[str, Any]
@@ -53,6 +53,8 @@ def limits(card: Card) -> list[str]:
         lines.append("The epoch was selected on the test images, which flatters the accuracy.")
     if not card["latency"]:
         lines.append("Its latency was not measured.")
+    elif any(entry.get("disturbed") for entry in card["latency"]):
+        lines.append(f"{DISTURBED_TIMES} Measure it again on an idle machine.")
     return lines
 
 
@@ -63,6 +65,8 @@ def render_card(card: Card) -> str:
     if is_balanced(card):
         balanced = accuracy["balanced"]
         rows.append(("balanced accuracy", f"{balanced['source']:.2%}", f"{balanced['reengineered']:.2%}"))
+    if accuracy.get("before_recovery") is not None:
+        rows.append(("the same before recovery", "", f"{accuracy['before_recovery']:.2%}"))
     kept = f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"
     rows.append(
         ("weights" if has_channels_removed(card) else "weights that are not zero", f"{size['weights']:,}", kept)
@@ -76,7 +80,7 @@ def render_card(card: Card) -> str:
     if macs := card.get("macs"):
         rows.append(("MACs for one image", f"{macs['source']:,}", f"{macs['reengineered']:,}"))
     for entry in card["latency"]:
-        label = f"{entry['engine']}, {entry['batch_size']} image(s), {entry['threads']} thread(s)"
+        label = f"{entry['engine']}, {counted(entry['batch_size'], 'image')}, {counted(entry['threads'], 'thread')}"
         rows.append((label, f"{entry['source_ms']:.2f} ms", f"{entry['reengineered_ms']:.2f} ms"))
     table = ["| | source model | this model |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     verdict = ""
@@ -90,11 +94,11 @@ def render_card(card: Card) -> str:
     titles = ["", "| class | test images | source model | this model |", "| --- | --- | --- | --- |"]
     per_class = "\n".join([*titles, *lines, ""])
     steps, source, data = card["preprocessing"], card["source"], card["data"]
-    settings = ", ".join(f"{name} {value}" for name, value in card["settings"].items() if value is not None)
+    settings = worded(card["settings"])
     method = METHODS[card.get("granularity", "weight")]
     if card.get("recovery"):
         method += ", then a recovery that trains what is left"
-        settings += ". Recovery: " + ", ".join(f"{name} {value}" for name, value in card["recovery"].items())
+        settings += ". Recovery: " + worded(card["recovery"])
     crop, counts = steps["crop"], card["images"]
     preprocessing = (
         f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, "
@@ -132,6 +136,7 @@ seed {card["seed"]}.
 """
 
 
+DISTURBED_TIMES = "Other work on the machine disturbed the timing: the milliseconds are too long."
 SELECTED = {"holdout": "selected on the held-out images", "last": "the last one", "test": "selected on the test images"}
 METHODS = {
     "weight": "SeaM, a mask search (Qi et al., ICSE 2023)",
@@ -156,6 +161,25 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     ('cat, dog and ox', 'cat')
     """
     return f" {last} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "image"), counted(16, "image")
+    ('1 image', '16 images')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def worded(settings: Mapping[str, Any]) -> str:
+    """Return settings as a sentence lists them, those without a value left out.
+
+    >>> worded({"epochs": 30, "balance": None, "budget": {"macs": 0.5}})
+    'epochs 30, budget (macs 0.5)'
+    """
+    words = {name: f"({worded(value)})" if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return ", ".join(f"{name} {value}" for name, value in words.items() if value is not None)
 
 
 def kilobytes(size: int) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from seam import __version__
 from seam.cost.export import export, onnx_metadata
+from seam.cost.latency import is_disturbed
 from seam.cost.macs import count_macs
 from seam.data.decoding import stored_size
 from seam.delivery.card import Card, limits, listed, render_card
@@ -116,6 +117,8 @@ def write_package(
                 "source": balanced.get("source_restricted", balanced["source"]),
                 "reengineered": balanced["reengineered"],
             },
+            # Of the balanced accuracy where that decides.
+            "before_recovery": metrics["recovery"][decided_by]["before"] if model.recovered else None,
             "decided_by": decided_by,
             "per_class": _per_class(metrics),
             "confusion": metrics["confusion"],
@@ -212,7 +215,7 @@ def _sentence(metrics: dict[str, Any], recovered: bool) -> str:
         answers = f"It tells the group {classes[0]} ({', '.join(metrics['members'])}) from all other images."
     channels = metrics["settings"].get("channels")
     if channels:
-        trained = ", and the others were trained further" if channels["train_weights"] or recovered else ""
+        trained = ", and the others are trained further" if channels["train_weights"] or recovered else ""
         return f"{answers} It is the network {name} without the channels that are not needed{trained}."
     trained = ", trained further" if recovered else ""
     return f"{answers} It is a part of the network {name}{trained}: weights that are not needed are zero."
@@ -254,7 +257,9 @@ def _latency(folder: Path) -> list[dict[str, Any]]:
         common = {name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "statistic")}
         for measured in times["measurements"]:
             entry = {**common, "batch_size": measured["batch_size"], "threads": measured["threads"]}
-            for name in ("source", "reengineered"):
+            names = ("source", "reengineered")
+            entry["disturbed"] = any(is_disturbed(measured[name]) for name in names)
+            for name in names:
                 entry[f"{name}_ms"] = measured[name][f"{times['statistic']}_ms"]
             entries.append(entry)
     return entries

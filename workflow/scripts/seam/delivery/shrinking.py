@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from seam.cost.export import export, onnx_metadata
 from seam.data.batches import batches
@@ -34,6 +35,7 @@ from seam.models.weights import open_source
 from seam.outputs import staged
 
 FIT_IMAGES = 512  # on which normalizations are compared
+EQUALLY_GOOD = 0.01  # share of images by which normalizations that are equally good may differ
 FIT_BATCH = 64  # images that a model takes at once in measurements
 TIMED: dict[str, Any] = {
     "batch_size": (1,), "threads": (1,), "warmup": 5, "iterations": 30, "runs": 2, "statistic": "median",
@@ -272,7 +274,7 @@ class Shrinking:
             fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
 
     def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
-        """Return (normalization, how it was found): the one with which the source model gets most images right.
+        """Return (normalization, how it was found): the one that fits the source model best, as `choose_fit` says.
 
         Only training images are used. Normalizations that are published for such models are compared, and the
         statistics of the images.
@@ -287,11 +289,14 @@ class Shrinking:
         labels = position[data.train.labels[chosen]]
         network = to_channels_last(source.module, device)
         scores: dict[str, float] = {}
+        losses: dict[str, float] = {}
         candidates = {**KNOWN_NORMALIZATIONS, "the data's": (data.mean, data.std)}
         for name, normalization in candidates.items():
             images = batches(data.train, chosen, labels, FIT_BATCH, normalization=normalization, device=device)
-            scores[name] = accuracy(*predict(network, images))
-        best = max(scores, key=lambda name: scores[name])
+            logits, right = predict(network, images)
+            scores[name] = accuracy(logits, right)
+            losses[name] = float(nn.functional.cross_entropy(logits.double(), right))
+        best = choose_fit(scores, losses)
         if scores[best] <= 1.5 / len(source.classes):
             raise UserError(
                 f"The source model gets {scores[best]:.1%} of {len(chosen)} training images right, hardly more than by "
@@ -299,7 +304,7 @@ class Shrinking:
             )
         mean, std = candidates[best]
         compared = ", ".join(
-            f"{name} {score:.1%}" for name, score in sorted(scores.items(), key=lambda item: -item[1])[:3]
+            f"{name} {scores[name]:.1%}" for name in sorted(scores, key=lambda name: (-scores[name], losses[name]))[:3]
         )
         words = f"{best}, found by fit on {len(chosen)} training images ({compared}); --normalization sets it"
         return [list(mean), list(std)], words
@@ -312,6 +317,16 @@ class Shrinking:
         path = self.work / "steps.json"
         steps = read_json(path) if path.is_file() else {}
         write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+
+
+def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:
+    """Return the name of the highest accuracy; of those that are equally good, within 0.01, the one of least loss.
+
+    >>> choose_fit({"imagenet": 0.998, "cifar10": 0.996, "none": 0.7}, {"imagenet": 0.02, "cifar10": 0.01, "none": 0})
+    'cifar10'
+    """
+    equally_good = [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
+    return min(equally_good, key=lambda name: losses[name])
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -107,10 +107,9 @@ def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
     try:
         traced = symbolic_trace(module)
     except Exception as error:  # tracing can raise anything in a model of the user
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"The model cannot be traced, so that its channels cannot be followed ({reason}): set granularity to "
-            "weight, or rewrite the part of its code whose course depends on the images."
+            f"The model cannot be traced, so that its channels cannot be followed ({first_line(error)}): set "
+            "granularity to weight, or rewrite the part of its code whose course depends on the images."
         ) from error
     finally:
         for layer, training in modes.items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.log import log
 from seam.masks.channels import ChannelGroups, gate_of, mask_channels, weight_axes
 from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS
@@ -108,10 +108,9 @@ def require_exact_removal(module: nn.Module, groups: ChannelGroups, kept: torch.
     try:
         error = removal_error(module, groups, kept, images)
     except (RuntimeError, ValueError, TypeError) as failure:  # the model's code was written for its old widths
-        reason = next(iter(str(failure).splitlines()), type(failure).__name__)
         raise UserError(
-            f"The model does not run without the removed channels ({reason}): its code needs its own widths. Set "
-            "granularity to weight."
+            f"The model does not run without the removed channels ({first_line(failure)}): its code needs its own "
+            "widths. Set granularity to weight."
         ) from failure
     log.info("removal of channels: outputs differ by %.1e of the largest", error)
     if not error <= TOLERANCE:

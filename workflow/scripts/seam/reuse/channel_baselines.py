@@ -244,11 +244,11 @@ def train_from_nothing(
     def step(images: torch.Tensor, labels: torch.Tensor) -> Batch:
         features = forward(source, images)
         logits = head(relu(features))
-        loss = cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-        if weight is not None:
-            loss = cross_entropy(
-                logits, labels, weight, reduction="none", label_smoothing=settings.label_smoothing
-            ).mean()
+        smoothing = settings.label_smoothing
+        if weight is None:
+            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:  # the mean over all images, not over their weights
+            loss = cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).mean()
         total = loss if teacher is None else loss + teacher.loss(features, images)
         optimizer.zero_grad()
         total.backward()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ def open_engine(threads: int, batch_size: int) -> tuple[dict[str, Any], Load]:
         import deepsparse  # pyright: ignore[reportMissingImports]
         from deepsparse.cpu import cpu_architecture  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        reason = next(iter(str(error).splitlines()), "ImportError")
         raise UserError(
-            f"DeepSparse cannot be imported ({reason}): delete envs/.built/deepsparse and run again."
+            f"DeepSparse cannot be imported ({first_line(error)}): delete envs/.built/deepsparse and run again."
         ) from error
 
     def load(path: Path) -> tuple[Run, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seam.cost.processor import describe_cpu, widest_instructions
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +22,7 @@ def open_engine(threads: int, batch_size: int) -> tuple[dict[str, Any], Load]:
     try:
         import onnxruntime
     except ImportError as error:
-        reason = next(iter(str(error).splitlines()), "ImportError")
-        raise UserError(f"ONNX Runtime cannot be imported ({reason}): install envs/seam.txt.") from error
+        raise UserError(f"ONNX Runtime cannot be imported ({first_line(error)}): install envs/seam.txt.") from error
 
     def load(path: Path) -> tuple[Run, str]:
         options = onnxruntime.SessionOptions()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seam.cost.processor import describe_cpu, widest_instructions
-from seam.errors import UserError
+from seam.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +19,7 @@ def open_engine(threads: int, batch_size: int) -> tuple[dict[str, Any], Load]:
     try:
         import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        reason = next(iter(str(error).splitlines()), "ImportError")
-        raise UserError(f"OpenVINO cannot be imported ({reason}): run make .venv/openvino.") from error
+        raise UserError(f"OpenVINO cannot be imported ({first_line(error)}): run make .venv/openvino.") from error
     core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
