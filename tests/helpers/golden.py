@@ -68,7 +68,7 @@ def config(images):
         },
         # few_images: 0, because 40 images of a class are few.
         "search": {"epochs": 8, "batch_size": 16, "lr_mask": 0.1, "patience": 100, "few_images": 0},
-        "timing": {"batch_size": 2, "warmup": 1, "iterations": 1, "runs": 1},
+        "timing": {"batch_size": 2, "warmup": 1, "iterations": 1, "runs": 1, "threads": 1},
         "direct_reuse": [
             {"model": "own", "problem": "binary", "targets": ["red", "blue"], "overrides": {"blue": {"alpha": 2.0}}},
             {"model": "own", "problem": "multiclass", "targets": {"warm": ["red", "yellow"]}},
