@@ -13,7 +13,8 @@ from seam.files import write_csv
 from seam.progress import TerminalLines, describe, job_name
 from seam.report import direct, indirect
 from seam.report.closing import closing_lines
-from seam.report.html import Number, chart, table, wilson
+from seam.report.html import Number, chart, table
+from seam.report.intervals import wilson
 from seam.report.losses import lost
 from seam.report.page import without_empty, write_report
 from seam.report.summary import write_summary

@@ -245,8 +245,9 @@ def is_few(images: int, search: list[str]) -> bool:
 
 def judge(card: Card, lose: float) -> list[str]:
     """Return what is worse than asked for, a sentence each: the accuracy, the budget."""
-    from seam.delivery.card import interval, is_balanced, lost_points
+    from seam.delivery.card import is_balanced, lost_points
     from seam.delivery.shrinking import latency_engine
+    from seam.report.intervals import wilson
 
     sentences = []
     lost, images = lost_points(card), card["images"]["test"]
@@ -259,7 +260,7 @@ def judge(card: Card, lose: float) -> list[str]:
             f"classes, on {images} test images. {advice}"
         )
     elif lost > lose:
-        low, high = interval(card["accuracy"]["reengineered"], images)
+        low, high = wilson(card["accuracy"]["reengineered"], images)
         sentences.append(
             f"The result is {lost:.1f} points less accurate than the source model on {images} test images "
             f"(95 % interval of the result: {low:.1%} to {high:.1%}). {advice}"

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seam.report.intervals import wilson
+
 Card = dict[str, Any]
-
-
-def interval(share: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `images` by Wilson's formula."""
-    z, n = 1.959964, max(images, 1)
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
 
 def limits(card: Card) -> list[str]:
@@ -32,7 +26,7 @@ def limits(card: Card) -> list[str]:
             f"It knows {listed(classes)} alone, and gives one of these names to any image, also to one of anything "
             "else."
         )
-    low, high = interval(card["accuracy"]["reengineered"], card["images"]["test"])
+    low, high = wilson(card["accuracy"]["reengineered"], card["images"]["test"])
     lines.append(
         f"Its accuracy was measured on {card['images']['test']} test images of one data set: the 95 % interval is "
         f"{low:.1%} to {high:.1%}, and other cameras or places can differ by more."

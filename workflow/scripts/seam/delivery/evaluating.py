@@ -12,12 +12,12 @@ from seam.data.batches import batches
 from seam.data.kinds.imagefolder import image_files
 from seam.data.kinds.listing import TEST_FOLDERS, is_table, read_table
 from seam.data.storage import Split
-from seam.delivery.card import interval
 from seam.device import select_device
 from seam.errors import UserError
 from seam.evaluation import predict
 from seam.files import read_json
 from seam.models.classes import normalised_name
+from seam.report.intervals import wilson
 from seam.reuse.load import load_reengineered
 
 BATCH = 64
@@ -53,7 +53,7 @@ def evaluate_folder(
         "images": len(files),
         "classes": model.classes,
         "accuracy": accuracy,
-        "interval": list(interval(accuracy, len(files))),
+        "interval": list(wilson(accuracy, len(files))),
         "balanced_accuracy": sum(shares.values()) / len(shares),
         "per_class": {
             name: {"accuracy": shares[name], "images": images}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,14 +172,6 @@ def chart(lines: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], mark: 
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{text(label)}" font-size="11" '
         f'font-family="sans-serif" fill="#666">{"".join(parts)}</svg><div class="legend">{legend}</div>'
     )
-
-
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share that so many images gave (Wilson, 1927)."""
-    z = 1.959963984540054
-    centre, spread = share + z * z / (2 * images), z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    scale = 1 + z * z / images
-    return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)
 
 
 def page(title: str, sections: Sequence[tuple[str, str, str]], introduction: str) -> str:

@@ -68,7 +68,8 @@ def indirect_evidence(students: Table) -> Table:
             **{name: int(own[name].sum()) for name in ("images_test", "images_right", "images_inherited")},
             **own[MEANS].astype(float).mean().to_dict(),
         }
-        interval = wilson(row["images_inherited"] / row["seeds"], row["images_right"] / row["seeds"])
+        inherited = row["images_inherited"] / max(row["images_right"], 1)
+        interval = wilson(inherited, row["images_right"] / row["seeds"])  # the seeds share their test images
         row["defect_inheritance_rate_low"], row["defect_inheritance_rate_high"] = interval
         for name in DIFFERENCES:
             values = list(own[name].dropna())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,16 +44,14 @@ def student_t(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
     return mean - half, mean + half
 
 
-def wilson(count: float, total: float, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's interval of the share count / total of images; NaN if there are none.
+def wilson(share: float, images: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share that so many images gave; NaN if there are none.
 
     Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
     """
-    from scipy.stats import norm
-
-    if not total:
+    if not images:
         return NONE, NONE
-    z, share = float(norm.ppf((1 + level) / 2)), count / total
-    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z / (1 + z**2 / total) * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
-    return middle - half, middle + half
+    z = 1.959963984540054  # of a normal distribution, at 97.5 %
+    centre, spread = share + z * z / (2 * images), z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    scale = 1 + z * z / images
+    return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)

@@ -31,9 +31,8 @@ from seam.report.html import (
     pairs,
     table,
     text,
-    wilson,
 )
-from seam.report.intervals import bootstrap
+from seam.report.intervals import bootstrap, wilson
 from seam.report.losses import LOST_POINTS, lost
 from seam.report.measured import read_metrics
 from seam.report.style import BLUE, INK, RED
