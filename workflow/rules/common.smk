@@ -29,7 +29,7 @@ from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 from seam.process import name_run
-from seam.settings import CHANNEL_BASELINES
+from seam.settings import CHANNEL_BASELINES, OPTIONAL_OF_THRESHOLDS, without_defaults
 
 name_run()
 
@@ -493,12 +493,10 @@ def head_settings(wildcards):
 
 def masks_settings(wildcards):
     student = transfer_of(wildcards)
-    search = student.transfer["search"]
     return transfer_settings(
         wildcards,
         student.transfer,
-        # An optional setting at its default stays out, so that results are those of versions without it.
-        search={k: v for k, v in search.items() if (k, v) != ("initial_masks", "equal")},
+        search=without_defaults(student.transfer["search"], OPTIONAL_OF_THRESHOLDS),
         thresholds=list(student.thresholds),
     )
 

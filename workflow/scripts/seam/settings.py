@@ -111,7 +111,7 @@ class SearchSettings:
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings as results and checkpoints record them: without those of OPTIONAL at their defaults."""
-        return {name: value for name, value in asdict(self).items() if value != OPTIONAL.get(name, ...)}
+        return without_defaults(asdict(self), OPTIONAL)
 
 
 # Settings of a search that results record only where they are not these defaults.
@@ -124,6 +124,15 @@ OPTIONAL: dict[str, Any] = {
     "few_images": 50,
     "initial_head": "random",
 }
+
+
+# The same of a search of indirect reuse.
+OPTIONAL_OF_THRESHOLDS: dict[str, Any] = {"initial_masks": "equal"}
+
+
+def without_defaults(settings: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the optional ones at their defaults, so that results are those of earlier versions."""
+    return {name: value for name, value in settings.items() if value != optional.get(name, ...)}
 
 
 # What a search with few images takes instead of its own settings: docs/search.md has the measurements.
@@ -172,7 +181,7 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
     60
     """
-    settings = {name: value for name, value in search.items() if value != OPTIONAL.get(name, ...)}
+    settings = without_defaults(search, OPTIONAL)
     if settings.get("granularity") == "channel":
         channels = asdict(ChannelSettings(**settings.get("channels", {})))
         settings["channels"] = dict(sorted(channels.items()))
