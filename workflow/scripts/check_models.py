@@ -143,10 +143,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     models += f" classifiers of torchvision {torchvision.__version__}"
     if own < len(found):
         models += f", and {len(found) - own} small ones of timm {importlib.metadata.version('timm')}"
-    models += (
-        f", with random weights and {OUTPUTS} outputs, as `seam check` sees them. Each was checked at the smallest "
-    )
-    models += "size among 64, 128 and 224 px that it takes."
+    models += f", with random weights and {OUTPUTS} outputs, as `seam check` sees them. "
+    models += "Each was checked at the smallest size among 64, 128 and 224 px that it takes."
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
