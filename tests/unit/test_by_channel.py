@@ -241,6 +241,9 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
         name = next(name for name in tensors if name.startswith("channels/"))
         tensors[name] = torch.zeros_like(tensors[name])
 
+    def shift(tensors, metadata):
+        tensors["shift/0"] = torch.zeros(8)
+
     def no_size(tensors, metadata):
         del metadata["size"]
 
@@ -252,7 +255,7 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
         tensors[name] = tensors[name][:1]
 
     tensors, metadata = load_tensors(red / "masks.safetensors")
-    for change in (drop, stranger, empty, no_size, large, fewer_weights):
+    for change in (drop, stranger, empty, shift, no_size, large, fewer_weights):
         changed = dict(tensors), dict(metadata)
         change(*changed)
         save_tensors(tmp_path / "masks.safetensors", *changed)
@@ -260,12 +263,29 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
             load(tmp_path, source=results / "models/small")
 
 
+def same_state(before, after):
+    """The names of the parameters and buffers that two models share."""
+    states = before.state_dict(), after.state_dict()
+    return {name for name, value in states[0].items() if torch.equal(value, states[1][name])}
+
+
+def statistics_of(model):
+    """The names of the buffers of batch norm."""
+    return {name for name in model.state_dict() if "running_" in name or "num_batches" in name}
+
+
+def test_recovery_can_keep_the_statistics_of_batch_norm(red, results, dataset_folder):
+    folder = results / "direct/small/binary/kept"
+    shutil.copytree(red, folder)
+    recovered(folder, results, dataset_folder, train_batch_norm=False)
+    before, after = load(red), load(folder)
+    assert same_state(before, after) == statistics_of(before)
+
+
 def test_recovery_trains_all_that_is_left(red, recovered_red, results, dataset_folder):
     before, after = load(red), load(recovered_red)
     assert [p.shape for p in before.parameters()] == [p.shape for p in after.parameters()]
-    states = before.state_dict(), after.state_dict()
-    same = {name for name, value in states[0].items() if torch.equal(value, states[1][name])}
-    assert same == {name for name in states[0] if "running_" in name or "num_batches" in name}
+    assert same_state(before, after) == set()
     metrics, history = (
         json.loads((recovered_red / "recovery.json").read_text()),
         pd.read_csv(recovered_red / "recovery.csv"),

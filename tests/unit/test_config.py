@@ -135,8 +135,8 @@ search/lr_msk = 0.1
 indirect_reus = []
     indirect_reus is not a known key: did you mean indirect_reuse?
 cores = 4
-    cores is not a known key: known are seed, device, precision, engines, array_gb, stack, datasets, models,
-    training, search, baselines, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
+    cores is not a known key: known are seed, device, precision, cpu_precision, engines, array_gb, stack, datasets,
+    models, training, search, baselines, recovery, timing, direct_reuse, transfer, attack, indirect_reuse.
 lr_mask = 0.1
     lr_mask is not a known key: it belongs in search.
 together = 8

@@ -24,11 +24,29 @@ pytestmark = pytest.mark.usefixtures("restored_device")
 # ---------------------------------------------------------------------- which device
 
 
-def test_the_cpu_computes_in_float32_whatever_the_precision():
-    for wanted in ("cpu", "cpu/bfloat16", "cpu/tf32"):
+def test_the_cpu_computes_in_float32_whatever_the_precision_on_a_gpu():
+    for wanted in ("cpu", "cpu/bfloat16", "cpu/tf32", "cpu/bfloat16/float32"):
         where = select_device(wanted)
         assert where == torch.device("cpu")
         assert describe_device(where) == {"device": "cpu", "precision": "float32"}
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_the_cpu_computes_in_bfloat16_if_asked_and_able_to(monkeypatch, caplog, has_instructions):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    place = select_device("cpu//bfloat16")
+    expected = "bfloat16" if has_instructions else "float32"
+    assert describe_device(place) == {"device": "cpu", "precision": expected}
+    assert ("no instructions for bfloat16" in caplog.text) is not has_instructions
+
+
+def test_auto_passes_the_precision_of_the_device_that_it_finds(pretend_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert describe_device(select_device("auto/tf32/bfloat16"))["precision"] == "bfloat16"
+    pretend_gpus("one")
+    assert describe_device(select_device("auto/tf32/bfloat16"))["precision"] == "tf32"
 
 
 @pytest.mark.parametrize(

@@ -584,7 +584,7 @@ def device(wildcards, threads):
 
     Snakemake does not compare parameters that take `threads`, so that another device reruns no finished job.
     """
-    return f"{config['device']}/{config['precision']}"
+    return f"{config['device']}/{config['precision']}/{config['cpu_precision']}"
 
 
 def all_cores(wildcards):

@@ -31,7 +31,7 @@ rule report:
             "config": {
                 key: value
                 for key, value in config.items()
-                if key not in ("device", "precision", "stack", "array_gb")
+                if key not in ("device", "precision", "cpu_precision", "stack", "array_gb")
             },
             "left_out": plan.left_out(config),
         },

@@ -17,7 +17,8 @@ def select_device(wanted: str = "auto") -> torch.device:
     """Return the torch device of this process, and set the precision of its steps.
 
     wanted: `auto`, `cpu`, `cuda` or `mps`, optionally followed by `/` and the precision on a CUDA GPU: `bfloat16` (the
-    default), `tf32` or `float32`. All other devices, and GPUs without bfloat16, compute in float32.
+    default), `tf32` or `float32`, and by `/` and that on a CPU: `float32` (the default) or `bfloat16`. All other
+    devices, and those without bfloat16, compute in float32.
 
     A CUDA GPU belongs to this process and to the processes that it starts: if all GPUs are in use, it waits. Raises
     UserError if torch does not find the device.
@@ -27,14 +28,14 @@ def select_device(wanted: str = "auto") -> torch.device:
     """
     import torch
 
-    name, _, precision = wanted.partition("/")
+    name, precision, on_cpu = [*wanted.split("/"), "", ""][:3]
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
         raise UserError(f"device: {name} is asked for in the config, but torch finds none here: choose auto or cpu.")
     if name != "cuda":
-        set_precision("float32")
+        set_precision(_precision_on_cpu(on_cpu) if name == "cpu" else "float32")
         return torch.device(name)
     index = lock_gpu()
     torch.cuda.set_device(index)
@@ -46,6 +47,17 @@ def select_device(wanted: str = "auto") -> torch.device:
     set_products("tf32" if precision == "tf32" else "ieee")
     log.info("runs on %s, GPU %d, in %s", torch.cuda.get_device_name(index), index, precision)
     return torch.device(name, index)
+
+
+def _precision_on_cpu(wanted: str) -> str:
+    """Return the precision for a wanted one: bfloat16 only where the processor has instructions for it."""
+    import torch
+
+    # Without such instructions, steps in bfloat16 take longer than in float32.
+    if wanted == "bfloat16" and not torch.cpu._is_avx512_bf16_supported():
+        log.warning("this processor has no instructions for bfloat16 (AVX-512 BF16): float32 is used")
+        return "float32"
+    return wanted or "float32"
 
 
 def is_cuda(wanted: str) -> bool:

@@ -211,6 +211,7 @@ class RecoverySettings:
     distillation: float = 1.0
     temperature: float = 2.0
     fresh_negatives: bool = False
+    train_batch_norm: bool = True
 
 
 @dataclass(frozen=True)

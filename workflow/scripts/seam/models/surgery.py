@@ -11,9 +11,15 @@ from torch import nn
 from seam.errors import UserError
 
 
-def set_training_mode(model: nn.Module) -> None:
-    """Set train mode, so that dropout is active, but keep batch norm in eval mode, as the source model has it."""
+def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
+    """Set train mode, so that dropout is active.
+
+    batch_norm: whether that of batch norm, too, so that its statistics follow the batches. Otherwise it keeps those
+    that the source model has.
+    """
     model.train()
+    if batch_norm:
+        return
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()

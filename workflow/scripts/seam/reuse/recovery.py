@@ -153,7 +153,7 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train `network`, which `with_head` made, in place; return its history, a dictionary for each epoch.
 
-    Adam, whose rates rise over 200 steps and fall to zero along a cosine. Batch norm keeps its statistics. teacher:
+    Adam, whose rates rise over 200 steps and fall to zero along a cosine. teacher:
     whose answers the outputs of the network's `source` learn. held: batches of images for the history. kept:
     {parameter: bool}; the others stay zero. weights: how often an image of each class counts in the loss; the history
     then has balanced accuracies.
@@ -182,8 +182,11 @@ def train(
 
     parts = {"network": network, "optimizer": optimizer}
     with TrainingRun(images, parts, checkpoint, ADVICE) as run:
-        # Batch norm stays frozen: a problem's own images would change its statistics.
-        return train_epochs(run, settings.epochs, step, lambda: set_training_mode(network), network, held, weights)
+
+        def begin() -> None:
+            set_training_mode(network, batch_norm=settings.train_batch_norm)
+
+        return train_epochs(run, settings.epochs, step, begin, network, held, weights)
 
 
 def train_epochs(
