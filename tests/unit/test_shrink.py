@@ -622,6 +622,22 @@ def test_disturbed_times_are_said(shrunk):
         assert any("disturbed the timing" in line for line in limits(timed)) == disturbed
 
 
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [(["--search", "few_images=0"], 20), (["--search", "few_images=0", "--recovery", "0"], None), ([], None)],
+    ids=["a budget", "a budget and no recovery", "few images"],
+)
+def test_a_recovery_follows_a_search_with_a_budget_unless_images_are_few(world, tmp_path, options, epochs):
+    root, normalization = world
+    main(
+        ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"), "--keep", "red",
+         "--normalization", normalization, "--out", str(tmp_path / "red"), "--quiet", *COMMON, "--epochs", "2",
+         *options]
+    )  # fmt: skip
+    recovery = json.loads((tmp_path / "red/card.json").read_text())["recovery"]
+    assert recovery is None if epochs is None else recovery["epochs"] == epochs and recovery["fresh_negatives"]
+
+
 def test_few_images_get_small_batches():
     sizes = [search_choice(images, None, None, [])["batch_size"] for images in (10_000, 800, 400, 40)]
     assert sizes == [64, 32, 16, 8]

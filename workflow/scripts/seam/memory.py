@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
+
+from seam.log import log
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # parameters of glibc's mallopt
 LARGE_BLOCK = 17 << 19  # bytes, 8.5 MiB: glibc keeps smaller blocks and returns larger ones to the system
@@ -15,11 +18,15 @@ def use_threads(threads: int) -> None:
     """Let torch compute with this number of threads for the rest of the process, and call `keep_memory`.
 
     The number of threads belongs to a job, not to the cores that it is given: it decides the order of torch's sums,
-    and so the results.
+    and so the results. Only a process that is bound to fewer processors has fewer threads, because two threads that
+    wait for each other on one processor take ten times as long.
     """
     import torch
 
-    torch.set_num_threads(threads)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    if processors < threads:
+        log.info("%d of %d threads: this process is bound to so many processors", processors, threads)
+    torch.set_num_threads(min(threads, processors))
     keep_memory()
 
 

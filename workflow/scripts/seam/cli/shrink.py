@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NAME = "shrink"
 HELP = "shrink a model to the classes that you need, and write a folder to ship"
 BUDGETS = {"weight": "25%", "channel": "50% macs"}  # by granularity, if none is given
+RECOVERY = "epochs=20,fresh_negatives=true"  # after a search with a budget, if nothing else is given
 INSTRUCTIONS = ("portable", "avx2", "avx512", "neon")  # that C code can be for
 EXIT_WORSE = 3
 
@@ -82,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--search", action="append", default=[], metavar="NAME=VALUE", help="any setting of the search: alpha=2.0"
     )
     parser.add_argument(
-        "--recovery", metavar="N", help="epochs that train what is left after the search; or epochs=8,lr=0.0005"
+        "--recovery",
+        metavar="N",
+        help="epochs that train what is left after the search (default: 20 with a budget; 0: none); or "
+        "epochs=8,lr=0.0005",
     )
     parser.add_argument(
         "--normalization",
@@ -182,6 +186,8 @@ def run(options: argparse.Namespace) -> int:
             elif budget is not None:
                 say(f"! the smallest class has {fewest} training images: without --budget the result is more accurate")
         choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity, few)
+        if options.recovery is None and budget is not None and not few:
+            choices.recovery = recovery_choice(RECOVERY)
         epochs = for_few_images(SearchSettings(**choices.settings), fewest).epochs
         say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
         shrinking.search()
@@ -329,7 +335,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     decided = accuracy["balanced"] if is_balanced(card) else accuracy
     if (before := accuracy.get("before_recovery")) is not None and decided["reengineered"] <= before:
-        lines.append("The recovery did not help: leave --recovery out, or give it more epochs.")
+        lines.append("The recovery did not help: give --recovery more epochs, or 0 to leave it out.")
     if any(entry.get("disturbed") for entry in card["latency"]):
         lines.append(DISTURBED_TIMES)
     if card["data"]["split_here"]:
