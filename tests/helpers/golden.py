@@ -7,6 +7,7 @@ golden.json. Do that only for a change that is meant to change results, and say 
 import csv
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,14 +35,19 @@ IGNORED_QUANTITIES = ("latency", "time", "speedup")
 
 
 def platform():
-    """Return the key of this platform's digests: torch's version, the processor's vendor and vector instructions."""
+    """Return the key of this platform's digests: torch's version, the processor's vendor and vector instructions.
+
+    A process that is bound to one processor has a key of its own, because it trains source models in one thread.
+    """
     import torch
 
     vendor = "unknown"
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         vendor = next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), vendor)
-    return f"torch {torch.__version__.split('+')[0]}, {vendor}, {torch.backends.cpu.get_cpu_capability()}"
+    alone = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
+    bound = ", one processor" if alone else ""
+    return f"torch {torch.__version__.split('+')[0]}, {vendor}, {torch.backends.cpu.get_cpu_capability()}{bound}"
 
 
 def config(images):
