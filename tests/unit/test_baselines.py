@@ -225,6 +225,15 @@ def test_a_recovered_baseline_gets_what_the_recovery_of_the_search_gives(search,
     assert evaluation.accuracy(*evaluation.predict(model, each.test)) == metrics["accuracy"]["baseline"]
 
 
+def test_a_recovery_that_fails_names_its_baseline(search, tmp_path):
+    run(search, "magnitude", folder=str(tmp_path / "magnitude"))
+    arguments = recover_arguments(search, tmp_path / "own", tmp_path / "magnitude")
+    (tmp_path / "magnitude/masks.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="Baseline magnitude-recovered: .*magnitude/masks.safetensors"):
+        recover_baseline("magnitude-recovered", **arguments)
+    assert not (tmp_path / "own/metrics.json").exists()
+
+
 def test_with_the_masks_of_the_search_a_recovered_baseline_is_the_recovered_search(search, tmp_path):
     """Nothing but what precedes the recovery differs: the same model gives the same weights."""
     run(search, "magnitude", folder=str(tmp_path / "plain"))

@@ -154,7 +154,7 @@ def test_recovered_baselines_are_compared_with_the_search_after_its_recovery_and
 def test_recovered_baselines_have_names_and_the_search_a_second_star(recovered, tmp_path):
     text = render(comparison(baselines(*recovered)))
     assert "search 90.00 %, 95.00 % after its recovery at 10.0 % of the weights" in " ".join(text.split())
-    assert "Ahead of the search: head alone, recovered by 1.00 points." in " ".join(text.split())
+    assert "Ahead of the search: whole, recovered by 1.00 points." in " ".join(text.split())
     assert all(len(line) <= 90 for line in text.splitlines())
     write_tables(tmp_path / "b.csv", tmp_path / "c.csv", *recovered)
     (axes,) = figures_of_file(tmp_path / "b.csv")["baselines"].axes

@@ -42,6 +42,7 @@ RECOVERED = "-recovered"  # the end of the names of those with one
 NAMES = (
     {name: NAMES[name] for name in OF_WEIGHTS}
     | {name + RECOVERED: f"{NAMES[name]}, recovered" for name in OF_WEIGHTS if name != "scratch"}
+    | {"head" + RECOVERED: "whole, recovered"}
     | {
         name + end: NAMES[name] + words
         for name in OF_CHANNELS

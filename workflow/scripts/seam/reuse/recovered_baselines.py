@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from seam.device import select_device
+from seam.errors import UserError
 from seam.files import atomic_write, read_json, write_json
 from seam.reuse.provenance import environment
 from seam.reuse.recovery import recover
@@ -29,7 +30,10 @@ def recover_baseline(baseline: str, folder: str | Path, masks_folder: str | Path
     """
     folder, masks_folder = Path(folder), Path(masks_folder)
     before = read_json(masks_folder / "metrics.json")
-    recovery = recover(folder, masks_folder, **arguments)
+    try:
+        recovery = recover(folder, masks_folder, **arguments)
+    except UserError as error:
+        raise UserError(f"Baseline {baseline}: {error}") from error
     with atomic_write(folder / "masks.safetensors") as temporary:
         shutil.copyfile(masks_folder / "masks.safetensors", temporary)
     os.replace(folder / "recovery.csv", folder / "history.csv")
