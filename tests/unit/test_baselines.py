@@ -15,6 +15,8 @@ from seam.models.weights import open_source
 from seam.reuse.baselines import Baseline, apply_bits, head_rate, train_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.quick_baselines import quick_baseline
+from seam.reuse.recovered_baselines import recover_baseline
+from seam.reuse.recovery import recover
 from seam.settings import SearchSettings, search_settings
 from seam.training.run import TrainingRun
 
@@ -176,6 +178,70 @@ def test_a_baseline_with_biases_continues_where_it_was_stopped(budget_search, tm
     assert again["accuracy"] == whole["accuracy"]
     files = [load_tensors(tmp_path / name / "masks.safetensors")[0] for name in ("whole", "part")]
     assert all(torch.equal(value, files[1][name]) for name, value in files[0].items())
+
+
+RECOVERY = {"epochs": 2, "batch_size": 16, "lr": 0.002, "lr_head": 0.01}
+
+
+def recover_arguments(search, folder, masks_folder):
+    names = ("model", "dataset", "problem", "target", "members", "seed", "model_folder", "dataset_folder", "device")
+    return {
+        **{name: search[name] for name in (*names, "architecture")},
+        **{"folder": folder, "masks_folder": masks_folder, "checkpoint": Path(folder) / "c.pt"},
+        **{"settings": RECOVERY, "holdout": SearchSettings.holdout},
+    }
+
+
+@pytest.mark.parametrize("plain", ["head", "magnitude", "biases"])
+def test_a_recovered_baseline_gets_what_the_recovery_of_the_search_gives(search, tmp_path, plain):
+    before = run(search, plain, folder=str(tmp_path / plain))
+    folder, name = tmp_path / f"{plain}-recovered", f"{plain}-recovered"
+    metrics = recover_baseline(name, **recover_arguments(search, folder, tmp_path / plain))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "history.csv", "masks.safetensors", "metrics.json", "recovered.safetensors",
+    ]  # fmt: skip
+    assert metrics == read_json(folder / "metrics.json")
+    assert metrics.keys() == before.keys() and metrics["baseline"] == name
+    for key in ("retention", "kept", "weights", "classes", "images"):
+        assert metrics[key] == before[key], key
+    assert metrics["settings"]["selection"] == before["settings"]["selection"]
+    assert metrics["settings"]["recovery"]["epochs"] == 2 == metrics["epochs"] == metrics["selected_epoch"]
+    assert metrics["accuracy"]["before_recovery"] == before["accuracy"]["baseline"]
+    assert metrics["holdout_accuracy"]["source"] == before["holdout_accuracy"]["source"]
+    assert metrics["right"] == round(metrics["accuracy"]["baseline"] * metrics["images"]["test"])
+    history = pd.read_csv(folder / "history.csv")
+    assert len(history) == 2 and history["accuracy"].iloc[-1] == metrics["holdout_accuracy"]["baseline"]
+    # The folder opens as the trained model: removed weights are zero, the others have moved.
+    model = seam.load(folder, source=search["model_folder"], architecture=ARCHITECTURE)
+    plain_model = seam.load(tmp_path / plain, source=search["model_folder"], architecture=ARCHITECTURE)
+    assert model.recovered and not plain_model.recovered
+    tensors, _ = load_tensors(folder / "masks.safetensors")
+    packed = {key.removeprefix("mask/"): value for key, value in tensors.items() if key.startswith("mask/")}
+    bits = unpack_bits(packed, open_source(search["model_folder"], architecture=ARCHITECTURE).module)
+    weights, old = (dict(each.source.named_parameters()) for each in (model, plain_model))
+    assert all(not weights[key][~bit].any() for key, bit in bits.items())
+    assert sum(not torch.equal(weights[key], old[key]) for key in bits) > len(bits) / 2
+    each = Baseline(plain, search["folder"], **search | {"folder": str(tmp_path / "again")}).reengineering
+    assert evaluation.accuracy(*evaluation.predict(model, each.test)) == metrics["accuracy"]["baseline"]
+
+
+def test_a_recovery_that_fails_names_its_baseline(search, tmp_path):
+    run(search, "magnitude", folder=str(tmp_path / "magnitude"))
+    arguments = recover_arguments(search, tmp_path / "own", tmp_path / "magnitude")
+    (tmp_path / "magnitude/masks.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="Baseline magnitude-recovered: .*magnitude/masks.safetensors"):
+        recover_baseline("magnitude-recovered", **arguments)
+    assert not (tmp_path / "own/metrics.json").exists()
+
+
+def test_with_the_masks_of_the_search_a_recovered_baseline_is_the_recovered_search(search, tmp_path):
+    """Nothing but what precedes the recovery differs: the same model gives the same weights."""
+    run(search, "magnitude", folder=str(tmp_path / "plain"))
+    shutil.copy(Path(search["folder"]) / "masks.safetensors", tmp_path / "plain")
+    recover_baseline("magnitude-recovered", **recover_arguments(search, tmp_path / "own", tmp_path / "plain"))
+    recover(**recover_arguments(search, tmp_path / "search", search["folder"]))
+    own, other = (load_tensors(tmp_path / name / "recovered.safetensors")[0] for name in ("own", "search"))
+    assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
 
 
 def test_masks_of_another_source_model_are_one_sentence(search, tmp_path):

@@ -749,6 +749,28 @@ def test_baselines_of_an_entry_come_before_those_of_all(small):
         validated(small)
 
 
+def test_recovered_baselines_need_a_recovery_of_single_weights(small):
+    small["direct_reuse"] = small["direct_reuse"][:1]
+    small["baselines"] = ["magnitude", "magnitude-recovered"]
+    sentence = r"direct_reuse\[0\] has the baseline magnitude-recovered, but its models have no recovery .*epochs: 20"
+    with pytest.raises(UserError, match=sentence):
+        validated(small)
+    small["recovery"] = {"epochs": 3}
+    assert target_problems(validated(small))[0].baselines == ("magnitude", "magnitude-recovered")
+    entry = small["direct_reuse"][0]
+    with pytest.raises(UserError, match=sentence):
+        validated(small | {"direct_reuse": [entry | {"recovery": {"epochs": 0}}]})
+    validated(small | {"direct_reuse": [entry | {"recovery": {"epochs": 0}, "baselines": ["magnitude"]}]})
+    channels = {"granularity": "channel", "budget": {"macs": 0.5}}
+    with pytest.raises(
+        UserError, match="granularity: channel, with which the baseline head-recovered cannot be compared"
+    ):
+        validated(small | {"direct_reuse": [entry | {"search": channels, "baselines": ["head-recovered"]}]})
+    for name in ("scratch-recovered", "finetuned-recovered"):
+        with pytest.raises(UserError, match=r"baselines\[0\] is '" + name):
+            validated(small | {"baselines": [name]})
+
+
 def test_targets_of_each_form(small):
     small["direct_reuse"] = [
         {"model": "mine", "problem": "binary", "targets": "all"},

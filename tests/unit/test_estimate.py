@@ -156,6 +156,7 @@ def test_a_recovery_trains_its_epochs_with_the_source_models_answers(inventory):
     job = {"todo": True, "rule": "recover", "wildcards": {"model": "m"}, "params": {"recovery": recovery}}
     held = 10 * 2000 + 2 * 2000
     assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": 10 * 8000 + held}
+    assert images_by_kind({**job, "rule": "recover_baseline"}, inventory) == images_by_kind(job, inventory)
     recovery["settings"]["distillation"] = 0.0
     assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": held}
 

@@ -48,6 +48,7 @@ RULES = {
     "evaluate_source": f"data {DEVICE} evaluation {FILES} memory models reuse",
     "reengineer": f"{TRAINING} search",
     "recover": TRAINING,
+    "recover_baseline": TRAINING,
     "count_macs": f"cost {FILES} masks models reuse",
     "export_onnx": f"cost {FILES} masks memory models reuse",
     "export_source": f"cost {FILES} memory models",

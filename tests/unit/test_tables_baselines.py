@@ -34,7 +34,12 @@ def write_problem(root, target, right, baselines_right, images=200, retention=0.
     )
     paths = []
     for name, number in baselines_right.items():
-        own = {"baseline": name, "right": number, "retention": 1.0 if name == "head" else retention, "kept": 100}
+        own = {
+            "baseline": name,
+            "right": number,
+            "retention": 1.0 if name.startswith("head") else retention,
+            "kept": 100,
+        }
         own |= {"accuracy": {**accuracy, "baseline": number / images}, "selected_epoch": 3, "seconds": 1.5}
         path = folder / "baselines" / name / "metrics.json"
         write_json(path, {**common, **own, "holdout_accuracy": {"source": 0.9, "baseline": 0.8}})
@@ -115,6 +120,47 @@ def test_the_summary_has_the_baselines_and_names_the_winner(made, tmp_path):
     assert "Ahead of the search: head alone by 1.50 points." in " ".join(text.split())
     assert all(len(line) <= 79 for line in text.splitlines())
     assert len(summary_rows(baselines([], []))) == 0
+
+
+@pytest.fixture
+def recovered(tmp_path):
+    """Paths of (metrics, searches, recoveries): the search is right on 180 of 200, and on 190 after its recovery."""
+    searches, recoveries, paths = [], [], []
+    for target in ("cat", "dog", "cow"):
+        search, own = write_problem(
+            tmp_path, target, 180, {"magnitude": 170, "scratch": 150, "magnitude-recovered": 188, "head-recovered": 192}
+        )
+        accuracy = {"accuracy": {"before": 0.9, "after": 0.95}, "holdout_accuracy": {"before": 0.85, "after": 0.97}}
+        write_json(search.parent / "recovery.json", accuracy)
+        searches, recoveries = [*searches, search], [*recoveries, search.parent / "recovery.json"]
+        paths += own
+    return paths, searches, recoveries
+
+
+def test_recovered_baselines_are_compared_with_the_search_after_its_recovery_and_others_before(recovered):
+    table = baselines(*recovered)
+    for each in table.itertuples():
+        is_after = each.baseline.endswith("-recovered")
+        assert (each.accuracy_search, each.right_search) == ((0.95, 190) if is_after else (0.9, 180))
+        assert each.holdout_accuracy_search == (0.97 if is_after else 0.85)
+    differences = comparison(table).set_index("baseline")["difference_points"]
+    expected = {"magnitude": 5, "scratch": 15, "head-recovered": -1, "magnitude-recovered": 1}
+    assert differences.to_dict() == pytest.approx(expected)
+    assert list(differences.index) == list(expected)
+    with pytest.raises(UserError, match="cat/recovery.json is missing"):
+        baselines(recovered[0], recovered[1])
+
+
+def test_recovered_baselines_have_names_and_the_search_a_second_star(recovered, tmp_path):
+    text = render(comparison(baselines(*recovered)))
+    assert "search 90.00 %, 95.00 % after its recovery at 10.0 % of the weights" in " ".join(text.split())
+    assert "Ahead of the search: whole, recovered by 1.00 points." in " ".join(text.split())
+    assert all(len(line) <= 90 for line in text.splitlines())
+    write_tables(tmp_path / "b.csv", tmp_path / "c.csv", *recovered)
+    (axes,) = figures_of_file(tmp_path / "b.csv")["baselines"].axes
+    points = {bar.get_label(): bar.lines[0].get_xydata()[0][1] for bar in axes.containers}
+    assert points["search"] == pytest.approx(90) and points["search, recovered"] == pytest.approx(95)
+    assert points["magnitude, recovered"] == pytest.approx(94)
 
 
 def test_files_and_figure(made, tmp_path):

@@ -451,6 +451,23 @@ def test_budgets_in_milliseconds_and_baselines_of_channels_are_planned(tmp_path)
     assert "train_baseline" not in found and "train_scratch" not in found
 
 
+def test_a_recovered_baseline_is_planned_after_the_one_that_it_recovers(tmp_path):
+    demo = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text())
+    entry = {**demo["direct_reuse"][0], "targets": [2], "recovery": {"epochs": 2}}
+    entry["baselines"] = ["head-recovered", "magnitude", "magnitude-recovered", "snip-overall-recovered", "scratch"]
+    rest = {"indirect_reuse": [], "engines": []}
+    found = jobs(snakemake(tmp_path, "--dry-run", config=demo | {"direct_reuse": [entry], **rest})[1])
+    expected = {
+        "reengineer": 1, "recover": 1, "train_baseline": 3, "recover_baseline": 3, "train_scratch": 1,
+        "collect_baselines": 1, "plot_baselines": 1,
+    }  # fmt: skip
+    assert {rule: found.get(rule) for rule in expected} == expected
+    # Without them, nothing needs the plain ones that are not listed.
+    entry["baselines"] = ["magnitude"]
+    found = jobs(snakemake(tmp_path, "--dry-run", config=demo | {"direct_reuse": [entry], **rest})[1])
+    assert found["train_baseline"] == 1 and "recover_baseline" not in found
+
+
 def test_the_full_config_names_what_indirect_reuse_waits_for(tmp_path):
     _, said = snakemake(tmp_path, "--dry-run", config={"engines": ENGINES})
     for name in ("mit67", "cub200", "flower102", "dog120", "action40"):

@@ -49,6 +49,51 @@ rule train_baseline:
         "../scripts/train_baseline.py"
 
 
+# The baseline without the suffix comes first, as the search comes before its recovery.
+rule recover_baseline:
+    input:
+        manifest=manifest_of,
+        arrays=ancient(arrays_of),
+        weights="results/models/{model}/source.safetensors",
+        masks="results/direct/{model}/{problem}/{target}/baselines/{baseline}/masks.safetensors",
+        metrics="results/direct/{model}/{problem}/{target}/baselines/{baseline}/metrics.json",
+        modules=modules("recover_baseline.py"),
+    output:
+        masks=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}-recovered/masks.safetensors"
+        ),
+        weights=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}-recovered/recovered.safetensors"
+        ),
+        history=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}-recovered/history.csv"
+        ),
+        metrics=update(
+            "results/direct/{model}/{problem}/{target}/baselines/{baseline}-recovered/metrics.json"
+        ),
+    log:
+        "results/logs/recover_baseline/{model}/{problem}/{target}/{baseline}.log",
+    benchmark:
+        "results/benchmarks/recover_baseline/{model}/{problem}/{target}/{baseline}.tsv"
+    wildcard_constraints:
+        baseline=r"head|biases|(magnitude|random|activation|snip)(-overall)?",
+    conda:
+        "../../envs/seam.yaml"
+    threads: decoding(1)
+    resources:
+        mem_mb=memory(6000, large=24000),
+        runtime=minutes(720),
+        gpu=gpu,
+    params:
+        recovery=baseline_recovery_arguments,
+        torch=versions("torch"),
+        device=device,
+    message:
+        "Recovering baseline {wildcards.baseline} of {wildcards.model}, {wildcards.problem} {wildcards.target}"
+    script:
+        "../scripts/recover_baseline.py"
+
+
 # Its weights are not the source model's, so that masks alone would not describe it.
 use rule train_baseline as train_scratch with:
     output:

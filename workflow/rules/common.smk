@@ -19,6 +19,7 @@ sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam.config import plan
 from seam.config.content import Digests, pinned, version
+from seam.config.entries import RECOVERED
 from seam.config.sources import check_content, check_empty_mappings
 from seam.config.startup import check_places
 from seam.config.wording import hint
@@ -402,6 +403,18 @@ def baseline_arguments(wildcards):
     return {name: arguments[name] for name in arguments if name not in ("folder", "checkpoint")}
 
 
+def baseline_recovery_arguments(wildcards):
+    """Return the arguments of the recovery of a baseline: those of its problem's recovery, with its own files."""
+    arguments = recovery_arguments(wildcards)
+    place = f"{wildcards.model}/{wildcards.problem}/{wildcards.target}"
+    arguments |= {
+        "baseline": f"{wildcards.baseline}{RECOVERED}",
+        "checkpoint": f"results/checkpoints/recover_baseline/{place}/{wildcards.baseline}.pt",
+        "masks_folder": f"{arguments['masks_folder']}/baselines/{wildcards.baseline}",
+    }
+    return dict(sorted(arguments.items()))
+
+
 def scratch_training(wildcards):
     """Return the settings of a baseline that is trained from random weights; epochs and batches are the search's."""
     settings = config["training"]
@@ -447,11 +460,20 @@ def latency_of_baselines():
 
 
 def recoveries_with_baselines():
-    """Return the results of the recoveries that baselines are compared with: those after a search of channels."""
+    """Return the results of the recoveries that baselines are compared with.
+
+    They are those after a search of channels, and those of problems with baselines that are recovered, too.
+    """
+
+    def is_compared(problem):
+        return any(
+            name in CHANNEL_BASELINES or name.endswith(RECOVERED) for name in problem.baselines
+        )
+
     return [
         f"results/direct/{p.model}/{p.problem}/{p.target}/recovery.json"
-        for p in problems_with_channel_baselines()
-        if p.recovery
+        for p in PROBLEMS
+        if p.recovery and is_compared(p)
     ]
 
 

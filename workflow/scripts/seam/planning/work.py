@@ -115,7 +115,7 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
         for search in job["params"]["searches"]:
             steps.update(_search(search, inventory))
         return dict(steps)
-    if rule == "recover":
+    if rule in ("recover", "recover_baseline"):
         return _recovery(job["params"]["recovery"], inventory)
     if rule in ("train_baseline", "train_scratch"):
         return _baseline(job["wildcards"].get("baseline", "scratch"), job["params"]["search"], inventory)

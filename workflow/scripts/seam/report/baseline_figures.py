@@ -6,10 +6,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from seam.report.baselines import baseline_name
+from seam.report.baselines import RECOVERED, baseline_name
 from seam.report.intervals import bootstrap
 from seam.report.style import BLUE, GREY, INK, blank, empty, looks, style
 from seam.report.tables import PROBLEMS, Table, read_table
+
+SEARCH_RECOVERED = "search, recovered"  # with which recovered baselines are compared
+STARS = {"search": {"color": BLUE, "marker": "*"}, SEARCH_RECOVERED: {"color": INK, "marker": "*"}}
 
 
 def interval(values: Table) -> tuple[float, float]:
@@ -19,11 +22,18 @@ def interval(values: Table) -> tuple[float, float]:
     return (mean - low, high - mean) if low == low else (0.0, 0.0)
 
 
+def _searches(rows: Table) -> Table:
+    """Return the search's means over the seeds of each target, indexed by target, from rows of its baselines."""
+    names = ["accuracy_source", "accuracy_search", "retention_search"]
+    return rows.drop_duplicates(["target", "seed"]).groupby("target")[names].mean()
+
+
 @style()
 def baselines(table: Table) -> Figure:
     """Draw mean accuracy against mean retention of the search and of each baseline, one panel per model and problem.
 
-    table: that of baselines. Bars are 95 % intervals over the target problems.
+    table: that of baselines. Bars are 95 % intervals over the target problems. With recovered baselines, the search has
+    a second point, after its recovery.
     """
     title = "Search and baselines: accuracy against weights kept"
     groups = list(table.groupby(["model", "problem"], sort=False))
@@ -36,25 +46,27 @@ def baselines(table: Table) -> Figure:
     look = looks([str(name) for name in table["baseline"].unique()])
     handles = {}
     for axes, ((model, problem), rows) in zip(plots, groups, strict=False):
-        searches = (
-            rows.drop_duplicates(["target", "seed"])
-            .groupby("target")[["accuracy_source", "accuracy_search", "retention_search"]]
-            .mean()
-        )
+        searches = _searches(rows)
         axes.axhline(
             100 * searches["accuracy_source"].mean(), color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1
         )
-        points = [("search", searches["retention_search"], searches["accuracy_search"], {"color": BLUE, "marker": "*"})]
+        is_recovered = rows["baseline"].str.endswith(RECOVERED)
+        points = []
+        for name, own in (("search", rows[~is_recovered]), (SEARCH_RECOVERED, rows[is_recovered])):
+            if len(own):
+                found = _searches(own)
+                points.append((name, found["retention_search"], found["accuracy_search"], STARS[name]))
         for name, own in rows.groupby("baseline", sort=False):
             problems = own.groupby("target")[["retention_baseline", "accuracy_baseline"]].mean()
             points.append((name, problems["retention_baseline"], problems["accuracy_baseline"], look[str(name)]))
         for name, retention, accuracy, shape in points:
             below, above = interval(100 * accuracy)
-            label = "search" if name == "search" else baseline_name(str(name))
+            is_search = name in STARS
+            label = str(name) if is_search else baseline_name(str(name))
             handles[label] = axes.errorbar(
                 100 * retention.mean(), 100 * accuracy.mean(), yerr=[[below], [above]], linestyle="",
-                markersize=13 if name == "search" else 6, markeredgecolor="white", markeredgewidth=0.6,
-                elinewidth=1, capsize=2, zorder=4 if name == "search" else 3, label=label, **shape,
+                markersize=13 if is_search else 6, markeredgecolor="white", markeredgewidth=0.6,
+                elinewidth=1, capsize=2, zorder=4 if is_search else 3, label=label, **shape,
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel("weights kept (%)")

@@ -35,12 +35,20 @@ NAMES = {  # in the order in which they are shown
     "uniform-taylor": "uniform, Taylor",
     "finetuned": "fine-tuned whole",
 }
-NAMES = {
-    name + end: text + words
-    for name, text in NAMES.items()
-    for end, words in (("", ""), ("-distilled", ", distilled"))
-    if not end or name == "finetuned" or name.startswith(("widths-", "uniform-"))
-}
+OF_CHANNELS = [name for name in NAMES if name == "finetuned" or name.startswith(("widths-", "uniform-"))]
+# Baselines of searches of single weights. Those without a recovery are compared with the search before its own.
+OF_WEIGHTS = [name for name in NAMES if name not in OF_CHANNELS]
+RECOVERED = "-recovered"  # the end of the names of those with one
+NAMES = (
+    {name: NAMES[name] for name in OF_WEIGHTS}
+    | {name + RECOVERED: f"{NAMES[name]}, recovered" for name in OF_WEIGHTS if name != "scratch"}
+    | {"head" + RECOVERED: "whole, recovered"}
+    | {
+        name + end: NAMES[name] + words
+        for name in OF_CHANNELS
+        for end, words in (("", ""), ("-distilled", ", distilled"))
+    }
+)
 GROUP = ["model", "dataset", "problem", "baseline"]
 COLUMNS = [
     *["model", "dataset", "problem", "target", "baseline", "images_test", "right_search", "right_baseline"],
@@ -69,7 +77,7 @@ def baseline_name(baseline: str) -> str:
 def row(baseline: Record, search: Record, recovery: Record | None = None) -> dict[str, Any]:
     """Return one baseline as {column: value}, from its metrics.json and that of its problem's search.
 
-    recovery: of the search, if the baseline trains as long as both.
+    recovery: of the search, if the baseline is compared with what the search reaches after it.
     """
     images, before = baseline["images", "test"], search["accuracy", "reengineered"]
     if recovery is not None:
@@ -116,8 +124,10 @@ def channel_values(baseline: Record, latency: Record) -> dict[str, Any]:
 def baselines(metrics: Paths, searches: Paths, recoveries: Paths = (), latencies: Paths = ()) -> Table:
     """Return the table of baselines, from the paths of their metrics.json and those of the searches.
 
-    recoveries, latencies: the recovery.json and baselines_latency.json of the problems with baselines of channels. Rows
-    are in the order of `metrics`. Raises UserError if a file lacks a value, or if the search's is missing.
+    recoveries: the recovery.json of problems with baselines of channels, or with recovered ones: these are compared
+    with the search after its recovery, all others with the search before it. latencies: the baselines_latency.json of
+    the problems with baselines of channels. Rows are in the order of `metrics`. Raises UserError if a file lacks a
+    value, or if one of the search is missing.
     """
     known, rows = records(searches), []
     recovered, timed = records(recoveries), records(latencies)
@@ -125,7 +135,11 @@ def baselines(metrics: Paths, searches: Paths, recoveries: Paths = (), latencies
         problem = folder.parent.parent  # .../{target}/baselines/{baseline}
         if problem not in known:
             raise missing_file(problem / "metrics.json")
-        values = row(baseline, known[problem], recovered.get(problem))
+        name = str(baseline["baseline"])
+        if name.endswith(RECOVERED) and problem not in recovered:
+            raise missing_file(problem / "recovery.json")
+        recovery = None if name in OF_WEIGHTS else recovered.get(problem)
+        values = row(baseline, known[problem], recovery)
         if problem in timed:
             values |= channel_values(baseline, timed[problem])
         rows.append(values)
@@ -255,11 +269,17 @@ def render(means: Table) -> str:
     """Return the comparison as text of lines of at most 79 characters; a baseline that wins is named in a sentence."""
     parts = ["Baselines: search less baseline, paired by target problem"]
     for (model, problem), rows in means.groupby(["model", "problem"], sort=False):
-        first = rows.iloc[0]
-        parts.append(
+        first, is_recovered = rows.iloc[0], rows["baseline"].str.endswith(RECOVERED)
+        searched = [
+            f"{100 * own.iloc[0]['accuracy_search']:.2f} %{words}"
+            for own, words in ((rows[~is_recovered], ""), (rows[is_recovered], " after its recovery"))
+            if len(own)
+        ]
+        text = (
             f"{model}, {problem}: {first['problems']} problems, source {100 * first['accuracy_source']:.2f} %, search "
-            f"{100 * first['accuracy_search']:.2f} % at {100 * first['retention_search']:.1f} % of the weights"
+            f"{', '.join(searched)} at {100 * first['retention_search']:.1f} % of the weights"
         )
+        parts.append(textwrap.fill(text, WIDTH) if is_recovered.any() else text)
         lines = {baseline_name(each.baseline): _line(each) for each in rows.itertuples()}
         heads = ["weights %", "accuracy %", "search", "95 % interval", "better", "equal", "worse"]
         frame = pd.DataFrame(lines.values(), index=list(lines), columns=heads)

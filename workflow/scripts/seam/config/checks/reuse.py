@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seam.config.checks.datasets import check_image_size
-from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
+from seam.config.entries import RECOVERED, direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
 from seam.settings import CHANNEL_BASELINES, budget_unit
@@ -42,6 +42,7 @@ def check_direct_reuse(config: dict[str, Any], classes: dict[str, Sequence[str] 
         for place, search in _searches(config, key, entry):
             check_budget(place, search.get("budget"))
         _check_channels(key, entry, config)
+        _check_recovered_baselines(key, entry, config)
         if classes[name] is not None:
             require_known_names(f"{key}.overrides", entry.get("overrides", {}), targets, "a target of this entry")
 
@@ -95,6 +96,18 @@ def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> 
                     f"{place} has granularity: {settings['granularity']}, with which the baseline {name} cannot be "
                     f"compared: give the entry baselines of its own, such as {fitting}, or baselines: []."
                 )
+
+
+def _check_recovered_baselines(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError if a baseline of an entry needs a recovery that the entry's models do not have."""
+    if {**config["recovery"], **entry.get("recovery", {})}["epochs"]:
+        return
+    for name in entry.get("baselines", config["baselines"]):
+        if name.endswith(RECOVERED):
+            raise UserError(
+                f"{key} has the baseline {name}, but its models have no recovery (recovery.epochs is 0): give the "
+                "entry one, such as recovery: {epochs: 20}, or baselines of its own without it."
+            )
 
 
 def check_indirect_reuse(config: dict[str, Any]) -> None:
