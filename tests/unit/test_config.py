@@ -1131,11 +1131,11 @@ def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     assert len(plan.students(config)) == students.get(name, 0)
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
-    numbers |= {"budget_cifar100.yaml": 9, "engine_cifar100.yaml": 3}
+    numbers |= {"budget_cifar100.yaml": 9, "engine_cifar100.yaml": 3, "recovery.yaml": 240}
     assert len(problems) == numbers.get(name, 0)
     for problem in problems:
         compared = problem.settings["selection"] == "holdout" and name.startswith("cifar")
-        assert bool(problem.baselines) is (compared or name == "budget.yaml")
+        assert bool(problem.baselines) is (compared or name in ("budget.yaml", "recovery.yaml"))
         if compared:  # the published rates
             twin = {
                 **SEARCH,
