@@ -313,6 +313,6 @@ def verdicts(rows: Table) -> Iterator[str]:
         yield f"Ahead of the search: {'; '.join(names)}."
     if len(undecided):
         names = [baseline_name(each.baseline) for each in undecided.itertuples()]
-        yield f"No difference beyond chance: {', '.join(names)}."
+        yield f"No difference beyond chance: {'; '.join(names)}."
     if not len(ahead) and not len(undecided):
         yield "The search is ahead of every baseline."
