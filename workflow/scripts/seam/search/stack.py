@@ -160,10 +160,9 @@ def repeat(parameter: torch.Tensor, searches: int) -> torch.Tensor:
 
 
 def round_output(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    """Return a layer's output in the precision of autocast: vmap adds the bias afterwards, in float32."""
-    kind = output.device.type
-    lower = kind in ("cuda", "cpu") and torch.is_autocast_enabled(kind)
-    return output.to(torch.get_autocast_dtype(kind)) if lower else output
+    """Return a layer's output in the precision of autocast on a GPU: vmap adds the bias afterwards, in float32."""
+    lower = output.device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return output.to(torch.get_autocast_dtype("cuda")) if lower else output
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
