@@ -7,6 +7,10 @@ localrules:
     plot_channel_baselines,
 
 
+# The baselines of single weights that masks and a head describe, without a recovery.
+WITH_MASKS = r"head|biases|(magnitude|random|activation|snip)(-overall)?"
+
+
 rule train_baseline:
     input:
         manifest=manifest_of,
@@ -28,7 +32,7 @@ rule train_baseline:
     benchmark:
         "results/benchmarks/train_baseline/{model}/{problem}/{target}/{baseline}.tsv"
     wildcard_constraints:
-        baseline=r"head|biases|(magnitude|random|activation|snip)(-overall)?",
+        baseline=WITH_MASKS,
     conda:
         "../../envs/seam.yaml"
     threads: decoding(1)
@@ -76,7 +80,7 @@ rule recover_baseline:
     benchmark:
         "results/benchmarks/recover_baseline/{model}/{problem}/{target}/{baseline}.tsv"
     wildcard_constraints:
-        baseline=r"head|biases|(magnitude|random|activation|snip)(-overall)?",
+        baseline=WITH_MASKS,
     conda:
         "../../envs/seam.yaml"
     threads: decoding(1)

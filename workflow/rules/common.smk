@@ -19,7 +19,6 @@ sys.path.insert(0, str(WORKFLOW / "scripts"))
 
 from seam.config import plan
 from seam.config.content import Digests, pinned, version
-from seam.config.entries import RECOVERED
 from seam.config.sources import check_content, check_empty_mappings
 from seam.config.startup import check_places
 from seam.config.wording import hint
@@ -30,7 +29,7 @@ from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 from seam.process import name_run
-from seam.settings import CHANNEL_BASELINES, OPTIONAL_OF_THRESHOLDS, without_defaults
+from seam.settings import CHANNEL_BASELINES, OPTIONAL_OF_THRESHOLDS, RECOVERED, without_defaults
 
 name_run()
 

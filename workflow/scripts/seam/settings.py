@@ -18,6 +18,7 @@ BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
 
 DISTILLED = "-distilled"  # the end of the name of a baseline that learns the source model's answers
+RECOVERED = "-recovered"  # the end of the name of a baseline that gets the recovery of the search, too
 # Baselines of searches of channels: see seam.reuse.channel_baselines. All others are of searches of single weights.
 CHANNEL_BASELINES = tuple(
     name + end

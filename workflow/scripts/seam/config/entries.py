@@ -13,7 +13,6 @@ from seam.data.kinds.registry import class_groups, why_unavailable
 from seam.errors import UserError
 
 REST = "rest"  # as in seam.data.problems, which imports numpy
-RECOVERED = "-recovered"  # the end of the name of a baseline that gets the recovery of the search, too
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 

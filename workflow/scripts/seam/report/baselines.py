@@ -38,7 +38,7 @@ NAMES = {  # in the order in which they are shown
 OF_CHANNELS = [name for name in NAMES if name == "finetuned" or name.startswith(("widths-", "uniform-"))]
 # Baselines of searches of single weights. Those without a recovery are compared with the search before its own.
 OF_WEIGHTS = [name for name in NAMES if name not in OF_CHANNELS]
-RECOVERED = "-recovered"  # the end of the names of those with one
+RECOVERED = "-recovered"  # the end of the names of those with one, as in seam.settings, on which no table depends
 NAMES = (
     {name: NAMES[name] for name in OF_WEIGHTS}
     | {name + RECOVERED: f"{NAMES[name]}, recovered" for name in OF_WEIGHTS if name != "scratch"}

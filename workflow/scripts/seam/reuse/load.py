@@ -67,11 +67,9 @@ def load_reengineered(
     groups = _by_kind(tensors)
     model = with_head(origin.module, len(origin.classes), len(classes))
     try:
-        kinds = {"channels", "head", "weight"} if "channels" in groups else {"mask", "head", "weight", "shift"}
-        if unknown := {kind for kind in groups.keys() - kinds if groups[kind]}:
-            raise ValueError(
-                f"it has {min(unknown)} beside {'channels' if 'channels' in groups else 'masks'} and a head"
-            )
+        masks, others = ("channels", {"weight"}) if "channels" in groups else ("mask", {"weight", "shift"})
+        if unknown := {kind for kind in groups if groups[kind]} - others - {masks, "head"}:
+            raise ValueError(f"it has {min(unknown)} beside {masks} and head")
         if "channels" in groups:
             _remove_channels(origin.module, groups, metadata)
         else:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from seam.config.checks.datasets import check_image_size
-from seam.config.entries import RECOVERED, direct_entries, folder_name, indirect_entries, targets_of
+from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
-from seam.settings import CHANNEL_BASELINES, budget_unit
+from seam.settings import CHANNEL_BASELINES, RECOVERED, budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
