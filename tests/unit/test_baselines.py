@@ -234,6 +234,23 @@ def test_a_recovery_that_fails_names_its_baseline(search, tmp_path):
     assert not (tmp_path / "own/metrics.json").exists()
 
 
+def test_a_recovered_baseline_may_give_one_answer_and_the_recovery_of_the_search_may_not(search, tmp_path, monkeypatch):
+    """Random masks often end so: that is a result of the baseline. As the product of the search it is a failure."""
+
+    def train(network, *arguments):
+        for parameter in network.head.parameters():
+            parameter.data.zero_()
+        return [{"epoch": 1, "cross_entropy": 0.7, "train_accuracy": 0.5, "accuracy": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr("seam.reuse.recovery.train", train)
+    monkeypatch.setattr("seam.evaluation.FEWEST_OTHERS", 1)
+    before = run(search, "random", folder=str(tmp_path / "random"))
+    metrics = recover_baseline("random-recovered", **recover_arguments(search, tmp_path / "own", tmp_path / "random"))
+    assert metrics["accuracy"]["baseline"] == 0.5 and metrics["right"] * 2 == before["images"]["test"]
+    with pytest.raises(UserError, match="after its recovery, says .* for each of the .* test images"):
+        recover(**recover_arguments(search, tmp_path / "search", search["folder"]))
+
+
 def test_with_the_masks_of_the_search_a_recovered_baseline_is_the_recovered_search(search, tmp_path):
     """Nothing but what precedes the recovery differs: the same model gives the same weights."""
     run(search, "magnitude", folder=str(tmp_path / "plain"))

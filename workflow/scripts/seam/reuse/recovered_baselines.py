@@ -23,7 +23,8 @@ def recover_baseline(baseline: str, folder: str | Path, masks_folder: str | Path
     """Train a baseline whose folder is `masks_folder` after it; write `folder`; return the metrics.
 
     The folder gets a copy of masks.safetensors and recovered.safetensors, from which `seam.load` loads the model,
-    history.csv and metrics.json. Epochs and seconds in the latter are those of the recovery.
+    history.csv and metrics.json. Epochs and seconds in the latter are those of the recovery. A baseline that gives the
+    same answer for all images is a result like any other: it says what its masks are worth.
 
     baseline: its name, `-recovered` included. arguments: the others of `seam.reuse.recovery.recover`. Raises UserError
     as that does, or if a file of the baseline is missing.
@@ -31,7 +32,7 @@ def recover_baseline(baseline: str, folder: str | Path, masks_folder: str | Path
     folder, masks_folder = Path(folder), Path(masks_folder)
     before = read_json(masks_folder / "metrics.json")
     try:
-        recovery = recover(folder, masks_folder, **arguments)
+        recovery = recover(folder, masks_folder, allow_one_answer=True, **arguments)
     except UserError as error:
         raise UserError(f"Baseline {baseline}: {error}") from error
     with atomic_write(folder / "masks.safetensors") as temporary:

@@ -63,6 +63,7 @@ def recover(
     device: str,
     checkpoint: str | Path,
     architecture: str | None = None,
+    allow_one_answer: bool = False,
 ) -> dict[str, Any]:
     """Train the re-engineered model in `masks_folder`; write its weights, history and metrics into `folder`.
 
@@ -70,7 +71,7 @@ def recover(
     recovery does not train on them either, so that accuracies on them can be compared. All other arguments are those of
     `seam.reuse.direct.Reengineering`. The last epoch is the result. If classes differ much in their number of images,
     the loss weighs them alike, as in the search. Returns the metrics. Raises UserError if the result gives the same
-    answer for all test images.
+    answer for all test images, unless `allow_one_answer`.
     """
     folder, place = Path(folder), select_device(device)
     chosen = RecoverySettings(**settings)
@@ -104,8 +105,10 @@ def recover(
     history = train(network, training, chosen, teacher, held, kept, file, weights)
     logits, labels = predict(network, test)
     matrix = confusion_matrix(logits.argmax(1), labels, len(task.classes))
-    what = f"The model of the {problem} problem {target}, after its recovery,"
-    require_several_answers(logits.argmax(1), labels, task.classes, what, "lower recovery.lr, or leave recovery out.")
+    if not allow_one_answer:
+        what = f"The model of the {problem} problem {target}, after its recovery,"
+        advice = "lower recovery.lr, or leave recovery out."
+        require_several_answers(logits.argmax(1), labels, task.classes, what, advice)
     metadata = {"masks_sha256": states["masks"]}
     save_tensors(folder / RECOVERED, copy_state(network), metadata)
     import pandas as pd
