@@ -142,3 +142,12 @@ def test_images_stay_as_they_are_if_it_would_not_help(tmp_path, channels, layer)
     same = onnx.ModelProto()
     same.CopyFrom(model)
     assert not pad_images(model) and model == same
+
+
+def test_parameters_that_the_exporter_writes_once_are_constants(tmp_path):
+    network = head(stem(8), nn.Conv2d(8, 24, 3, 2), width=24)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    count, before, _ = packed(network, tmp_path)
+    assert count == 4 and "Identity" in {node.op_type for node in before.graph.node}

@@ -80,6 +80,8 @@ def _constants(graph: Any) -> dict[str, Any]:
     for node in graph.node:
         if node.op_type == "Constant" and (value := _attribute(node, "value", None)) is not None:
             constants[node.output[0]] = value
+        elif node.op_type == "Identity" and node.input[0] in constants:  # torch writes equal parameters once
+            constants[node.output[0]] = constants[node.input[0]]
     return constants
 
 
