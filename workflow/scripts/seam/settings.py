@@ -213,6 +213,7 @@ class RecoverySettings:
     temperature: float = 2.0
     fresh_negatives: bool = False
     train_batch_norm: bool = True
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def train_channel_baseline(
         history = train_from_nothing(model, batches, settings, teacher, held, file, weights)
     else:
         settings = RecoverySettings(**{**asdict(chosen), "epochs": epochs})
-        history = train(model, batches, settings, teacher, held, {}, file, weights)
+        history = train(model, batches, settings, teacher, held, {}, file, weights, seed)
     each.save_channels(model.get_submodule("source"), groups, kept, copy_state(model.get_submodule("head")))
     stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
     left = sum(parameter.numel() for parameter in maskable(stored.source).values())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from seam.data.batches import batches
 from seam.data.drawing import draw_problem
@@ -41,6 +41,7 @@ from seam.settings import RecoverySettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
+from seam.training.mixing import cut_and_paste
 from seam.training.run import Batch, Batches, Step, TrainingRun
 from seam.training.schedules import warm_cosine
 
@@ -102,7 +103,7 @@ def recover(
         teacher = Teacher(to_channels_last(source.module, place), chosen.distillation, chosen.temperature)
     file = Checkpoint(checkpoint, states, __file__)
     weights = class_weights(task.train.labels, len(task.classes)) if task.is_unequal else None
-    history = train(network, training, chosen, teacher, held, kept, file, weights)
+    history = train(network, training, chosen, teacher, held, kept, file, weights, recovery_seed)
     logits, labels = predict(network, test)
     matrix = confusion_matrix(logits.argmax(1), labels, len(task.classes))
     if not allow_one_answer:
@@ -153,13 +154,15 @@ def train(
     kept: Mapping[str, torch.Tensor],
     checkpoint: Checkpoint | None = None,
     weights: Sequence[float] | None = None,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Train `network`, which `with_head` made, in place; return its history, a dictionary for each epoch.
 
-    Adam, whose rates rise over 200 steps and fall to zero along a cosine. teacher:
-    whose answers the outputs of the network's `source` learn. held: batches of images for the history. kept:
-    {parameter: bool}; the others stay zero. weights: how often an image of each class counts in the loss; the history
-    then has balanced accuracies.
+    Adam, whose rates rise over 200 steps and fall to zero along a cosine. teacher: whose answers the outputs of the
+    network's `source` learn. held: batches of images for the history. kept: {parameter: bool}; the others stay zero.
+    weights: how often an image of each class counts in the loss; the history then has balanced accuracies. seed: of the
+    batches that are mixed (`settings.cutmix`), and how. In the history, an image that is mixed is right if the network
+    names the class of the image that it was cut into.
     """
     weight = None if weights is None else torch.tensor(weights, device=next(network.parameters()).device)
     source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
@@ -167,13 +170,20 @@ def train(
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
     parameters = dict(network.named_parameters())
     masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
+    classes = head.out_features
 
     def step(batch: torch.Tensor, labels: torch.Tensor) -> Batch:
+        targets = labels
+        if settings.cutmix:
+            # Of its own for each batch, so that a run that was stopped goes on with the same mixtures.
+            generator = np.random.default_rng([seed, run.epoch, run.batch])
+            if generator.random() < settings.cutmix:
+                batch, targets = cut_and_paste(batch, one_hot(labels, classes).to(batch.dtype), generator)
         features = forward(source, batch)
         logits = head(relu(features))
-        loss = cross_entropy(logits, labels)
+        loss = cross_entropy(logits, targets)
         if weight is not None:
-            loss = cross_entropy(logits, labels, weight, reduction="none").mean()
+            loss = cross_entropy(logits, targets, weight, reduction="none").mean()
         total = loss if teacher is None else loss + teacher.loss(features, batch)
         optimizer.zero_grad()
         total.backward()
