@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ from seam.reuse.recovery import TrainingImages, recover
 from seam.search.by_channel import Ramp, search_channels
 from seam.settings import RecoverySettings, SearchSettings, search_settings
 from seam.training.checkpoint import Checkpoint
+from seam.training.run import TrainingRun
 
 
 def network(seed=0):
@@ -297,13 +299,37 @@ def test_recovery_trains_all_that_is_left(red, recovered_red, results, dataset_f
 
 
 def test_recovery_is_repeatable_and_depends_on_its_settings(recovered_red, red, results, dataset_folder, tmp_path):
-    for name, settings in (("again", {"fresh_negatives": True}), ("fixed", {}), ("alone", {"distillation": 0.0})):
+    others = {"fixed": {}, "alone": {"distillation": 0.0}, "mixed": {"fresh_negatives": True, "cutmix": 1.0}}
+    for name, settings in {"again": {"fresh_negatives": True}, **others}.items():
         shutil.copytree(red, results / name)
         recovered(results / name, results, dataset_folder, **settings)
         same = (results / name / "recovered.safetensors").read_bytes() == (
             recovered_red / "recovered.safetensors"
         ).read_bytes()
         assert same == (name == "again")
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_stopped_recovery_goes_on_with_the_same_mixed_images(red, results, dataset_folder, monkeypatch, stop):
+    folders, seen = [results / f"{name}-{stop}" for name in ("whole", "part")], []
+    for folder in folders:
+        shutil.copytree(red, folder)
+    settings = {"fresh_negatives": True, "cutmix": 0.5}
+    recovered(folders[0], results, dataset_folder, **settings)
+
+    def stop_there(self):
+        seen.append(self.batch)
+        if len(seen) == stop:
+            self.signal = signal.SIGTERM
+
+    check = TrainingRun.exit_if_signalled
+    monkeypatch.setattr(TrainingRun, "exit_if_signalled", lambda self: (stop_there(self), check(self)))
+    with pytest.raises(SystemExit):
+        recovered(folders[1], results, dataset_folder, **settings)
+    monkeypatch.setattr(TrainingRun, "exit_if_signalled", check)
+    recovered(folders[1], results, dataset_folder, **settings)
+    states = [load(folder, source=results / "models/small").state_dict() for folder in folders]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_zeros_stay_zero_in_the_recovery_of_single_weights(results, dataset_folder):

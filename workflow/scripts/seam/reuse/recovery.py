@@ -170,7 +170,7 @@ def train(
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
     parameters = dict(network.named_parameters())
     masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
-    classes = head.out_features
+    classes = next(head.parameters()).shape[0]
 
     def step(batch: torch.Tensor, labels: torch.Tensor) -> Batch:
         targets = labels
