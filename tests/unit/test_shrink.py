@@ -422,6 +422,7 @@ def test_another_choice_leaves_nothing_of_the_last_one_behind(world, narrow, tmp
         (["--search", "lr_mask=much"], "--search lr_mask=much does not fit: this setting takes a number"),
         (["--recovery", "lr=0.1"], "must say how many epochs"),
         (["--recovery", "epochs=few"], "--recovery epochs=few does not fit"),
+        (["--recovery", "8,cutmix=2"], "--recovery cutmix=2 does not fit: this setting takes a number from 0 to 1"),
         (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
     ],
 )

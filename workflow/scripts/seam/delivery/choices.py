@@ -39,6 +39,7 @@ PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.dat
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
+SHARES = ("cutmix",)  # settings that cannot be more than 1
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
 
 
@@ -240,10 +241,11 @@ def _value(text: str, default: Any, option: str, shown: str) -> Any:
     kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
     name = shown.partition("=")[0].rpartition(".")[2]
     fits = default is None or type(value) in kinds[type(default)] or (value is None and name == "accuracy_worth")
-    if isinstance(value, (int, float)) and not (name in FROM_ONE) <= value < 1e9:
+    if isinstance(value, (int, float)) and not (name in FROM_ONE) <= value <= (1 if name in SHARES else 1e9):
         fits = False
     if not fits:
         words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
+        words += " from 0 to 1" if name in SHARES else ""
         raise UserError(f"{option} {shown} does not fit: this setting takes {words}, such as {default}.")
     return float(value) if type(default) is float and value is not None else value
 
