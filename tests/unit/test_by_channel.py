@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -28,10 +30,11 @@ from seam.models.uses import count_uses
 from seam.models.weights import open_source
 from seam.reuse.direct import reengineer
 from seam.reuse.load import load_reengineered
-from seam.reuse.recovery import TrainingImages, recover
+from seam.reuse.recovery import TrainingImages, recover, train
 from seam.search.by_channel import Ramp, search_channels
 from seam.settings import RecoverySettings, SearchSettings, search_settings
 from seam.training.checkpoint import Checkpoint
+from seam.training.distillation import Teacher
 from seam.training.run import TrainingRun
 
 
@@ -309,8 +312,35 @@ def test_recovery_is_repeatable_and_depends_on_its_settings(recovered_red, red, 
         assert same == (name == "again")
 
 
+@pytest.mark.parametrize("weights", [None, [0.4, 1.6]])
+def test_network_and_teacher_see_the_mixed_images_and_the_loss_their_targets(monkeypatch, weights):
+    """With every image replaced by one of the other class and the targets by its label, what is learned turns round."""
+
+    def swap(images, targets, generator):
+        return images.flip(0), targets.flip(0)
+
+    seen = []
+    teacher = Teacher(network(), 1.0, 2.0)
+    monkeypatch.setattr(teacher, "loss", lambda features, images: seen.append(images) or features.sum() * 0)
+    images, labels = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    settings = RecoverySettings(epochs=2, lr=0.01, lr_head=0.05)
+    states = []
+    for chosen, batch in (
+        (settings, (images.flip(0), labels.flip(0))),
+        (replace(settings, cutmix=1.0), (images, labels)),
+    ):
+        monkeypatch.setattr("seam.training.mixing.cut_and_paste", swap)
+        model = with_head(network(), 5, 2)
+        train(model, [batch] * 3, chosen, teacher, SimpleNamespace(labels=()), {}, None, weights)
+        states.append(model.state_dict())
+        assert all(torch.equal(each, images.flip(0)) for each in seen) and len(seen) == 6
+        seen.clear()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+
+
 @pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_stopped_recovery_goes_on_with_the_same_mixed_images(red, results, dataset_folder, monkeypatch, stop):
+def test_a_stopped_recovery_resumes_with_the_same_mixed_images(red, results, dataset_folder, monkeypatch, stop):
     folders, seen = [results / f"{name}-{stop}" for name in ("whole", "part")], []
     for folder in folders:
         shutil.copytree(red, folder)

@@ -9,6 +9,7 @@ from torch import nn
 
 from seam.cost.export import export
 from seam.cost.packing import pack_columns, pad_images
+from seam.cost.quantization import quantize
 
 
 class Block(nn.Module):
@@ -34,14 +35,21 @@ def run(model, images):
     return session.run(None, {"images": images})[0]
 
 
-def packed(module, tmp_path, size=32, channels=3):
-    """Return (convolutions that changed, the model before, the model after), whose outputs are the same."""
+def packed(module, tmp_path, size=32, channels=3, change=lambda model: None):
+    """Return (convolutions that changed, the model before, the model after), whose outputs are the same.
+
+    change: what is done to the exported model first.
+    """
     torch.manual_seed(0)
-    export(module, tmp_path / "model.onnx", (channels, size, size), 2)
-    before, after = onnx.load(tmp_path / "model.onnx"), onnx.load(tmp_path / "model.onnx")
+    height, width = (size, size) if isinstance(size, int) else size
+    export(module, tmp_path / "model.onnx", (channels, height, width), 2)
+    before = onnx.load(tmp_path / "model.onnx")
+    change(before)
+    after = onnx.ModelProto()
+    after.CopyFrom(before)
     count = pack_columns(after)
     onnx.checker.check_model(after, full_check=True)
-    images = np.random.default_rng(0).standard_normal((2, channels, size, size), np.float32)
+    images = np.random.default_rng(0).standard_normal((2, channels, height, width), np.float32)
     expected = run(before, images)
     assert np.abs(run(after, images) - expected).max() <= 1e-5 * np.abs(expected).max()
     return count, before, after
@@ -96,6 +104,89 @@ def test_what_cannot_be_packed_stays_as_it_is(tmp_path, layers):
     assert count == 0
     del before.graph.value_info[:]
     assert after == before
+
+
+class Scaled(nn.Module):
+    """A product with another value for each channel, or for each place."""
+
+    def __init__(self, by_channel):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 20, 3, 2)
+        self.scale = nn.Parameter(torch.rand(8, 1, 1)) if by_channel else None
+        self.gate = nn.Conv2d(3, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.first(x) * (self.gate(x) if self.scale is None else self.scale))
+
+
+@pytest.mark.parametrize("by_channel", [True, False])
+def test_products_that_differ_by_channel_or_place_are_not_packed(tmp_path, by_channel):
+    count, _, _ = packed(head(Scaled(by_channel), width=20), tmp_path)
+    assert count == 0
+
+
+def test_kernels_and_images_need_not_be_square(tmp_path):
+    layers = [
+        nn.Conv2d(3, 8, (3, 5), padding=(1, 2)), nn.ReLU(), nn.Conv2d(8, 6, (5, 1), (2, 1), padding=(2, 0)),
+        nn.Conv2d(6, 8, (1, 7), (1, 2), padding=(0, 3)), nn.Conv2d(8, 20, (1, 4), (3, 8)),
+    ]  # fmt: skip
+    count, _, _ = packed(head(*layers, width=20), tmp_path, (24, 40))
+    assert count == 4
+
+
+def test_padding_may_differ_from_side_to_side(tmp_path):
+    def uneven(model):
+        for node, pads in zip([node for node in model.graph.node if node.op_type == "Conv"], PADS, strict=False):
+            attribute = next(each for each in node.attribute if each.name == "pads")
+            attribute.ints[:] = pads
+
+    PADS = [[2, 0, 0, 2], [0, 2, 2, 0]]
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 20, 3, 2)]
+    count, _, _ = packed(head(*layers, width=20), tmp_path, change=uneven)
+    assert count == 3
+
+
+def test_a_model_with_branches_stays_as_it_is(tmp_path):
+    """A branch reads tensors and constants that its node does not name."""
+
+    def branch(model):
+        helper, graph = onnx.helper, model.graph
+        first = next(node for node in graph.node if node.op_type == "Conv")
+        value = helper.make_tensor_value_info("taken", onnx.TensorProto.FLOAT, None)
+        bodies = [
+            helper.make_graph([helper.make_node(name, inputs, ["taken"])], name, [], [value])
+            for name, inputs in (("Mul", [first.output[0], "scale"]), ("Identity", [first.output[0]]))
+        ]
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32(2), "scale"))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "whether"))
+        node = helper.make_node("If", ["whether"], ["chosen"], then_branch=bodies[0], else_branch=bodies[1])
+        for reader in graph.node:
+            reader.input[:] = ["chosen" if name == first.output[0] else name for name in reader.input]
+        graph.node.insert(1, node)
+        del graph.value_info[:]
+
+    count, before, after = packed(head(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 20, 3, 2), width=20), tmp_path, change=branch)
+    assert count == 0 and not pad_images(after) and after == before
+
+
+def test_a_constant_that_two_convolutions_share_stays_for_the_other(tmp_path):
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    count, _, _ = packed(head(stem(8), shared, nn.ReLU(), shared, nn.Conv2d(8, 20, 3, 2), width=20), tmp_path)
+    assert count == 6
+
+
+def test_models_in_int8_are_packed_and_answer_the_same(tmp_path, monkeypatch):
+    count, _, _ = packed(head(stem(8), Block(8, 24, 2), width=24), tmp_path)
+    images = np.random.default_rng(0).standard_normal((16, 3, 32, 32), np.float32)
+    quantize(tmp_path / "model.onnx", tmp_path / "packed.onnx", [images])
+    for name in ("pack_columns", "pad_images"):
+        monkeypatch.setattr(f"seam.cost.quantization.{name}", lambda model: None)
+    quantize(tmp_path / "model.onnx", tmp_path / "plain.onnx", [images])
+    models = {name: onnx.load(tmp_path / f"{name}.onnx") for name in ("packed", "plain")}
+    kernels = {name: {tuple(each.dims) for each in model.graph.initializer} for name, model in models.items()}
+    assert count and {(16, 4, 3, 4), (16, 16, 3, 3)} <= kernels["packed"] and (8, 8, 3, 3) in kernels["plain"]
+    outputs = {name: run(model, images) for name, model in models.items()}
+    assert np.abs(outputs["packed"] - outputs["plain"]).max() < 0.02 * np.abs(outputs["plain"]).max()
 
 
 def test_a_tensor_that_is_an_output_of_the_model_stays_as_it_is(tmp_path):

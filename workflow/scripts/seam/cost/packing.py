@@ -1,10 +1,10 @@
 """An ONNX model in the shapes that kernels for int8 are made for.
 
-Engines compute channels in blocks of the processor's vectors. A convolution of 8 channels takes as long as one of 16,
-and in int8 even longer, because ONNX Runtime then leaves its fast kernels. So neighbouring columns of narrow layers are
-packed into channels: a tensor [B, C, H, W] becomes [B, f C, H, W / f], in which channel a C + c of column q is channel
-c of column f q + a. A convolution of packed tensors is again a convolution, of f times as many channels on an f-th of
-the columns, with zeros in its kernel. It computes the same sums.
+Engines compute channels in blocks of the processor's vectors. ONNX Runtime takes longer for an int8 convolution of 8
+channels than for one of 16, because its fast kernels begin there. So neighbouring columns of narrow layers are packed
+into channels: a tensor [B, C, H, W] becomes [B, f C, H, W / f], in which channel a C + c of column q is channel c of
+column f q + a. A convolution of packed tensors is again a convolution, of f times as many channels on an f-th of the
+columns, with zeros in its kernel. It computes the same sums.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def pack_columns(model: Any) -> int:
     graph = onnx.shape_inference.infer_shapes(model).graph
     shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     graph = model.graph
-    if any(each.type in (each.GRAPH, each.GRAPHS) for node in graph.node for each in node.attribute):
-        return 0  # a branch or a loop reads tensors that its node does not name
+    if _has_branches(graph):
+        return 0
     constants = _constants(graph)
     factors = _factors(graph, shapes, constants)
     count = 0
@@ -44,14 +44,13 @@ def pack_columns(model: Any) -> int:
                 _pack_convolution(graph, node, constants, shapes, before, after)
                 count += 1
     del graph.value_info[:]  # their shapes are those of before
-    _drop_unused(graph)
     return count
 
 
 def pad_images(model: Any) -> bool:
-    """Give images of three channels a fourth one of zeros, in place, if only convolutions read them.
+    """Give images channels of zeros up to a multiple of four, in place, if only convolutions read them.
 
-    model: an `onnx.ModelProto` whose first input is the images. Returns whether it did so.
+    model: an `onnx.ModelProto` of opset 11 or newer, whose first input is the images. Returns whether it did so.
     """
     import onnx
 
@@ -59,19 +58,36 @@ def pad_images(model: Any) -> bool:
     images, constants = graph.input[0], _constants(graph)
     readers = [node for node in graph.node if images.name in node.input]
     missing = -_shape(images)[1] % PRODUCTS
-    if not missing or not all(_is_plain(node, constants) for node in readers):
+    if not missing or _has_branches(graph) or not all(_is_plain(node, constants) for node in readers):
         return False
     padded, amounts = f"{images.name}:padded", f"{images.name}:pads"
     for node in readers:
         weight = onnx.numpy_helper.to_array(constants[node.input[1]])
-        name = f"{node.output[0]}:padded"
-        weight = np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)])
-        graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-        node.input[0], node.input[1] = padded, name
+        _replace(graph, node, 1, np.pad(weight, [(0, 0), (0, missing), (0, 0), (0, 0)]), "padded")
+        node.input[0] = padded
     graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 0, 0, 0, 0, missing, 0, 0]), amounts))
     graph.node.insert(0, onnx.helper.make_node("Pad", [images.name, amounts], [padded], name=padded))
-    _drop_unused(graph)
     return True
+
+
+def _has_branches(graph: Any) -> bool:
+    """Return whether a node has graphs of its own, which read tensors that the node does not name."""
+    return any(each.type in (each.GRAPH, each.GRAPHS) for node in graph.node for each in node.attribute)
+
+
+def _replace(graph: Any, node: Any, index: int, value: np.ndarray, how: str) -> None:
+    """Give a node a constant of its own as an input, and drop the old one unless something else reads it.
+
+    how: a word for its name.
+    """
+    import onnx
+
+    old, name = node.input[index], f"{node.output[0]}:{how}{index}"
+    graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    node.input[index] = name
+    if old not in {each for node in graph.node for each in node.input} | {each.name for each in graph.output}:
+        for each in [each for each in graph.initializer if each.name == old]:
+            graph.initializer.remove(each)
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -83,13 +99,6 @@ def _constants(graph: Any) -> dict[str, Any]:
         elif node.op_type == "Identity" and node.input[0] in constants:  # torch writes equal parameters once
             constants[node.output[0]] = constants[node.input[0]]
     return constants
-
-
-def _drop_unused(graph: Any) -> None:
-    """Remove the constants that no node reads any more."""
-    used = {name for node in graph.node for name in node.input}
-    for each in [each for each in graph.initializer if each.name not in used]:
-        graph.initializer.remove(each)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -213,10 +222,6 @@ def _pack_convolution(
     for each in [each for each in node.attribute if each.name in attributes]:
         node.attribute.remove(each)
     node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
-    values = {1: packed}
+    _replace(graph, node, 1, packed, "packed")
     if len(node.input) > 2 and node.input[2]:
-        values[2] = np.tile(onnx.numpy_helper.to_array(constants[node.input[2]]), after)
-    for index, value in values.items():
-        name = f"{node.output[0]}:packed{index}"  # another node may share the old one
-        graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-        node.input[index] = name
+        _replace(graph, node, 2, np.tile(onnx.numpy_helper.to_array(constants[node.input[2]]), after), "packed")

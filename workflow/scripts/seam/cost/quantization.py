@@ -46,10 +46,10 @@ def quantize(source: str | os.PathLike[str], target: str | os.PathLike[str], bat
     with atomic_write(target) as temporary, tempfile.TemporaryDirectory() as folder, _without_warnings():
         plain = Path(folder) / "model.onnx"  # without the digest, which would be that of another file
         del model.metadata_props[:]
+        pack_columns(model)
+        pad_images(model)
+        onnx.save(model, plain)
         try:
-            pack_columns(model)
-            pad_images(model)
-            onnx.save(model, plain)
             quantize_static(
                 plain,
                 temporary,

@@ -50,6 +50,7 @@ from seam.settings import DISTILLED, RecoverySettings, TrainingSettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
+from seam.training.mixing import UNMIXED, Mixing
 from seam.training.run import Batch, Batches, TrainingRun
 from seam.training.supervised import one_cycle
 
@@ -118,7 +119,8 @@ def train_channel_baseline(
     held: Any = each.selection if each.uses_holdout else _NoImages()
     if from_nothing:
         settings = TrainingSettings(**{**training, "epochs": epochs, "batch_size": chosen.batch_size})
-        history = train_from_nothing(model, batches, settings, teacher, held, file, weights)
+        mixing = Mixing(chosen.cutmix, len(each.problem.classes), seed)
+        history = train_from_nothing(model, batches, settings, teacher, held, file, weights, mixing)
     else:
         settings = RecoverySettings(**{**asdict(chosen), "epochs": epochs})
         history = train(model, batches, settings, teacher, held, {}, file, weights, seed)
@@ -228,11 +230,12 @@ def train_from_nothing(
     held: Any,
     checkpoint: Checkpoint | None,
     weights: Sequence[float] | None = None,
+    mixing: Mixing = UNMIXED,
 ) -> list[dict[str, Any]]:
     """Train `model`, which `with_head` made of a random network, in place; return its history.
 
     SGD with Nesterov momentum and a one-cycle rate, which suits random weights; batch norm trains. weights: as those of
-    `seam.reuse.recovery.train`.
+    `seam.reuse.recovery.train`. mixing: of the batches.
     """
     weight = None if weights is None else torch.tensor(weights, device=next(model.parameters()).device)
     source, relu, head = (model.get_submodule(name) for name in ("source", "relu", "head"))
@@ -242,13 +245,14 @@ def train_from_nothing(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.epochs * len(batches)))
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> Batch:
+        images, targets = mixing.apply(images, labels, run.epoch, run.batch)
         features = forward(source, images)
         logits = head(relu(features))
         smoothing = settings.label_smoothing
         if weight is None:
-            loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = cross_entropy(logits, targets, label_smoothing=smoothing)
         else:  # the mean over all images, not over their weights
-            loss = cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).mean()
+            loss = cross_entropy(logits, targets, weight, reduction="none", label_smoothing=smoothing).mean()
         total = loss if teacher is None else loss + teacher.loss(features, images)
         optimizer.zero_grad()
         total.backward()

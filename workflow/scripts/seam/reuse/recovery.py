@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from seam.data.batches import batches
 from seam.data.drawing import draw_problem
@@ -41,7 +41,7 @@ from seam.settings import RecoverySettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
-from seam.training.mixing import cut_and_paste
+from seam.training.mixing import Mixing
 from seam.training.run import Batch, Batches, Step, TrainingRun
 from seam.training.schedules import warm_cosine
 
@@ -161,8 +161,8 @@ def train(
     Adam, whose rates rise over 200 steps and fall to zero along a cosine. teacher: whose answers the outputs of the
     network's `source` learn. held: batches of images for the history. kept: {parameter: bool}; the others stay zero.
     weights: how often an image of each class counts in the loss; the history then has balanced accuracies. seed: of the
-    batches that are mixed (`settings.cutmix`), and how. In the history, an image that is mixed is right if the network
-    names the class of the image that it was cut into.
+    batches that are mixed (`settings.cutmix`). In the history, a mixed image is right if the network names the class of
+    the image that another was pasted into.
     """
     weight = None if weights is None else torch.tensor(weights, device=next(network.parameters()).device)
     source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
@@ -170,15 +170,10 @@ def train(
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
     parameters = dict(network.named_parameters())
     masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
-    classes = next(head.parameters()).shape[0]
+    mixing = Mixing(settings.cutmix, len(next(head.parameters())), seed)
 
     def step(batch: torch.Tensor, labels: torch.Tensor) -> Batch:
-        targets = labels
-        if settings.cutmix:
-            # Of its own for each batch, so that a run that was stopped goes on with the same mixtures.
-            generator = np.random.default_rng([seed, run.epoch, run.batch])
-            if generator.random() < settings.cutmix:
-                batch, targets = cut_and_paste(batch, one_hot(labels, classes).to(batch.dtype), generator)
+        batch, targets = mixing.apply(batch, labels, run.epoch, run.batch)
         features = forward(source, batch)
         logits = head(relu(features))
         loss = cross_entropy(logits, targets)
