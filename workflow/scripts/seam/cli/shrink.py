@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 NAME = "shrink"
 HELP = "shrink a model to the classes that you need, and write a folder to ship"
 BUDGETS = {"weight": "25%", "channel": "50% macs"}  # by granularity, if none is given
-RECOVERY = "epochs=20,fresh_negatives=true"  # after a search with a budget, if nothing else is given
 INSTRUCTIONS = ("portable", "avx2", "avx512", "neon")  # that C code can be for
 EXIT_WORSE = 3
 
@@ -85,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recovery",
         metavar="N",
-        help="epochs that train what is left after the search (default: 20 with a budget; 0: none); or "
+        help="epochs that train what is left after the search (default: 45 with a budget; 0: none); or "
         "epochs=8,lr=0.0005",
     )
     parser.add_argument(
@@ -131,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Shrink the model; print the summary; return the exit code."""
     from seam.cli.progress import hide_log, show_log
-    from seam.delivery.choices import make_choices, parse_budget, recovery_choice, search_choice
+    from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
     from seam.errors import UserError

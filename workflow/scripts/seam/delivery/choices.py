@@ -39,6 +39,7 @@ PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.dat
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
+RECOVERY = "epochs=45,fresh_negatives=true,cutmix=0.5"  # after a search with a budget, if nothing else is given
 SHARES = ("cutmix",)  # settings that cannot be more than 1
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
 
@@ -209,11 +210,15 @@ def search_choice(
 def recovery_choice(text: str | None) -> dict[str, Any]:
     """Return the settings of a recovery, sorted, from `8` epochs or `epochs=8,lr=0.0005`; empty without one.
 
-    >>> recovery_choice("8")["epochs"], recovery_choice("epochs=3,fresh_negatives=true")["fresh_negatives"]
-    (8, True)
+    A number alone changes the epochs of the command's default; settings by name change those of the config.
+
+    >>> recovery_choice("8")["epochs"], recovery_choice("8")["cutmix"], recovery_choice("epochs=3")["cutmix"]
+    (8, 0.5, 0.0)
     """
     if text is None or text == "0":
         return {}
+    if text.isdecimal():
+        text = f"{RECOVERY},epochs={text}"
     defaults, given = asdict(RecoverySettings()), {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
