@@ -75,10 +75,16 @@ def test_the_narrow_stage_of_a_resnet_is_packed_and_the_next_one_unpacks_it(tmp_
     assert [node.op_type for node in after.graph.node] == [node.op_type for node in before.graph.node]
 
 
-@pytest.mark.parametrize(("width", "factor"), [(1, 16), (2, 8), (3, 4), (4, 4), (5, 2), (8, 2), (9, 1), (16, 1)])
-def test_columns_are_packed_up_to_sixteen_channels(tmp_path, width, factor):
+@pytest.mark.parametrize(("width", "factor"), [(1, 16), (2, 8), (3, 8), (4, 4), (5, 4), (8, 2), (9, 2), (16, 1)])
+def test_columns_are_packed_until_there_are_sixteen_channels(tmp_path, width, factor):
     count, _, after = packed(head(stem(width), nn.Conv2d(width, 20, 5, 16, padding=2), width=20), tmp_path)
     assert count == (0 if factor == 1 else 4) and widths(after)[1][:2] == (width * factor, width * factor)
+
+
+@pytest.mark.parametrize(("stride", "factor"), [(1, 1), (2, 2), (4, 4), (6, 2)])
+def test_as_many_columns_are_packed_as_the_next_stride_unpacks(tmp_path, stride, factor):
+    count, _, after = packed(head(stem(4), nn.Conv2d(4, 20, 3, stride, padding=1), width=20), tmp_path)
+    assert count == (4 if factor > 1 else 0) and widths(after)[1][0] == 4 * factor
 
 
 @pytest.mark.parametrize("size", [30, 32, 33, 36])

@@ -110,7 +110,8 @@ def _factors(graph: Any, shapes: dict[str, tuple[int, ...]], constants: dict[str
     """Return {tensor: columns packed into one} of the tensors to pack.
 
     All tensors that elementwise operations tie together have one factor. They stay as they are if anything but a
-    convolution reads or writes them, or if a convolution that reads them would write to places between two columns.
+    convolution reads or writes them. The factor is halved until no convolution that reads them would write to places
+    between two columns.
     """
     tied: dict[str, str] = {}
 
@@ -138,21 +139,21 @@ def _factors(graph: Any, shapes: dict[str, tuple[int, ...]], constants: dict[str
         group: 1 if fixed.intersection(names) else min(_factor(shapes.get(name, ())) for name in names)
         for group, names in members.items()
     }
-    while bad := [
+    while bad := {
         root(node.input[0])
         for node in convolutions
         if _stride(node)[1] * factors[root(node.output[0])] % factors[root(node.input[0])]
-    ]:
-        factors.update(dict.fromkeys(bad, 1))
+    }:
+        factors.update({group: factors[group] // 2 for group in bad})
     return {name: factors[root(name)] for name in tied if factors[root(name)] > 1}
 
 
 def _factor(shape: tuple[int, ...]) -> int:
-    """Return how many columns of a tensor of this shape make one, so that it has 16 channels if that can be."""
+    """Return how many columns of a tensor of this shape make one, so that it has 16 channels or more if that can be."""
     if len(shape) != 4 or not shape[1] or not shape[3]:
         return 1
     factor = 1
-    while shape[1] * factor * 2 <= WIDE_ENOUGH and shape[3] % (factor * 2) == 0:
+    while shape[1] * factor < WIDE_ENOUGH and shape[3] % (factor * 2) == 0:
         factor *= 2
     return factor
 
