@@ -29,11 +29,11 @@ def pack_columns(model: Any) -> int:
     """
     import onnx
 
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     graph = model.graph
     if _has_branches(graph):
         return 0
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {value.name: _shape(value) for value in (*inferred.input, *inferred.value_info, *inferred.output)}
     constants = _constants(graph)
     factors = _factors(graph, shapes, constants)
     count = 0

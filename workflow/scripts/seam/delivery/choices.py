@@ -217,10 +217,9 @@ def recovery_choice(text: str | None) -> dict[str, Any]:
     """
     if text is None or text == "0":
         return {}
-    if text.isdecimal():
-        text = f"{RECOVERY},epochs={text}"
+    settings = f"{RECOVERY},epochs={text}" if text.isdecimal() else text
     defaults, given = asdict(RecoverySettings()), {}
-    for part in text.split(","):
+    for part in settings.split(","):
         name, equals, value = part.strip().partition("=")
         if not equals:
             name, value = "epochs", name
