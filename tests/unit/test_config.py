@@ -644,7 +644,7 @@ def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(sma
     settings = target_problems(validated(small))[0].settings
     assert settings["granularity"] == "channel" and settings["schedule"] == "budget"
     assert settings["channels"] == {
-        "distillation": 1.0, "lr": 0.001, "multiple": 4, "temperature": 2.0, "train_weights": True,
+        "branches": True, "distillation": 1.0, "lr": 0.001, "multiple": 4, "temperature": 2.0, "train_weights": True,
     }  # fmt: skip
     assert all(not problem.recovery for problem in before)
     small["direct_reuse"][0]["recovery"] = {"epochs": 5}

@@ -47,6 +47,7 @@ class ChannelSettings:
     """How a search of channels differs from one of single weights: `search.channels` of the config."""
 
     multiple: int = 8
+    branches: bool = True
     train_weights: bool = True
     lr: float = 0.001
     distillation: float = 1.0

@@ -73,7 +73,9 @@ def _target(folder: Path) -> dict[str, str]:
     if recovery := metrics.get("recovery"):
         rows["recovery"] = f"{recovery['epochs']} epochs, accuracy before it {recovery['accuracy']['before']:.4f}"
     if metrics.get("settings", {}).get("granularity") == "channel":
-        rows["removed"] = "whole channels: the model is smaller and has no zeros"
+        gone = metrics.get("branches_removed")
+        what = "whole channels" + (f", and the residual branches {', '.join(gone)}" if gone else "")
+        rows["removed"] = f"{what}: the model is smaller and has no zeros"
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"

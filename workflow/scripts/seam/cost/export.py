@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from seam.cost.branches import drop_zero_branches, has_removed_branches
 from seam.errors import UserError, first_line
 from seam.files import atomic_write, seal_onnx
 from seam.log import log
@@ -78,9 +79,12 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
             output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
         )
-    if metadata:
+    removed = has_removed_branches(module)
+    if metadata or removed:
         model = onnx.load(path)
         onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+        if removed:
+            drop_zero_branches(model)
         onnx.save(model, path)
 
 

@@ -128,8 +128,10 @@ def _check_channels(check: Check, module: nn.Module, images: torch.Tensor) -> No
         check.findings["channels"] = f"none can be removed ({one_line(error)[:200]})"
         check.numbers["channels"] = 0
         return
-    check.numbers["channels"] = groups.count
-    check.findings["channels"] = f"{groups.count:,} sets of channels in {len(groups.sizes)} groups can be removed"
+    count, branches = groups.count - len(groups.branches), len(groups.branches)
+    check.numbers |= {"channels": count, "branches": branches}
+    can = f"{count:,} sets of channels in {len(groups.sizes) - branches} groups can be removed"
+    check.findings["channels"] = can + (f", and {branches} residual branches" if branches else "")
     for name, reason in groups.reasons.items():
         check.layers.setdefault(f"{name} (channels)", f"channels stay: {reason}.")
 

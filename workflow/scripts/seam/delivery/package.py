@@ -216,7 +216,8 @@ def _sentence(metrics: dict[str, Any], recovered: bool) -> str:
     channels = metrics["settings"].get("channels")
     if channels:
         trained = ", and the others are trained further" if channels["train_weights"] or recovered else ""
-        return f"{answers} It is the network {name} without the channels that are not needed{trained}."
+        what = "channels and residual branches" if metrics.get("branches_removed") else "channels"
+        return f"{answers} It is the network {name} without the {what} that are not needed{trained}."
     trained = ", trained further" if recovered else ""
     return f"{answers} It is a part of the network {name}{trained}: weights that are not needed are zero."
 

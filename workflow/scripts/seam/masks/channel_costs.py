@@ -42,10 +42,11 @@ class Cost(Protocol):
         """Return how much the share falls for each unit that is removed, float32 [units], at the widths of `kept`."""
         ...
 
-    def widths(self, multiple: int, most: float = 0.0) -> Widths:
+    def widths(self, multiple: int, most: float = 0.0, branches: bool = False) -> Widths:
         """Return the widths of each group that a search may choose: multiples of `multiple`, and all units.
 
-        most: the share of the cost that is to be met.
+        most: the share of the cost that is to be met. branches: whether branches may leave, so that their widths are 0
+        and 1.
         """
         ...
 
@@ -54,12 +55,13 @@ class Cost(Protocol):
 class _Layer:
     """The cost of a layer: `price` x input channels kept x output channels kept, or one of both if the other is None.
 
-    price: of one pair of channels.
+    price: of one pair of channels. branches: the units of the branches without which the layer costs nothing.
     """
 
     inputs: torch.Tensor | None
     outputs: torch.Tensor | None
     price: float
+    branches: tuple[int, ...]
 
 
 class ChannelCost:
@@ -79,6 +81,7 @@ class ChannelCost:
         total = kept.new_full((), self.fixed)
         for layer in self.layers:
             widths = [gate_of(kept, units).sum() for units in (layer.inputs, layer.outputs) if units is not None]
+            widths += [kept[unit] for unit in layer.branches]
             total = total + layer.price * torch.stack(widths).prod()
         return total
 
@@ -93,9 +96,10 @@ class ChannelCost:
             (gradient,) = torch.autograd.grad(self.cost(units), units)
         return (gradient / self.whole).float()
 
-    def widths(self, multiple: int, most: float = 0.0) -> Widths:
-        """Return the multiples of `multiple`, and the number of all units, of each group."""
-        return {name: multiples(size, multiple) for name, size in self.groups.sizes.items()}
+    def widths(self, multiple: int, most: float = 0.0, branches: bool = False) -> Widths:
+        """Return the multiples of `multiple`, and the number of all units, of each group; 0 and 1 of a branch."""
+        widths = {name: multiples(size, multiple) for name, size in self.groups.sizes.items()}
+        return {**widths, **_of_branches(self.groups, branches)}
 
 
 class ChannelTime:
@@ -128,8 +132,8 @@ class ChannelTime:
         one block of channels may have to leave whole before any time is saved.
         """
         counts, rows, places = self._counts(kept), [], []
-        for place, size in enumerate(self.groups.sizes.values()):
-            for width in range(1, min(int(counts[place]), size)):
+        for place, (name, size) in enumerate(self.groups.sizes.items()):
+            for width in range(0 if name in self.groups.branches else 1, min(int(counts[place]), size)):
                 rows.append(counts.copy())
                 rows[-1][place] = width
                 places.append(place)
@@ -141,15 +145,15 @@ class ChannelTime:
         sizes = torch.tensor(list(self.groups.sizes.values()))
         return torch.from_numpy(prices / self.whole).float().repeat_interleave(sizes)
 
-    def widths(self, multiple: int, most: float = 0.0) -> Widths:
+    def widths(self, multiple: int, most: float = 0.0, branches: bool = False) -> Widths:
         """Return the widths of each group that pay, among the multiples of `multiple`, and the number of all units.
 
         A width does not pay if a larger one costs little more, that is, less than PAYS of what it would cost if time
-        grew with the channels. The other groups have all their channels.
+        grew with the channels. The other groups have all their channels. What a branch saves does not matter here.
         """
         chosen: Widths = {}
         for pays in PAYS:
-            chosen = self._paying_widths(multiple, pays)
+            chosen = {**self._paying_widths(multiple, pays), **_of_branches(self.groups, branches)}
             if self.share(fewest(self.groups, chosen)) <= most:
                 break
         return chosen
@@ -185,12 +189,14 @@ class _TimedLayer:
     """The times of a layer as a function of the numbers of units in each group.
 
     reads, writes: [groups], the input and output channels of the layer for each unit. fixed: (input, output) channels
-    that stay.
+    that stay. branches: the places among the groups of the branches without which the layer takes no time.
     """
 
     def __init__(self, groups: ChannelGroups, units: LayerUnits, times: Mapping[str, Any]) -> None:
         self.reads, inputs = _channels_per_unit(groups, units.inputs)
         self.writes, outputs = _channels_per_unit(groups, units.outputs)
+        first = np.cumsum([0, *groups.sizes.values()])
+        self.branches = [place for place in range(len(groups.sizes)) if first[place] in units.branches]
         self.fixed = inputs, outputs
         self.axes = np.array(times["inputs"], float), np.array(times["outputs"], float)
         table = np.array(times["ms"], float)[::-1, ::-1]
@@ -205,7 +211,7 @@ class _TimedLayer:
         below, beside = np.minimum(row + 1, len(self.axes[0]) - 1), np.minimum(column + 1, len(self.axes[1]) - 1)
         upper = self.table[row, column] * (1 - right) + self.table[row, beside] * right
         lower = self.table[below, column] * (1 - right) + self.table[below, beside] * right
-        return upper * (1 - down) + lower * down
+        return (upper * (1 - down) + lower * down) * counts[:, self.branches].prod(1)
 
 
 def _channels_per_unit(groups: ChannelGroups, units: torch.Tensor) -> tuple[np.ndarray, float]:
@@ -220,6 +226,10 @@ def _place(axis: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return np.zeros(len(values), int), np.zeros(len(values))
     index = np.clip(np.searchsorted(axis, values, "right") - 1, 0, len(axis) - 2)
     return index, np.clip((values - axis[index]) / (axis[index + 1] - axis[index]), 0.0, 1.0)
+
+
+def _of_branches(groups: ChannelGroups, removable: bool) -> Widths:
+    return dict.fromkeys(groups.branches, (0, 1) if removable else (1,))
 
 
 def multiples(size: int, multiple: int) -> list[int]:
@@ -250,7 +260,7 @@ def _cost(module: nn.Module, groups: ChannelGroups, price: Uses) -> ChannelCost:
         if units is None:
             fixed += each * parameter.numel()
         elif key == "bias":
-            layers.append(_Layer(None, units.outputs, each))
+            layers.append(_Layer(None, units.outputs, each, units.branches))
         else:
             out_axis, in_axis = weight_axes(module.get_submodule(owner))
             outputs, inputs = (
@@ -260,7 +270,7 @@ def _cost(module: nn.Module, groups: ChannelGroups, price: Uses) -> ChannelCost:
             pairs = parameter[0].numel() if inputs is None else parameter.numel() / len(inputs)
             if outputs is not None and inputs is not None:
                 pairs = parameter.numel() / len(inputs) / len(outputs)
-            layers.append(_Layer(inputs, outputs, each * pairs))
+            layers.append(_Layer(inputs, outputs, each * pairs, units.branches))
     return ChannelCost([layer for layer in layers if layer.price], fixed, groups)
 
 

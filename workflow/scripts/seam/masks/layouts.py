@@ -19,10 +19,12 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
 from seam.errors import UserError, first_line
+from seam.masks.branches import Branch, find_branches
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.LayerNorm, nn.GroupNorm)  # which need all channels
 
 # Operations on each number alone: those that map 0 to 0, and those that do not.
 ZERO_KEEPING = (
@@ -90,10 +92,14 @@ class LayerChannels:
 
 @dataclass
 class Channels:
-    """What following the channels finds. layers: by name. reasons: {what needs channels in full: which and why}."""
+    """What following the channels finds.
+
+    layers: by name. reasons: {what needs channels in full: which and why}. branches: that can be removed as a whole.
+    """
 
     layers: dict[str, LayerChannels] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    branches: list[Branch] = field(default_factory=list)
 
 
 def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
@@ -128,6 +134,7 @@ class _Follower(Interpreter):
 
     def __init__(self, traced: GraphModule, module: nn.Module) -> None:
         super().__init__(traced, garbage_collect_values=True)
+        self.traced = traced.graph
         self.modules = dict(module.named_modules())
         self.parents = [0]
         self.layouts: dict[Node, Layout] = {}
@@ -406,4 +413,15 @@ class _Follower(Interpreter):
         """Return what was found, with one number for channels that belong together."""
         for channels in self.found.layers.values():
             channels.inputs, channels.outputs = self._roots(channels.inputs), self._roots(channels.outputs)
+        self.found.branches = self._branches()
         return self.found
+
+    def _branches(self) -> list[Branch]:
+        names = {node: self._name(node) for node in self.traced.nodes}
+        layers = {node: name for node, name in self.called.items() if name}
+        for node in self.traced.nodes:
+            name = str(node.target)
+            if node.op == "call_module" and (name in self.found.layers or isinstance(self.modules[name], NORMS)):
+                layers[node] = name
+        gateable = [name for name in self.found.layers if name not in self.shared and name not in self.read]
+        return find_branches(self.traced, names, layers, gateable, self.shapes)

@@ -1,4 +1,4 @@
-"""Physical removal of channels: a smaller dense network that computes what the masked one does."""
+"""Physical removal of channels and branches: a smaller dense network that computes what the masked one does."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from torch import nn
 
 from seam.errors import UserError, first_line
 from seam.log import log
-from seam.masks.channels import ChannelGroups, gate_of, mask_channels, weight_axes
-from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS
+from seam.masks.branches import remove_layer
+from seam.masks.channels import ChannelGroups, gate_of, mask_channels, removed_layers, weight_axes
+from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS, NORMS
 
 TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
 
 
 @torch.no_grad()
 def shrink(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor) -> nn.Module:
-    """Remove the channels of units that are not `kept`, bool [units], from all layers, in place; return the module.
+    """Remove the channels and branches of units that are not `kept`, bool [units], in place; return the module.
 
-    Weights lose rows and columns, and keep all other numbers. The module computes what it does with these channels set
-    to zero (`mask_channels`).
+    Weights lose rows and columns, and keep all other numbers; the layers of a branch are replaced by `Removed`. The
+    module computes what it does with these channels and branches set to zero (`mask_channels`).
     """
     kept = kept.cpu()
+    removed = removed_layers(groups, kept)
+    for name in removed:
+        remove_layer(module, name)
     for name, units in groups.layers.items():
+        if name in removed:
+            continue
         layer = module.get_submodule(name)
         outputs, inputs = (gate_of(kept, channels).nonzero().flatten() for channels in (units.outputs, units.inputs))
         out_axis, in_axis = weight_axes(layer)
@@ -67,12 +73,17 @@ def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
 def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     """Give the layers of `module` the widths that the weights in `state` have, in place; return the module.
 
-    The values are left to `load_state`, which also says what does not fit: layers whose weights have another number of
-    dimensions stay as they are.
+    Layers of removed branches, whose weights are empty, are replaced by `Removed`. The values are left to `load_state`,
+    which also says what does not fit: layers whose weights have another number of dimensions stay as they are.
     """
-    for name, layer in module.named_modules():
+    for name, layer in list(module.named_modules()):
         weight = state.get(f"{name}.weight")
-        if not isinstance(layer, (*CONVOLUTIONS, *BATCH_NORMS, nn.Linear)) or not isinstance(weight, torch.Tensor):
+        if not isinstance(weight, torch.Tensor):
+            continue
+        if not weight.numel() and isinstance(layer, (*CONVOLUTIONS, *BATCH_NORMS, *NORMS, nn.Linear)):
+            remove_layer(module, name)
+            continue
+        if not isinstance(layer, (*CONVOLUTIONS, *BATCH_NORMS, nn.Linear)):
             continue
         old = layer.weight
         if not isinstance(old, torch.Tensor) or old.dim() != weight.dim() or old.shape == weight.shape:
@@ -95,7 +106,7 @@ def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
 
 @torch.no_grad()
 def removal_error(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor, images: torch.Tensor) -> float:
-    """Return by how much outputs for `images` differ between removed and zero channels, as a share of the largest."""
+    """Return by how much outputs for `images` differ between what is removed and zero, as a share of the largest."""
     masked = mask_channels(copy.deepcopy(module).eval(), groups, kept)(images)
     removed = shrink(copy.deepcopy(module).eval(), groups, kept)(images)
     if not masked.isfinite().all() or masked.shape != removed.shape:

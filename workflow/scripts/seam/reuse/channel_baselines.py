@@ -146,9 +146,9 @@ def _searched(path: Path, groups: ChannelGroups, checksum: str) -> torch.Tensor:
     """Return the units that a search keeps, bool [units]. Raises UserError if it was of another source model."""
     tensors, metadata = load_tensors(path)
     packed = {key.removeprefix("channels/"): value for key, value in tensors.items() if key.startswith("channels/")}
-    if metadata.get("source_sha256") != checksum or packed.keys() != groups.sizes.keys():
+    if metadata.get("source_sha256") != checksum or packed.keys() | groups.branches.keys() != groups.sizes.keys():
         raise UserError(f"{path} was searched for another source model: run the workflow again to make it.")
-    return groups.joined(unpack_groups(packed, groups.sizes))
+    return groups.joined(groups.completed(unpack_groups(packed, groups.sizes)))
 
 
 def _choose(plain: str, counts: Mapping[str, int], each: Reengineering, network: nn.Module, seed: int) -> torch.Tensor:

@@ -356,6 +356,7 @@ class Reengineering:
             "weights": count,
             "kept": kept,
             **({} if result.budget is None else {"budget": result.budget}),
+            **({} if self.groups is None else self._removed_branches(result, self.groups)),
             "epochs": len(result.history),
             "selected_epoch": result.selected_epoch,
             "seconds": sum(row["seconds"] for row in result.history),  # of all processes, if it was interrupted
@@ -370,6 +371,11 @@ class Reengineering:
         if kept == count:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
+
+    def _removed_branches(self, result: SearchResult, groups: ChannelGroups) -> dict[str, Any]:
+        """Return the entry of the metrics about branches, if the search could remove any."""
+        gone = [name for name in groups.branches if not result.bits[name].all()]
+        return {"branches_removed": gone} if self.settings.of_channels.branches and groups.branches else {}
 
     def _save_without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[int, int]:
         """Write masks.safetensors of a search of channels; return the numbers of weights before and after it.
@@ -396,8 +402,13 @@ class Reengineering:
         head: the state of the head.
         """
         bits = groups.split(kept)
-        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in bits.items()}
+        gone = [name for name in groups.branches if not bits[name].all()]
+        widths = {name: f"{int(bits[name].sum())}/{size}" for name, size in groups.sizes.items()}
+        widths = {name: width for name, width in widths.items() if name not in groups.branches}
         log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
+        if gone:
+            log.info("branches removed: %s", ", ".join(gone))
+        bits = {name: bits[name] for name in (*widths, *gone)}  # of branches, those that are kept go without saying
         tensors = {f"channels/{name}": packed for name, packed in pack_bits(bits).items()}
         if network is not None:
             tensors |= {f"weight/{name}": value for name, value in copy_state(network).items()}

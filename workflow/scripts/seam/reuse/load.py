@@ -109,7 +109,7 @@ def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor
     if not isinstance(size, list) or not fits or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
     found = find_groups(module, torch.zeros(1, 3, *size))
-    kept = unpack_groups(groups["channels"], found.sizes)
+    kept = found.completed(unpack_groups(groups["channels"], found.sizes))
     require_channels(found, kept)
     shrink(module, found, found.joined(kept))
 

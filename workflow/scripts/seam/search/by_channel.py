@@ -89,7 +89,7 @@ def search_channels(
     network, head = model.get_submodule("source"), model.get_submodule("head")
     channels = settings.of_channels
     name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings, layer_costs)
-    widths = cost.widths(channels.multiple, budget)
+    widths = cost.widths(channels.multiple, budget, channels.branches)
     log.info("widths that a search may choose: %s", widths)
     teacher = None
     if channels.distillation and channels.train_weights:
@@ -97,12 +97,13 @@ def search_channels(
     steps = max(settings.epochs - 1, 1) * len(batches)
     masks = ChannelMasks(network.requires_grad_(True), groups, max(int(FADE * steps), 1))
     ramp = Ramp(budget, steps)
+    sizes = groups.unit_sizes()
 
     def remove(step: int) -> None:
         if ramp.is_due(step):
             price = cost.prices(masks.kept)
             # Removed channels do not return: their weights no longer train.
-            worth = (masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
+            worth = (sizes * masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
             masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), widths)
 
     device = next(head.parameters()).device
@@ -183,7 +184,8 @@ def prepare_channel_budget(
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
     share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
-    name, least = f"{unit}: {value:g}", cost.share(fewest(groups, cost.widths(channels.multiple, share)))
+    least = cost.share(fewest(groups, cost.widths(channels.multiple, share, channels.branches)))
+    name = f"{unit}: {value:g}"
     if least > share:
         raise UserError(
             f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "

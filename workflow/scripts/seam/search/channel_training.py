@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam.masks.channels import ChannelGroups, gate_of, gated_parameters
+from seam.masks.channels import ChannelGroups, Gate, gated_parameters
 from seam.models.surgery import set_training_mode
 from seam.precision import forward
 from seam.search.training import Loss
@@ -41,7 +41,7 @@ class ChannelMasks:
         parameters = dict(module.named_parameters())
         self.groups, device = groups, next(module.parameters()).device
         gated = gated_parameters(module, groups)
-        self.gated = {name: (axis, units.to(device)) for name, (axis, units) in gated.items()}
+        self.gated = {name: Gate(gate.axis, gate.units.to(device), gate.branches) for name, gate in gated.items()}
         self.parameters = {name: parameters[name] for name in self.gated}
         self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.worth = torch.zeros(groups.count, device=device)
@@ -58,10 +58,7 @@ class ChannelMasks:
         self.gates.sub_(leaving.float() / self.fade).mul_(self.gates > 0.5 / self.fade)
 
     def _gates(self) -> dict[str, torch.Tensor]:
-        return {
-            name: gate_of(self.gates, units).view([-1 if dim == axis else 1 for dim in range(self.weights[name].dim())])
-            for name, (axis, units) in self.gated.items()
-        }
+        return {name: gate.of(self.gates, self.weights[name].dim()) for name, gate in self.gated.items()}
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -77,11 +74,13 @@ class ChannelMasks:
         """
         gradient = torch.zeros_like(self.worth)
         for name, gate in self._gates().items():
-            axis, units = self.gated[name]
+            axis, units, branches = self.gated[name].axis, self.gated[name].units, self.gated[name].branches
             parameter, weight = self.parameters[name], self.weights[name]
             if parameter.grad is not None:
                 sums = (parameter.grad * weight).movedim(axis, 0).reshape(len(units), -1).sum(1)
                 gradient.index_add_(0, units[units >= 0], sums[units >= 0])
+                for branch in branches:
+                    gradient[branch] += sums.sum()
                 parameter.grad.mul_(gate)
             parameter.copy_(weight)
         self.worth.lerp_(gradient.square(), 1 - DECAY)
