@@ -368,7 +368,7 @@ class Reengineering:
             "test %s %.4f (source %.4f), retention %.4f",
             tested["decided_by"].replace("_", " "), decisive["reengineered"], decisive["source"], metrics["retention"],
         )  # fmt: skip
-        if kept == count:
+        if kept == count and result.budget is None:
             log.warning("no weight was removed: give the search more epochs, or a higher alpha or lr_mask")
         return metrics
 
