@@ -18,11 +18,11 @@ from seam.cost.export import export
 from seam.cost.macs import count_macs
 from seam.errors import UserError
 from seam.files import load_tensors, save_tensors
-from seam.masks.branches import Removed
 from seam.masks.channel_costs import ChannelTime, keep_best, macs_cost, weights_cost
 from seam.masks.channels import ChannelGroups, find_groups, mask_channels, require_channels
 from seam.masks.shrink import removal_error, require_exact_removal, resize, shrink
 from seam.models.architectures import build_model
+from seam.models.removed import Removed
 from seam.models.surgery import with_head
 from seam.models.uses import count_uses
 from seam.reuse.channel_baselines import train_channel_baseline

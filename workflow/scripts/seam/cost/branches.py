@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from seam.masks.branches import Removed
+from seam.models.removed import Removed
 
 KEEPING = (
     "Relu",

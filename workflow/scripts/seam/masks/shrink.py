@@ -10,9 +10,9 @@ from torch import nn
 
 from seam.errors import UserError, first_line
 from seam.log import log
-from seam.masks.branches import remove_layer
 from seam.masks.channels import ChannelGroups, gate_of, mask_channels, removed_layers, weight_axes
 from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS, NORMS
+from seam.models.removed import remove_layer
 
 TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
 
