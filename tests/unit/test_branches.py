@@ -274,6 +274,16 @@ def test_branches_leave_only_if_the_config_says_so():
         searched(branches=False)
 
 
+def test_a_branch_that_is_larger_than_what_must_leave_stays():
+    groups, result = searched(branches=True, budget={"macs": 0.9, "epochs": 8})
+    least = 0.95 * 0.9
+    cost = macs_cost(Branches(), groups, count_uses(Branches(), torch.zeros(1, 3, 8, 8)))
+    saved = groups.split(cost.prices(without(groups)))
+    assert any(saved[name].item() > 1 - least for name in NAMES)
+    assert least <= result.budget["cost"] <= 0.9
+    assert all(result.bits[name].all() for name in NAMES if saved[name].item() > 1 - least)
+
+
 @pytest.mark.parametrize(("size", "stays"), [(1e12, True), (0.0, False)])
 def test_the_size_of_a_branch_counts_in_its_worth(size, stays, monkeypatch):
     def unit_sizes(groups):

@@ -8,20 +8,8 @@ from torch import nn
 
 from seam.models.removed import Removed
 
-KEEPING = (
-    "Relu",
-    "LeakyRelu",
-    "Elu",
-    "Selu",
-    "Celu",
-    "Tanh",
-    "HardSwish",
-    "Identity",
-    "Clip",
-    "Gelu",
-    "Erf",
-    "Dropout",
-)
+# Operations that give zeros for zeros of the same shape.
+KEEPING = {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Tanh", "HardSwish", "Identity", "Clip", "Erf"}
 
 
 def has_removed_branches(module: nn.Module) -> bool:

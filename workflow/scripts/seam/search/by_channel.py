@@ -38,6 +38,7 @@ RAMP = 0.6  # the share of the steps after the first epoch in which channels lea
 FADE = 0.08  # the share of the steps in which the gate of a channel that leaves falls to 0
 SETTLING = 0.05  # the share of the steps before the first channel leaves, so that masks know what they are worth
 MOMENTS = 100  # at which channels leave
+NEAR = 0.95  # of the budget; a branch that would leave less than this stays as long as channels can leave instead
 
 
 class Ramp:
@@ -104,7 +105,11 @@ def search_channels(
             price = cost.prices(masks.kept)
             # Removed channels do not return: their weights no longer train.
             worth = (sizes * masks.worth.cpu() + 1e-20).sqrt() / price.clamp(min=price.max().item() * 1e-6) * masks.kept
-            masks.kept = keep_best(worth, groups, cost.share, ramp.share(step), widths)
+            limit, large = ramp.share(step), _too_large(groups, masks.kept, cost, NEAR * budget)
+            kept = keep_best(worth.where(~large, torch.inf), groups, cost.share, limit, widths)
+            if cost.share(kept) > limit:
+                kept = keep_best(worth, groups, cost.share, limit, widths)
+            masks.kept = kept
 
     device = next(head.parameters()).device
     of_batch = cross_entropy if class_weights is None else weighted_cross_entropy(class_weights, device)
@@ -155,6 +160,18 @@ def search_channels(
     share = run.history[run.selected_epoch - 1]["cost"]
     result.budget = {"name": name, "limit": budget, "cost": share, "whole": cost.whole, "met": share <= budget}
     return result
+
+
+def _too_large(groups: ChannelGroups, kept: torch.Tensor, cost: Cost, least: float) -> torch.Tensor:
+    """Return the branches, bool [units], of which a single one would leave less than `least` of the cost."""
+    large = torch.zeros_like(kept)
+    if not groups.branches:
+        return large
+    for unit in range(groups.count - len(groups.branches), groups.count):
+        without = kept.clone()
+        without[unit] = False
+        large[unit] = bool(kept[unit]) and cost.share(without) < least
+    return large
 
 
 def prepare_channel_budget(
