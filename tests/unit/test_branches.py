@@ -274,7 +274,14 @@ def test_branches_leave_only_if_the_config_says_so():
         searched(branches=False)
 
 
-def test_a_branch_that_is_larger_than_what_must_leave_stays():
+def worthless_branches(groups, size=0.0):
+    sizes = torch.ones(groups.count)
+    sizes[-len(groups.branches) :] = size
+    return sizes
+
+
+def test_a_branch_that_is_larger_than_what_must_leave_stays(monkeypatch):
+    monkeypatch.setattr(ChannelGroups, "unit_sizes", worthless_branches)
     groups, result = searched(branches=True, budget={"macs": 0.9, "epochs": 8})
     least = 0.95 * 0.9
     cost = macs_cost(Branches(), groups, count_uses(Branches(), torch.zeros(1, 3, 8, 8)))
