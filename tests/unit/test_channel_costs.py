@@ -1,4 +1,4 @@
-"""What layers take with fewer channels, and searches of channels with a budget in milliseconds."""
+"""What layers take with fewer channels, and searches of channels with a budget of time."""
 
 import copy
 
@@ -90,14 +90,16 @@ def test_what_is_kept_meets_the_budget_with_these_widths():
     assert all(int(bits.sum()) in widths[name] for name, bits in groups.split(chosen).items())
 
 
-def test_the_search_meets_a_budget_in_milliseconds():
+@pytest.mark.parametrize("unit", ["latency", "latency_ms"])
+def test_the_search_meets_a_budget_of_time(unit):
     _, groups, table = made(fixed=10.0)
     whole = ChannelTime(groups, table).whole
-    found, _, result = run(budget={"latency_ms": 0.4 * whole, "epochs": 8}, layer_costs=table)
+    limit = 0.4 * whole if unit == "latency_ms" else 0.4
+    found, _, result = run(budget={unit: limit, "epochs": 8}, layer_costs=table)
     cost = ChannelTime(groups, table)
     share = cost.share(groups.joined(result.bits))
     assert result.budget["met"] and share == pytest.approx(result.budget["cost"]) and share <= 0.4
-    assert result.budget["whole"] == whole and result.budget["name"].startswith("latency_ms")
+    assert result.budget["whole"] == whole and result.budget["name"].startswith(f"{unit}: ")
     for name, bits in result.bits.items():
         assert int(bits.sum()) in cost.widths(4, 0.4)[name]
 
@@ -177,5 +179,13 @@ def test_the_measured_time_says_whether_the_budget_is_missed(tmp_path):
     write_budgets(tmp_path / "table.csv", paths)
     table = read_table(tmp_path / "table.csv")
     assert list(table["missed"]) == [True, False] and len(budgets(paths)) == 2
+    for limit, is_missed in ((1e-6, True), (1.0, False)):
+        times = {"latency": limit, "engine": "onnxruntime", "batch": 2}
+        result = time_budget(
+            times, metrics | {"target": "cow"}, {**models, "source": models["reengineered"]}, open_engine
+        )
+        assert result["budget_ms"] == limit * result["source_measured_ms"]
+        assert result["missed"] == (result["measured_ms"] > 1.05 * result["budget_ms"])
+        assert is_missed == result["missed"] or limit == 1.0
     missed, met = sentences(table)
     assert missed.startswith("Budget missed: net, cat takes") and "1 of 2 met" in met

@@ -91,12 +91,13 @@ def test_a_budget_brings_its_own_schedule_and_rates():
 def test_what_a_weight_costs_follows_the_budget():
     assert SearchSettings().price == "weights" and SearchSettings(penalty="macs").price == "macs"
     assert SearchSettings(schedule="budget", budget={"latency_ms": 2.0}).price == "latency"
+    assert SearchSettings(schedule="budget", budget={"latency": 0.5}).price == "latency"
     assert SearchSettings(schedule="budget", budget={"macs": 0.1}, penalty="weights").price == "weights"
 
 
 @pytest.mark.parametrize("budget", [{}, {"weights": 0.1, "macs": 0.1}, {"engine": "seam"}])
 def test_a_budget_has_one_unit(budget):
-    with pytest.raises(ValueError, match="gives one of weights, macs, latency_ms"):
+    with pytest.raises(ValueError, match="gives one of weights, macs, latency, latency_ms"):
         SearchSettings(schedule="budget", budget=budget)
 
 

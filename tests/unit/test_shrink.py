@@ -584,7 +584,7 @@ def test_check_names_what_is_the_matter(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("text", "budget"),
     [("25%", {"weights": 0.25}), ("0.1", {"weights": 0.1}), ("25% macs", {"macs": 0.25}), ("10Mmacs", {"macs": 1e7}),
-     ("5 ms", {"latency_ms": 5.0}), ("30%:macs", {"macs": 0.3})],
+     ("5 ms", {"latency_ms": 5.0}), ("30%:macs", {"macs": 0.3}), ("40% time", {"latency": 0.4})],
 )  # fmt: skip
 def test_budgets(text, budget):
     assert parse_budget(text) == budget

@@ -434,11 +434,11 @@ def test_the_demo_has_its_six_problems(tmp_path):
     assert found["time_engine"] == 12 and ("deepsparse" in ENGINES) == (found.get("time_deepsparse") == 6)
 
 
-def test_budgets_in_milliseconds_and_baselines_of_channels_are_planned(tmp_path):
+def test_budgets_of_time_and_baselines_of_channels_are_planned(tmp_path):
     demo = yaml.safe_load((ROOT / "profiles/demo/workflow.yaml").read_text())
     channels = next(entry for entry in demo["direct_reuse"] if entry["search"].get("granularity") == "channel")
     channels |= {"baselines": ["widths-scratch", "uniform-magnitude-distilled", "finetuned"]}
-    channels["search"] = {"granularity": "channel", "budget": {"latency_ms": 3.0, "batch": 16}}
+    channels["search"] = {"granularity": "channel", "budget": {"latency": 0.5, "batch": 16}}
     zeros = {**demo["direct_reuse"][0], "targets": [2], "search": {"budget": {"latency_ms": 5.0}}}
     config = demo | {"direct_reuse": [channels, zeros], "indirect_reuse": [], "engines": []}
     found = jobs(snakemake(tmp_path, "--dry-run", config=config)[1])

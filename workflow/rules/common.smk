@@ -29,7 +29,13 @@ from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 from seam.process import name_run
-from seam.settings import CHANNEL_BASELINES, OPTIONAL_OF_THRESHOLDS, RECOVERED, without_defaults
+from seam.settings import (
+    CHANNEL_BASELINES,
+    OPTIONAL_OF_THRESHOLDS,
+    RECOVERED,
+    TIMES,
+    without_defaults,
+)
 
 name_run()
 
@@ -210,13 +216,14 @@ def layer_costs(problem):
 
 
 def latency_budget(problem):
-    """Return a problem's budget in milliseconds, complete; {} without one."""
+    """Return a problem's budget of time, complete; {} without one."""
     budget = problem.settings.get("budget", {})
-    if "latency_ms" not in budget:
+    limit = {unit: budget[unit] for unit in TIMES if unit in budget}
+    if not limit:
         return {}
     is_channel = problem.settings.get("granularity") == "channel"
     engine = budget.get("engine", "onnxruntime" if is_channel else "seam")
-    return {"batch": budget.get("batch", 1), "engine": engine, "latency_ms": budget["latency_ms"]}
+    return {"batch": budget.get("batch", 1), "engine": engine, **limit}
 
 
 def latency_budget_of(wildcards):
@@ -224,7 +231,7 @@ def latency_budget_of(wildcards):
 
 
 def budget_files():
-    """Return the times of all models with a budget in milliseconds."""
+    """Return the times of all models with a budget of time."""
     return [
         f"results/direct/{p.model}/{p.problem}/{p.target}/budget_latency.json"
         for p in PROBLEMS

@@ -356,7 +356,7 @@ rule time_engine:
         "../scripts/time_engine.py"
 
 
-# What a model with a budget in milliseconds takes: the source model beside it, in turn, as the budget says.
+# What a model with a budget of time takes: the source model beside it, in turn, as the budget says.
 rule time_budget:
     input:
         source="results/models/{model}/model.onnx",
@@ -395,7 +395,7 @@ rule collect_budgets:
             "results/tables/latency_budgets.csv",
             caption="../report/latency_budgets.rst",
             category="Tables",
-            labels={"table": "Budgets in milliseconds"},
+            labels={"table": "Budgets of time"},
         ),
     log:
         "results/logs/collect_budgets.log",
@@ -406,6 +406,6 @@ rule collect_budgets:
     params:
         rows=budget_files(),
     message:
-        "Collecting the times of models with budgets in milliseconds"
+        "Collecting the times of models with budgets of time"
     script:
         "../scripts/collect_budgets.py"

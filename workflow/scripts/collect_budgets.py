@@ -1,4 +1,4 @@
-"""Collect the times of all models with a budget in milliseconds."""
+"""Collect the times of all models with a budget of time."""
 
 if "snakemake" in globals():
     from seam.process import start_job

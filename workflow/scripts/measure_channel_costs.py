@@ -1,4 +1,4 @@
-"""Measure what the layers of a source model take in an engine with fewer channels, for a budget in milliseconds."""
+"""Measure what the layers of a source model take in an engine with fewer channels, for a budget of time."""
 
 if "snakemake" in globals():
     from seam.process import start_job

@@ -1,4 +1,4 @@
-"""Time a re-engineered model with a budget in milliseconds, beside its source model, and say if it meets the budget."""
+"""Time a re-engineered model with a budget of time, beside its source model, and say if it meets the budget."""
 
 if "snakemake" in globals():
     from seam.process import start_job

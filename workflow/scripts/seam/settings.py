@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-UNITS = ("weights", "macs", "latency_ms")  # of budgets
-PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs, by the unit of a budget in the same place
+UNITS = ("weights", "macs", "latency", "latency_ms")  # of budgets
+TIMES = ("latency", "latency_ms")  # of UNITS: a share of the source model's time, and milliseconds
+PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
 BUDGET_OPTIONS = {"distillation": 0.7, "lr_bias": 0.01}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
@@ -104,7 +105,7 @@ class SearchSettings:
         """What a kept weight costs: one of PENALTIES."""
         if self.penalty is not None or self.budget is None:
             return self.penalty or "weights"
-        return PENALTIES[UNITS.index(budget_unit(self.budget))]
+        return budget_unit(self.budget).removesuffix("_ms")
 
     @property
     def of_channels(self) -> ChannelSettings:
@@ -161,8 +162,17 @@ def budget_unit(budget: Mapping[str, Any]) -> str:
     """Return what a budget is counted in, one of UNITS. Raises ValueError unless it gives exactly one of them."""
     units = [unit for unit in UNITS if budget.get(unit) is not None]
     if len(units) != 1:
-        raise ValueError(f"A budget gives one of {', '.join(UNITS)}, and this one gives {', '.join(units) or 'none'}.")
+        raise ValueError(f"A budget gives one of {', '.join(UNITS)}; this one gives {', '.join(units) or 'none'}.")
     return units[0]
+
+
+def budget_share(unit: str, value: float, whole: float) -> float:
+    """Return the share of the source model's cost that a budget allows. whole: what that costs, in the budget's unit.
+
+    >>> budget_share("macs", 0.25, 41e6), budget_share("macs", 10.25e6, 41e6), budget_share("latency_ms", 2.0, 8.0)
+    (0.25, 0.25, 0.25)
+    """
+    return value if unit in ("weights", "latency") or (unit == "macs" and value <= 1) else value / whole
 
 
 def choose_batch_size(images: int, epochs: int) -> int:

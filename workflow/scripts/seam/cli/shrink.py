@@ -271,13 +271,17 @@ def judge(card: Card, lose: float) -> list[str]:
             f"(95 % interval of the result: {low:.1%} to {high:.1%}). {advice}"
         )
     budget = card.get("budget")
-    limit = (card["settings"].get("budget") or {}).get("latency_ms")
+    allowed = card["settings"].get("budget") or {}
     engine = latency_engine(card["settings"])
     taken = [each["reengineered_ms"] for each in card["latency"] if each["engine"] == engine]
+    source = [each["source_ms"] for each in card["latency"] if each["engine"] == engine]
+    limit = allowed.get("latency_ms")
+    if "latency" in allowed and source:
+        limit = allowed["latency"] * source[0]
     if limit is not None and taken and taken[0] > 1.05 * limit:
         sentences.append(
-            f"The result takes {taken[0]:.3g} ms in {engine}, and the budget is {limit:g} ms. Times differ from run to "
-            "run: give a smaller --budget if it matters."
+            f"The result takes {taken[0]:.3g} ms in {engine}, and the budget is {limit:.3g} ms. Times differ from run "
+            "to run: give a smaller --budget if it matters."
         )
     if budget and not budget["met"]:
         sentences.append(

@@ -1,4 +1,4 @@
-"""Whether a model meets its budget in milliseconds: what the search expected, and what is measured."""
+"""Whether a model meets its budget of time: what the search expected, and what is measured."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ def time_budget(
 ) -> dict[str, Any]:
     """Time the source model and the re-engineered one in turn, on one thread; return the content of the result file.
 
-    budget: `latency_ms`, `engine` and `batch`. metrics: of the search. models: {"source": path, "reengineered": path}.
-    `missed` says whether the median of the passes is above the budget by more than 5 %. Raises UserError as
+    budget: `latency_ms`, or `latency`, a share of what the source model takes; `engine` and `batch`. metrics: of the
+    search. models: {"source": path, "reengineered": path}. `missed` says whether the median of the passes is above the
+    budget by more than 5 %. Raises UserError as
     `time_models` does.
     """
-    engine, limit = budget["engine"], float(budget["latency_ms"])
+    engine = budget["engine"]
     times = time_models(
         engine, open_engine, models, cores=1, batch_size=(budget["batch"],), threads=(1,), statistic="median"
     )
     (measured,) = times["measurements"]
     source, own = (measured[name] for name in ("source", "reengineered"))
     cost = metrics["budget"]
+    limit = float(budget["latency_ms"]) if "latency_ms" in budget else budget["latency"] * source["median_ms"]
     result = {
         **{name: metrics[name] for name in ("model", "dataset", "problem", "target")},
         "engine": engine,
@@ -48,7 +50,7 @@ def time_budget(
         "version": times["version"],
     }
     log.info(
-        "budget %g ms in %s: predicted %.3f ms, measured %.3f ms%s; the source model takes %.3f ms",
+        "budget %.4g ms in %s: predicted %.3f ms, measured %.3f ms%s; the source model takes %.3f ms",
         limit, engine, result["predicted_ms"], own["median_ms"], ", MISSED" * result["missed"], source["median_ms"],
     )  # fmt: skip
     return result

@@ -36,12 +36,12 @@ KNOWN_NORMALIZATIONS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
-BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|ms)?\s*", re.IGNORECASE)
+BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|time|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
 RECOVERY = "epochs=45,fresh_negatives=true,cutmix=0.5"  # after a search with a budget, if nothing else is given
 SHARES = ("cutmix",)  # settings that cannot be more than 1
-UNIT_KEYS = {"weights": "weights", "macs": "macs", "ms": "latency_ms"}
+UNIT_KEYS = {"weights": "weights", "macs": "macs", "time": "latency", "ms": "latency_ms"}
 
 
 @dataclass
@@ -122,18 +122,20 @@ def default_size(architecture: str, weights: str) -> int:
 
 
 def parse_budget(text: str) -> dict[str, Any]:
-    """Return the budget of a search: `25%` of the weights, `25% macs`, `10M macs` or `5 ms`.
+    """Return the budget of a search: `25%` of the weights, `25% macs`, `10M macs`, `50% time` or `5 ms`.
 
-    >>> parse_budget("25%"), parse_budget("10Mmacs")
-    ({'weights': 0.25}, {'macs': 10000000.0})
+    >>> parse_budget("25%"), parse_budget("10Mmacs"), parse_budget("50% time")
+    ({'weights': 0.25}, {'macs': 10000000.0}, {'latency': 0.5})
     """
     match = BUDGET.fullmatch(text)
     if not match:
-        raise UserError(f"--budget is {text}, but must be a share such as 25%, or 25% macs, 10M macs or 5 ms.")
+        raise UserError(
+            f"--budget is {text}, but must be a share such as 25%, or 25% macs, 10M macs, 50% time or 5 ms."
+        )
     number, factor, unit = match.groups()
     unit = (unit or "weights").lower()
     value = float(number) * FACTORS.get((factor or "").lower(), 1)
-    if value <= 0 or (unit == "weights" and value > 1) or (unit == "ms" and factor):
+    if value <= 0 or (unit in ("weights", "time") and value > 1) or (unit == "ms" and factor):
         raise UserError(f"--budget is {text}, but {unit} take a share from 0 to 100 %: 25%, say.")
     return {UNIT_KEYS[unit]: round(value, 12)}
 

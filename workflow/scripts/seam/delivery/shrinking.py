@@ -33,6 +33,7 @@ from seam.models.published import fetch_weights
 from seam.models.surgery import to_channels_last
 from seam.models.weights import open_source
 from seam.outputs import staged
+from seam.settings import TIMES
 
 FIT_IMAGES = 512  # on which normalizations are compared
 EQUALLY_GOOD = 0.01  # share of images by which normalizations that are equally good may differ
@@ -232,9 +233,9 @@ class Shrinking:
         return {**own, **{name: sha256(path) for name, path in files.items()}}
 
     def _layer_costs(self) -> dict[str, str]:
-        """Return {"layer_costs": the path of the table} for a budget in milliseconds; measure it if it is missing."""
+        """Return {"layer_costs": the path of the table} for a budget of time; measure it if it is missing."""
         budget = self.choices.settings.get("budget") or {}
-        if "latency_ms" not in budget:
+        if not any(unit in budget for unit in TIMES):
             return {}
         channels, size = self.choices.settings.get("channels"), open_dataset(self.data_folder).size
         engine = latency_engine(self.choices.settings)
@@ -330,7 +331,7 @@ def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> 
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:
-    """Return the engine that a budget in milliseconds is for, as the workflow takes it by default."""
+    """Return the engine that a budget of time is for, as the workflow takes it by default."""
     return "onnxruntime" if settings.get("granularity") == "channel" else "seam"
 
 

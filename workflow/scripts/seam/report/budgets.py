@@ -1,4 +1,4 @@
-"""The table of budgets in milliseconds: predicted and measured times, and which budgets are missed."""
+"""The table of budgets of time: predicted and measured times, and which budgets are missed."""
 
 from __future__ import annotations
 
@@ -40,4 +40,4 @@ def sentences(table: Table) -> Iterator[str]:
     met = int((~table["missed"]).sum())
     if met:
         error = 100 * (table["predicted_ms"] / table["measured_ms"] - 1).abs().mean()
-        yield f"Budgets in milliseconds: {met} of {len(table)} met; predictions differ by {error:.0f} % in the mean."
+        yield f"Budgets of time: {met} of {len(table)} met; predictions differ by {error:.0f} % in the mean."

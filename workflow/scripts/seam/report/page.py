@@ -107,7 +107,7 @@ def write_report(
     if "latency_budgets" in data:
         budgets = data["latency_budgets"]
         budgets = budgets.assign(missed=budgets["missed"].map({True: "yes", False: "no"}))
-        sections.append(("budgets", "Budgets in milliseconds", whole_table(budgets)))
+        sections.append(("budgets", "Budgets of time", whole_table(budgets)))
     if len(problems):
         sections.append(("problems", "Each problem", "".join(problem_details(problems, times))))
     sections += [

@@ -27,7 +27,7 @@ from seam.precision import forward
 from seam.search.distillation import Distillation
 from seam.search.mask_search import MaskSearch, Measure, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
-from seam.settings import PENALTIES, UNITS, SearchSettings, budget_unit
+from seam.settings import SearchSettings, budget_share, budget_unit
 from seam.training.adam import Adam
 from seam.training.run import Step, TrainingRun
 
@@ -234,9 +234,9 @@ def prepare_budget(
     """
     assert settings.budget is not None
     unit = budget_unit(settings.budget)
-    cost = make_cost(PENALTIES[UNITS.index(unit)], masks, network, images, layer_costs)
+    cost = make_cost(unit.removesuffix("_ms"), masks, network, images, layer_costs)
     value = float(settings.budget[unit])
-    share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
+    share = budget_share(unit, value, cost.whole)
     require_reachable(cost, masks, share, f"{unit}: {value:g}")
     if share >= 1:
         log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)

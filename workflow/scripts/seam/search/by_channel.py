@@ -27,7 +27,7 @@ from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
 from seam.search.training import train_head, weighted_cross_entropy
-from seam.settings import SearchSettings, budget_unit
+from seam.settings import TIMES, SearchSettings, budget_share, budget_unit
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
@@ -78,7 +78,7 @@ def search_channels(
 ) -> SearchResult:
     """Search which channels of `model`, which `with_head` made, to keep within a budget; return the result.
 
-    model: is changed in place. groups: of its source network. layer_costs: for a budget in milliseconds, the table that
+    model: is changed in place. groups: of its source network. layer_costs: for a budget of time, the table that
     `seam.cost.channel_costs` measures. The other arguments are those of
     `seam.search.plain.search`. The result has the selected epoch's bits {group: bool
     [units]}, head and, if `train_weights` is set, all weights of the network. Only epochs within the budget are
@@ -190,24 +190,24 @@ def prepare_channel_budget(
     unit = budget_unit(settings.budget)
     value = float(settings.budget[unit])
     cost: Cost
-    if unit == "latency_ms":
+    if unit in TIMES:
         if layer_costs is None:
             raise UserError(
-                "A budget in latency_ms needs a table of what layers take in the engine: run it by the workflow."
+                f"A budget in {unit} needs a table of what layers take in the engine: run it by the workflow."
             )
         cost = ChannelTime(groups, layer_costs)
     elif unit == "weights":
         cost = weights_cost(network, groups)
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
-    share = value if unit == "weights" or (unit == "macs" and value <= 1) else value / cost.whole
+    share = budget_share(unit, value, cost.whole)
     least = cost.share(fewest(groups, cost.widths(channels.multiple, share, channels.branches)))
     name = f"{unit}: {value:g}"
     if least > share:
         raise UserError(
             f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "
-            f"least {least:.1%} of the source model's cost. Raise the budget above {least * cost.whole:.4g}, or lower "
-            "channels.multiple."
+            f"least {least:.1%} of the source model's cost. Raise the budget above {least * value / share:.4g}, or "
+            "lower channels.multiple."
         )
     if share >= 1:
         log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)

@@ -9,7 +9,7 @@ from seam.config.checks.datasets import check_image_size
 from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
-from seam.settings import CHANNEL_BASELINES, RECOVERED, budget_unit
+from seam.settings import CHANNEL_BASELINES, RECOVERED, TIMES, budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
@@ -64,8 +64,8 @@ def check_budget(key: str, budget: dict[str, Any] | None) -> None:
     except ValueError as error:
         raise UserError(f"{key}.budget: {error}") from error
     for name in ("engine", "batch"):
-        if name in budget and unit != "latency_ms":
-            raise UserError(f"{key}.budget has {name}, which only a budget in latency_ms takes: remove it.")
+        if name in budget and unit not in TIMES:
+            raise UserError(f"{key}.budget has {name}, which only a budget in {' or '.join(TIMES)} takes: remove it.")
 
 
 def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
