@@ -92,6 +92,7 @@ class Other(nn.Module):
         self.shortcut, self.shared, self.plain = nn.Conv2d(8, 8, 1, stride=2), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
         self.norm, self.soft, self.fc = nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 1), nn.Linear(16, 4)
         self.before, self.after, self.tied = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.grouped = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(2, 8))  # no mask multiplies this norm
 
     def forward(self, images):
         x = self.stem(images)
@@ -103,6 +104,7 @@ class Other(nn.Module):
         x = x + self.norm(self.plain(x))
         x = x + self.soft(x).softmax(1)
         x = x + self.after(self.before(x).view(-1, 8, 8, 8))
+        x = x + self.grouped(x)
         x = (x + self.tied(x)) * self.tied.weight.sum()
         return self.fc(torch.cat([x, read[:, :, ::2, ::2]], 1).mean((2, 3)))
 

@@ -84,6 +84,10 @@ class ChannelGroups:
         """Return the masks with those of branches that they do not name, which are kept."""
         return dict(masks) | {name: torch.ones(1, dtype=torch.bool) for name in self.branches if name not in masks}
 
+    def removed_branches(self, masks: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return the names of the branches that masks, {group: bool [units]}, remove."""
+        return [name for name in self.branches if not masks[name].any()]
+
     def sentences(self) -> list[str]:
         """Return one sentence for each layer or operation whose channels stay."""
         return [f"Channels that {place} needs stay: {reason}." for place, reason in self.reasons.items()]
@@ -225,8 +229,8 @@ def mask_channels(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor) 
 
 def removed_layers(groups: ChannelGroups, kept: torch.Tensor) -> list[str]:
     """Return the layers of the branches that masks `kept`, bool [units], remove."""
-    gone = [layers for name, layers in groups.branches.items() if not groups.split(kept)[name].any()]
-    return list(dict.fromkeys(layer for layers in gone for layer in layers))
+    gone = groups.removed_branches(groups.split(kept))
+    return list(dict.fromkeys(layer for name in gone for layer in groups.branches[name]))
 
 
 def require_channels(groups: ChannelGroups, kept: Mapping[str, torch.Tensor]) -> None:

@@ -374,8 +374,11 @@ class Reengineering:
 
     def _removed_branches(self, result: SearchResult, groups: ChannelGroups) -> dict[str, Any]:
         """Return the entry of the metrics about branches, if the search could remove any."""
-        gone = [name for name in groups.branches if not result.bits[name].all()]
-        return {"branches_removed": gone} if self.settings.of_channels.branches and groups.branches else {}
+        return (
+            {"branches_removed": groups.removed_branches(result.bits)}
+            if self.settings.of_channels.branches and groups.branches
+            else {}
+        )
 
     def _save_without_channels(self, result: SearchResult, groups: ChannelGroups) -> tuple[int, int]:
         """Write masks.safetensors of a search of channels; return the numbers of weights before and after it.
@@ -402,9 +405,8 @@ class Reengineering:
         head: the state of the head.
         """
         bits = groups.split(kept)
-        gone = [name for name in groups.branches if not bits[name].all()]
-        widths = {name: f"{int(bits[name].sum())}/{size}" for name, size in groups.sizes.items()}
-        widths = {name: width for name, width in widths.items() if name not in groups.branches}
+        gone, channels = groups.removed_branches(bits), groups.sizes.keys() - groups.branches.keys()
+        widths = {name: f"{int(units.sum())}/{len(units)}" for name, units in bits.items() if name in channels}
         log.info("channels kept: %s", ", ".join(f"{name} {width}" for name, width in widths.items()))
         if gone:
             log.info("branches removed: %s", ", ".join(gone))

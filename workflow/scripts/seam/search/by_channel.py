@@ -165,8 +165,6 @@ def search_channels(
 def _too_large(groups: ChannelGroups, kept: torch.Tensor, cost: Cost, least: float) -> torch.Tensor:
     """Return the branches, bool [units], of which a single one would leave less than `least` of the cost."""
     large = torch.zeros_like(kept)
-    if not groups.branches:
-        return large
     for unit in range(groups.count - len(groups.branches), groups.count):
         without = kept.clone()
         without[unit] = False
