@@ -8,8 +8,14 @@ from torch import nn
 
 from seam.models.removed import Removed
 
-# Operations that give zeros for zeros of the same shape.
+# Operations that give zeros for zeros, of the same shape and of another.
 KEEPING = {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Tanh", "HardSwish", "Identity", "Clip", "Erf"}
+REDUCING = {"ReduceMean", "GlobalAveragePool"}
+
+Shape = tuple[int | str | None, ...]
+Like = tuple[
+    str, tuple[int, ...]
+]  # the value whose shape zeros have, and in which order of its dimensions; (): its own
 
 
 def has_removed_branches(module: nn.Module) -> bool:
@@ -20,41 +26,68 @@ def has_removed_branches(module: nn.Module) -> bool:
 def drop_zero_branches(model: Any) -> None:
     """Remove branches of zeros from an ONNX model of a module with `Removed` layers, in place.
 
-    The zeros of a `Removed` layer have the shape of a value, so that the sum of both is that value. A ReLU behind it
-    that follows another is dropped as well.
+    The sum of a value and zeros is that value, if it has the shape of the sum. The zeros of a `Removed` layer have the
+    shape of a value, and others may have a shape that is known. A ReLU behind the sum that follows another is dropped
+    as well.
     """
-    graph = model.graph
+    graph, shapes = model.graph, _shapes(model)
     makers = {output: node for node in graph.node for output in node.output}
-    zeros: dict[str, tuple[str, tuple[int, ...]]] = {}  # {zeros: the value whose shape they have, transposed how}
+    zeros: dict[str, Like] = {}
     instead: dict[str, str] = {}
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = instead.get(name, name)
         inputs, output = list(node.input), node.output[0]
-        if node.op_type == "ConstantOfShape" and _is_zero(node):
-            shape = makers.get(inputs[0])
-            if shape is not None and shape.op_type == "Shape":
-                zeros[output] = zeros.get(shape.input[0], (shape.input[0], ()))
-        elif node.op_type == "Add" and any(name in zeros for name in inputs):
-            first, second = inputs if inputs[0] in zeros else inputs[::-1]
-            if second in zeros and zeros[second] == zeros[first]:
-                zeros[output] = zeros[first]
-            elif zeros[first] == (second, ()):
-                instead[output] = second
+        zero = next((name for name in inputs if name in zeros), None)
+        if node.op_type == "Add" and zero:
+            other = next((name for name in inputs if name not in zeros), None)
+            if other is None:
+                zeros[output] = zeros[zero]
+            elif zeros[zero] == (other, ()) or _are_equal(shapes.get(other), shapes.get(output)):
+                instead[output] = other
         elif node.op_type == "Relu" and inputs[0] in makers and makers[inputs[0]].op_type == "Relu":
             instead[output] = inputs[0]
-        elif node.op_type in KEEPING and inputs[0] in zeros:
-            zeros[output] = zeros[inputs[0]]
-        elif node.op_type == "Mul" and any(name in zeros for name in inputs):
-            zeros[output] = zeros[next(name for name in inputs if name in zeros)]
-        elif node.op_type == "Transpose" and inputs[0] in zeros:
-            value, before = zeros[inputs[0]]
-            order = next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
-            order = tuple(before[place] for place in order) if before else order
-            zeros[output] = value, () if order == tuple(range(len(order))) else order
+        elif node.op_type == "ConstantOfShape" and _is_zero(node):
+            shape = makers.get(inputs[0])
+            value = shape.input[0] if shape is not None and shape.op_type == "Shape" else output
+            zeros[output] = zeros.get(value, (value, ()))
+        elif zero and (node.op_type in KEEPING or node.op_type == "Mul"):
+            zeros[output] = zeros[zero]
+        elif zero and node.op_type == "Transpose":
+            zeros[output] = _transposed(zeros[zero], node)
+        elif zero and node.op_type in REDUCING:
+            zeros[output] = (output, ())
     for output in graph.output:
         assert output.name not in instead  # the last layer is no residual branch
     _drop_unread(graph)
+
+
+def _transposed(like: Like, node: Any) -> Like:
+    """Return the shape of zeros after a Transpose."""
+    value, before = like
+    order = next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
+    order = tuple(before[place] for place in order) if before else order
+    return value, () if order == tuple(range(len(order))) else order
+
+
+def _shapes(model: Any) -> dict[str, Shape]:
+    """Return {value: its shape} as far as it is known; the number of images is text or None."""
+    from onnx.shape_inference import infer_shapes
+
+    graph = infer_shapes(model, False, False, True).graph  # with the values of shapes
+    return {
+        value.name: tuple(dim.dim_value or dim.dim_param or None for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _are_equal(first: Shape | None, second: Shape | None) -> bool:
+    """Return whether two shapes are known and equal. Texts and None in their first places are the number of images."""
+    if not first or not second:
+        return False
+    numbers = [shape[0] if isinstance(shape[0], int) else None for shape in (first, second)]
+    return first[1:] == second[1:] and None not in first[1:] and numbers[0] == numbers[1]
 
 
 def _is_zero(node: Any) -> bool:

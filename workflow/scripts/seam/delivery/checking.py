@@ -120,7 +120,7 @@ def _check_macs(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None
 
 
 def _check_channels(check: Check, module: nn.Module, images: torch.Tensor) -> None:
-    from seam.masks.channels import find_groups
+    from seam.masks.channels import NEEDED, find_groups
 
     try:
         groups = find_groups(module, images)
@@ -134,6 +134,8 @@ def _check_channels(check: Check, module: nn.Module, images: torch.Tensor) -> No
     check.findings["channels"] = can + (f", and {branches} residual branches" if branches else "")
     for name, reason in groups.reasons.items():
         check.layers.setdefault(f"{name} (channels)", f"channels stay: {reason}.")
+    for name in groups.staying:
+        check.layers.setdefault(f"{name} (branch)", f"it stays: {NEEDED}.")
 
 
 def _check_engines(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None:

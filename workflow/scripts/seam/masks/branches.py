@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -29,6 +28,13 @@ GATES = ("Sigmoid", "Hardsigmoid", "sigmoid", "sigmoid_", "hardsigmoid")
 POOLING = ("AdaptiveAvgPool2d", "adaptive_avg_pool2d", "mean")
 PRODUCTS = ("mul", "mul_", "imul")
 SUMS = ("add", "add_", "iadd")
+READERS_OF_SIZES = {"size", "dim", "getattr", "ndimension", "numel", "_assert", "is_floating_point"}
+
+
+def operands(node: Node) -> list[Node]:
+    """Return the values that a call with one or two operands, such as a sum, is made of; numbers are none."""
+    given = [*node.args[:2], node.kwargs.get("input"), node.kwargs.get("other")]
+    return [value for value in given if isinstance(value, Node)]
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,16 @@ def find_branches(
         calls[name] = calls.get(name, 0) + 1
     found = []
     for node in graph.nodes:
-        operands = [other for other in node.args[:2] if isinstance(other, Node)]
-        if names[node] not in SUMS or len(operands) != 2 or node.kwargs:
+        summands = operands(node)
+        if names[node] not in SUMS or len(summands) != 2 or not node.kwargs.keys() <= {"input", "other"}:
             continue
-        for end, shortcut in (operands, operands[::-1]):
-            inside = _inside(end, shortcut, node)
+        for end, shortcut in (summands, summands[::-1]):
+            shortcut = _unchanged(shortcut, names)
+            inside = _inside(end, shortcut, node, names)
             if inside is None or shapes.get(end) != shapes.get(shortcut):
                 continue
             members = [layers[each] for each in inside if each in layers]
-            last = _last(end, inside, names, layers, gateable)
+            last = _last(end, inside, names, layers, gateable, {})
             fits = all(each in layers or _runs_on_zeros(each, names) for each in inside)
             if last and fits and all(calls[name] == 1 for name in members):
                 found.append(Branch(_name(members), tuple(members), tuple(sorted(last))))
@@ -74,18 +81,35 @@ def find_branches(
     return found
 
 
-def _inside(end: Node, shortcut: Node, total: Node) -> list[Node] | None:
-    """Return the nodes between the shortcut and the end of a branch, in order; None if others read or feed them."""
+def _unchanged(node: Node, names: Mapping[Node, str]) -> Node:
+    """Return the value that a node passes on: many networks have an `nn.Identity` as their shortcut."""
+    while names[node] in ("Identity", "Dropout", "Dropout2d", "dropout", "dropout2d", "stochastic_depth"):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_constant(node: Node) -> bool:
+    """Return whether a node depends on weights alone, such as the scale of a branch in another shape."""
+    inputs = node.all_input_nodes
+    return node.op == "get_attr" or (bool(inputs) and all(map(_is_constant, inputs)))
+
+
+def _inside(end: Node, shortcut: Node, total: Node, names: Mapping[Node, str]) -> list[Node] | None:
+    """Return the nodes between the shortcut and the end of a branch, in order; None if others read or feed them.
+
+    Those that depend on weights alone are left out. Others may read the sizes of their values.
+    """
     inside, ahead = {}, [end]
     while ahead:
         node = ahead.pop()
-        if node is shortcut or node in inside or node.op == "get_attr":
+        if node is shortcut or node in inside or (node.op != "call_module" and _is_constant(node)):
             continue
         if node.op == "placeholder":
             return None
         inside[node] = None
         ahead += node.all_input_nodes
-    if shortcut in inside or any(user not in inside and user is not total for node in inside for user in node.users):
+    readers = {user for node in inside for user in node.users if names[user] not in READERS_OF_SIZES}
+    if shortcut in inside or readers - inside.keys() - {total}:
         return None
     return [node for node in total.graph.nodes if node in inside] or None
 
@@ -95,22 +119,32 @@ def _runs_on_zeros(node: Node, names: Mapping[Node, str]) -> bool:
 
 
 def _last(
-    node: Node, inside: Sequence[Node], names: Mapping[Node, str], layers: Mapping[Node, str], gateable: Sequence[str]
+    node: Node,
+    inside: Sequence[Node],
+    names: Mapping[Node, str],
+    layers: Mapping[Node, str],
+    gateable: Sequence[str],
+    known: dict[Node, set[str]],
 ) -> set[str]:
-    """Return the layers whose zeros make the value of a node zero; empty if there are none."""
-    if node not in inside:
-        return set()
-    if node in layers:
-        return {layers[node]} if layers[node] in gateable else set()
-    before: list[Any] = [other for other in node.args[:2] if isinstance(other, Node)]
-    each = [_last(other, inside, names, layers, gateable) for other in before]
-    if names[node] in (*ACTIVATIONS, *SAME) and each:
-        return each[0]
-    if names[node] in PRODUCTS:
-        return next((names_of for names_of in each if names_of), set())
-    if names[node] in SUMS and len(each) == 2 and all(each):
-        return each[0] | each[1]
-    return set()
+    """Return the layers whose zeros make the value of a node zero; empty if there are none.
+
+    known: of nodes that were asked for before.
+    """
+    if node in known:
+        return known[node]
+    zeros: set[str] = set()
+    if node in inside and node in layers:
+        zeros = {layers[node]} & set(gateable)
+    elif node in inside:
+        each = [_last(other, inside, names, layers, gateable, known) for other in operands(node)]
+        if names[node] in (*ACTIVATIONS, *SAME) and each:
+            zeros = each[0]
+        elif names[node] in PRODUCTS:
+            zeros = next((some for some in each if some), set())
+        elif names[node] in SUMS and len(each) == 2 and all(each):
+            zeros = each[0] | each[1]
+    known[node] = zeros
+    return zeros
 
 
 def _name(layers: Sequence[str]) -> str:

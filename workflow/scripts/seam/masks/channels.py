@@ -18,7 +18,10 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
+from seam.masks.branch_trials import removable_branches
 from seam.masks.layouts import BATCH_NORMS, TRANSPOSED, Channels, LayerChannels, follow_channels
+
+NEEDED = "the model's code needs its layers"
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class ChannelGroups:
     sizes: {name: number of units} of the groups, each named after the first layer that writes its channels; a branch is
     named after the module that its layers belong to. layers: {name: units}, which are numbered through all groups.
     reasons: {layer or operation: why channels there stay}. branches: {name: its layers} of the groups that are
-    branches, which come last.
+    branches, which come last. staying: the names of branches that the model's own code needs.
     """
 
     sizes: dict[str, int]
     layers: dict[str, LayerUnits]
     reasons: dict[str, str]
     branches: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    staying: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -89,8 +93,9 @@ class ChannelGroups:
         return [name for name in self.branches if not masks[name].any()]
 
     def sentences(self) -> list[str]:
-        """Return one sentence for each layer or operation whose channels stay."""
-        return [f"Channels that {place} needs stay: {reason}." for place, reason in self.reasons.items()]
+        """Return one sentence for each layer or operation whose channels stay, and for each branch that stays."""
+        channels = [f"Channels that {place} needs stay: {reason}." for place, reason in self.reasons.items()]
+        return channels + [f"The residual branch {name} stays: {NEEDED}." for name in self.staying]
 
 
 def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
@@ -100,6 +105,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
     the module cannot be traced, or if no channel can be removed.
     """
     channels = follow_channels(module, images[:1])
+    found = removable_branches(module, channels.branches, images[:1])
     places = _places(channels)
     members: dict[tuple, list[int]] = {}  # numbers of units, by the places where they occur
     for number, where in places.items():
@@ -114,7 +120,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
         first = sum(sizes.values())
         sizes[name] = len(numbers)
         unit_of |= {number: first + place for place, number in enumerate(numbers)}
-    if not sizes and not channels.branches:
+    if not sizes and not found:
         reason = next(iter(channels.reasons.items()), ("its architecture", "it has one layer"))
         raise UserError(
             f"No channel of the model can be removed ({reason[0]}: {reason[1]}): set granularity to weight."
@@ -122,7 +128,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
     branches: dict[str, tuple[str, ...]] = {}
     inside: dict[str, tuple[int, ...]] = dict.fromkeys(channels.layers, ())
     ends = inside.copy()
-    for branch in channels.branches:
+    for branch in found:
         name, copy = branch.name, 2
         while name in sizes:
             name, copy = f"{branch.name}#{copy}", copy + 1
@@ -133,7 +139,8 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
         for layer in branch.last:
             ends[layer] += (unit,)
     layers = {name: _units(layer, unit_of, inside[name], ends[name]) for name, layer in channels.layers.items()}
-    return ChannelGroups(sizes, layers, channels.reasons, branches)
+    staying = tuple(branch.name for branch in channels.branches if branch not in found)
+    return ChannelGroups(sizes, layers, channels.reasons, branches, staying)
 
 
 def _places(channels: Channels) -> dict[int, set[tuple[str, str]]]:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
 from seam.errors import UserError, first_line
-from seam.masks.branches import Branch, find_branches
+from seam.masks.branches import READERS_OF_SIZES, Branch, find_branches, operands
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -57,13 +57,13 @@ PRODUCTS = {"mul", "mul_", "imul"}
 FUNCTIONS_OF_LAYERS: dict[str, tuple[tuple[type[nn.Module], ...], tuple[str, ...]]] = {
     "batch_norm": (BATCH_NORMS, ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")),
     "linear": ((nn.Linear,), ("weight", "bias")),
+    "layer_norm": ((nn.LayerNorm,), ("normalized_shape", "weight", "bias", "eps")),
     **dict.fromkeys(
         ("conv1d", "conv2d", "conv3d"),
         ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight", "bias", "stride", "padding", "dilation", "groups")),
     ),
 }
 STATE_OF_LAYERS = ("weight", "bias", "running_mean", "running_var")
-READERS_OF_SIZES = {"size", "dim", "getattr", "ndimension", "numel", "_assert", "is_floating_point"}
 
 Ids = np.ndarray  # int64: numbers of channels
 
@@ -353,13 +353,14 @@ class _Follower(Interpreter):
 
     def _combined(self, node: Node, product: bool, value: torch.Tensor) -> Layout | None:
         """Return the layout of a sum or a product."""
-        operands = [other for other in node.args[:2] if isinstance(other, Node) and other in self.layouts]
-        layouts = [self.layouts[other] for other in operands]
+        values = [other for other in operands(node) if other in self.layouts]
+        layouts = [self.layouts[other] for other in values]
         if len(layouts) == 1:  # with a number
-            zero = layouts[0].zero if product or 0 in node.args[:2] else np.zeros_like(layouts[0].zero)
+            is_kept = product or 0 in (*node.args[:2], node.kwargs.get("other"))
+            zero = layouts[0].zero if is_kept else np.zeros_like(layouts[0].zero)
             return Layout(layouts[0].dim, layouts[0].ids, zero)
         first, second = layouts
-        ranks = {len(self.shapes[other]) for other in operands}
+        ranks = {len(self.shapes[other]) for other in values}
         if len(ranks) > 1 or first.dim != second.dim:
             return None
         if len(first.ids) == len(second.ids):
@@ -421,7 +422,12 @@ class _Follower(Interpreter):
         layers = {node: name for node, name in self.called.items() if name}
         for node in self.traced.nodes:
             name = str(node.target)
-            if node.op == "call_module" and (name in self.found.layers or isinstance(self.modules[name], NORMS)):
+            if node.op == "call_module" and (name in self.found.layers or self._is_norm(name)):
                 layers[node] = name
         gateable = [name for name in self.found.layers if name not in self.shared and name not in self.read]
         return find_branches(self.traced, names, layers, gateable, self.shapes)
+
+    def _is_norm(self, name: str) -> bool:
+        """Return whether a layer is a norm with weights, by which files can say that it is gone."""
+        layer = self.modules[name]
+        return isinstance(layer, NORMS) and layer.weight is not None

@@ -12,7 +12,7 @@ from seam.errors import UserError, first_line
 from seam.log import log
 from seam.masks.channels import ChannelGroups, gate_of, mask_channels, removed_layers, weight_axes
 from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS, NORMS
-from seam.models.removed import remove_layer
+from seam.models.removed import remove_layer, remove_layers
 
 TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
 
@@ -26,8 +26,7 @@ def shrink(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor) -> nn.M
     """
     kept = kept.cpu()
     removed = removed_layers(groups, kept)
-    for name in removed:
-        remove_layer(module, name)
+    remove_layers(module, removed)
     for name, units in groups.layers.items():
         if name in removed:
             continue
@@ -89,13 +88,10 @@ def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         if not isinstance(old, torch.Tensor) or old.dim() != weight.dim() or old.shape == weight.shape:
             continue
         out_axis, in_axis = weight_axes(layer)
-        if out_axis is None:
-            continue
-        outputs = weight.shape[out_axis]
-        inputs = outputs if in_axis is None else weight.shape[in_axis]
-        if in_axis is None and not isinstance(layer, BATCH_NORMS):
-            assert isinstance(layer, CONVOLUTIONS)
-            inputs = outputs * layer.in_channels // layer.out_channels
+        inputs, outputs = (0 if axis is None else weight.shape[axis] for axis in (in_axis, out_axis))
+        if isinstance(layer, CONVOLUTIONS):  # the axis that a grouped one lacks is in proportion to the other
+            inputs = inputs or outputs * layer.in_channels // layer.out_channels
+            outputs = outputs or inputs * layer.out_channels // layer.in_channels
         _set_parameter(layer, "weight", torch.zeros_like(weight))
         for key in ("bias", "running_mean", "running_var"):
             if isinstance(getattr(layer, key, None), torch.Tensor):
@@ -118,7 +114,7 @@ def require_exact_removal(module: nn.Module, groups: ChannelGroups, kept: torch.
     """Raise UserError unless the outputs for `images` are the same with these channels removed and with them zero."""
     try:
         error = removal_error(module, groups, kept, images)
-    except (RuntimeError, ValueError, TypeError) as failure:  # the model's code was written for its old widths
+    except Exception as failure:  # the model's code was written for its old widths, and can raise anything
         raise UserError(
             f"The model does not run without the removed channels ({first_line(failure)}): its code needs its own "
             "widths. Set granularity to weight."

@@ -91,6 +91,12 @@ def train_channel_baseline(
     elif plain.startswith("uniform"):
         counts = uniform_widths(groups, macs.share, share, each.settings.of_channels.multiple)
     own = macs.share(torch.cat([torch.arange(size) < counts[name] for name, size in groups.sizes.items()]))
+    if plain.startswith("uniform") and own > share * 1.05:
+        log.warning(
+            "%s keeps %.1f %% of the MACs and the search %.1f %%: uniform widths keep all residual branches and some "
+            "channels of each layer",
+            baseline, 100 * own, 100 * share,
+        )  # fmt: skip
     epochs = equal_epochs(each.settings, recovery, share, own, is_distilled)
     log.info("%d epochs at %.1f %% of the MACs cost what search and recovery do", epochs, 100 * own)
 

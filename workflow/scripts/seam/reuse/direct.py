@@ -277,7 +277,8 @@ class Reengineering:
             for name, predictions in (("source", restricted), ("reengineered", logits.argmax(1)))
         }
         what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
-        advice = "lower alpha or lr_mask, so that the search removes less, or add training images of the other classes."
+        remedy = "raise the budget or its epochs" if self.settings.budget else "lower alpha or lr_mask"
+        advice = f"{remedy}, so that the search removes less, or add training images of the other classes."
         require_several_answers(logits.argmax(1), labels, problem.classes, what, advice)
         accuracies = {}
         for key, balanced, measure in (

@@ -67,10 +67,11 @@ def load_reengineered(
     groups = _by_kind(tensors)
     model = with_head(origin.module, len(origin.classes), len(classes))
     try:
-        masks, others = ("channels", {"weight"}) if "channels" in groups else ("mask", {"weight", "shift"})
+        by_channel = "channels" in groups or "size" in metadata  # no mask of channels is stored if all branches stay
+        masks, others = ("channels", {"weight"}) if by_channel else ("mask", {"weight", "shift"})
         if unknown := {kind for kind in groups if groups[kind]} - others - {masks, "head"}:
             raise ValueError(f"it has {min(unknown)} beside {masks} and head")
-        if "channels" in groups:
+        if by_channel:
             _remove_channels(origin.module, groups, metadata)
         else:
             unmasked = metadata.get("unmasked")  # on which no output depends
@@ -109,7 +110,7 @@ def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor
     if not isinstance(size, list) or not fits or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
     found = find_groups(module, torch.zeros(1, 3, *size))
-    kept = found.completed(unpack_groups(groups["channels"], found.sizes))
+    kept = found.completed(unpack_groups(groups.get("channels", {}), found.sizes))
     require_channels(found, kept)
     shrink(module, found, found.joined(kept))
 

@@ -215,7 +215,9 @@ def prepare_channel_budget(
 def _weights(network: nn.Module, masks: ChannelMasks) -> dict[str, torch.Tensor]:
     """Return the state of the network with the weights that the gates multiply as they are without them."""
     state: dict[str, Any] = copy_state(network)
-    return state | {name: weight.detach().cpu().clone() for name, weight in masks.weights.items()}
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    whole = {parameters[name]: weight.detach().cpu().clone() for name, weight in masks.weights.items()}
+    return state | {name: whole[parameter] for name, parameter in parameters.items() if parameter in whole}
 
 
 def _result(run: TrainingRun, groups: ChannelGroups) -> SearchResult:
