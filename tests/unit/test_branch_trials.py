@@ -114,7 +114,9 @@ REMOVED = {
         lambda self, x: x + self.b(self.n(self.a(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
         a=conv(), n=OwnLayerNorm(8), b=conv(),
     ),
-    "a size that is checked": lambda: Block(lambda self, x: x + checked(self.b(checked(self.a(x)))), a=conv(), b=conv()),
+    "a size that is checked": lambda: Block(
+        lambda self, x: x + checked(self.b(checked(self.a(x)))), a=conv(), b=conv()
+    ),
     "a grouped transposed convolution": lambda: Block(
         lambda self, x: x + self.b(self.a(x).relu()), a=conv(), b=nn.ConvTranspose2d(8, 8, 3, padding=1, groups=4)
     ),
