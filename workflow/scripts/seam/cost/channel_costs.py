@@ -34,7 +34,8 @@ POINTS = 8  # numbers of channels at which a layer is timed, at most, for its in
 PASSES = 30  # of each layer and network, in turn
 QUIET = 10  # percentile of the passes that counts: other programs disturb it least
 SHARES = (1.0, 0.85, 0.75, 0.6, 0.5, 0.25)  # of the channels, in the networks that the fit sees
-CHECKS = 4  # networks of random widths that it does not see
+BARE = (1.0, 0.5)  # the same, in networks without their residual branches
+CHECKS = 4  # networks of random widths and branches that it does not see
 PRODUCED_FROM = 4  # input channels of the convolution before a layer that is timed
 LEAST = 0.05  # of what a call with a layer takes is the layer's at least
 
@@ -73,7 +74,7 @@ def measure_channel_costs(
         log.info("%d layers, of which %d differ, timed alone", len(layers), len(known))
         networks = _time_networks(module, groups, image_shape, batch, multiple, load, folder)
     sums = ChannelTime(groups, {"layers": layers, "scale": 1.0, "fixed_ms": 0.0})
-    seen = len(SHARES)
+    seen = len(networks) - CHECKS
     expected = np.array([sums.milliseconds(kept) for kept, _ in networks])
     measured = np.array([milliseconds for _, milliseconds in networks])
     scale, fixed = _fit(expected[:seen], measured[:seen])
@@ -286,15 +287,19 @@ def _time_networks(
     load: Callable,
     folder: Path,
 ) -> list[tuple[torch.Tensor, float]]:
-    """Return [(kept units, milliseconds)] of whole networks: those of SHARES, then CHECKS of random widths."""
+    """Return [(kept units, milliseconds)] of whole networks: those of SHARES and BARE, then CHECKS of random ones."""
     generator = torch.Generator().manual_seed(0)
+    shares: list[tuple[float | None, bool]] = [(share, True) for share in SHARES]
+    shares += [(share, False) for share in BARE if groups.branches] + [(None, True)] * CHECKS
     choices = []
-    for number in range(len(SHARES) + CHECKS):
+    for share, has_branches in shares:
         kept = []
-        for size in groups.sizes.values():
-            widths = multiples(size, multiple)
-            share = SHARES[number] if number < len(SHARES) else float(torch.rand((), generator=generator))
-            width = min(widths, key=lambda width: abs(width - share * size))
+        for name, size in groups.sizes.items():
+            own = float(torch.rand((), generator=generator)) if share is None else share
+            if name in groups.branches:
+                kept.append(torch.tensor([has_branches if share is not None else own > 0.5]))
+                continue
+            width = min(multiples(size, multiple), key=lambda width: abs(width - own * size))
             kept.append(torch.arange(size) < width)
         choices.append(torch.cat(kept))
     passes = {}
