@@ -148,7 +148,7 @@ def search_channels(
             is_within = (share <= budget and masks.is_settled()) or run.epoch == settings.epochs
             if accuracy is not None and is_within and (run.selected is None or accuracy >= run.selected["accuracy"]):
                 selected = {"accuracy": accuracy, "bits": pack_bits(masks.bits()), "head": copy_state(head)}
-                selected["weights"] = _weights(network, masks) if channels.train_weights else None
+                selected["weights"] = copy_state(network) if channels.train_weights else None
             shown = "not evaluated" if accuracy is None else f"accuracy {accuracy:.4f}"
             log.info(
                 "epoch %d/%d %-5s loss %.4f %s (source %.4f) cost left %.4f %.1f s%s",
@@ -210,14 +210,6 @@ def prepare_channel_budget(
     if share >= 1:
         log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)
     return name, cost, min(share, 1.0)
-
-
-def _weights(network: nn.Module, masks: ChannelMasks) -> dict[str, torch.Tensor]:
-    """Return the state of the network with the weights that the gates multiply as they are without them."""
-    state: dict[str, Any] = copy_state(network)
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    whole = {parameters[name]: weight.detach().cpu().clone() for name, weight in masks.weights.items()}
-    return state | {name: whole[parameter] for name, parameter in parameters.items() if parameter in whole}
 
 
 def _result(run: TrainingRun, groups: ChannelGroups) -> SearchResult:
