@@ -169,6 +169,27 @@ def test_a_branch_is_removed_exactly(make, tmp_path):
     torch.testing.assert_close(rebuilt(IMAGES), small(IMAGES))
 
 
+class Tokens(nn.Module):
+    """A branch of linear layers on tokens, whose shapes ONNX does not know: their number is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.fc = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def forward(self, images):
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        return self.fc((x + self.b(F.gelu(self.a(x)))).mean(1))
+
+
+def test_a_branch_on_tokens_leaves_no_trace(tmp_path):
+    module = randomise(Tokens())
+    groups = find_groups(module, IMAGES)
+    assert len(groups.branches) == 1
+    export(shrink(module, groups, without_branches(groups)), tmp_path / "model.onnx", (3, 16, 16), 2)
+    operations = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert not {"ConstantOfShape", "Add"}.intersection(operations)
+
+
 @pytest.mark.parametrize("make", STAYING.values(), ids=STAYING)
 def test_a_branch_that_the_code_needs_stays(make):
     module = randomise(Network(make()))
