@@ -1118,7 +1118,10 @@ def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     targets = {"other", "another"}
     for entry in own.get("direct_reuse", []):
         named = entry["targets"]
-        targets |= set().union(*named.values()) if isinstance(named, dict) else set(named)
+        if isinstance(named, list):
+            targets |= set(named)
+        elif isinstance(named, dict):
+            targets |= set().union(*named.values())
     for dataset in own.get("datasets", {}).values():
         if dataset["kind"] == "imagefolder":  # the user's own files
             for split in ("train", "test"):
@@ -1133,7 +1136,7 @@ def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
     numbers |= {"budget_cifar100.yaml": 9, "engine_cifar100.yaml": 3, "recovery.yaml": 240, "timing.yaml": 240}
-    numbers |= {"channels-cifar10.yaml": 23, "channels-cifar100.yaml": 5}
+    numbers |= {"channels-cifar10.yaml": 23, "channels-cifar100.yaml": 5, "published-resnet20.yaml": 2 * 102 + 20}
     assert len(problems) == numbers.get(name, 0)
     for problem in problems:
         compared = problem.settings["selection"] == "holdout" and name.startswith("cifar")
