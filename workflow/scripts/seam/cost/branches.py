@@ -13,9 +13,8 @@ KEEPING = {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Tanh", "HardSwish", "Ide
 REDUCING = {"ReduceMean", "GlobalAveragePool"}
 
 Shape = tuple[int | str | None, ...]
-Like = tuple[
-    str, tuple[int, ...]
-]  # the value whose shape zeros have, and in which order of its dimensions; (): its own
+# The value whose shape zeros have, and the order of its dimensions; (): its own.
+Like = tuple[str, tuple[int, ...]]
 
 
 def has_removed_branches(module: nn.Module) -> bool:
