@@ -289,25 +289,30 @@ def _time_networks(
 ) -> list[tuple[torch.Tensor, float]]:
     """Return [(kept units, milliseconds)] of whole networks: those of SHARES and BARE, then CHECKS of random ones."""
     generator = torch.Generator().manual_seed(0)
-    shares: list[tuple[float | None, bool]] = [(share, True) for share in SHARES]
-    shares += [(share, False) for share in BARE if groups.branches] + [(None, True)] * CHECKS
-    choices = []
-    for share, has_branches in shares:
-        kept = []
-        for name, size in groups.sizes.items():
-            own = float(torch.rand((), generator=generator)) if share is None else share
-            if name in groups.branches:
-                kept.append(torch.tensor([has_branches if share is not None else own > 0.5]))
-                continue
-            width = min(multiples(size, multiple), key=lambda width: abs(width - own * size))
-            kept.append(torch.arange(size) < width)
-        choices.append(torch.cat(kept))
+    networks = [dict.fromkeys(groups.sizes, share) | dict.fromkeys(groups.branches, 1.0) for share in SHARES]
+    if groups.branches:
+        networks += [dict.fromkeys(groups.sizes, share) | dict.fromkeys(groups.branches, 0.0) for share in BARE]
+    for _ in range(CHECKS):
+        shares = torch.rand(len(groups.sizes), generator=generator).tolist()
+        networks.append(dict(zip(groups.sizes, shares, strict=True)))
+    choices = [_kept(groups, shares, multiple) for shares in networks]
     passes = {}
     for number, kept in enumerate(choices):
         path = folder / f"network{number}.onnx"
         export(shrink(copy.deepcopy(module), groups, kept), path, image_shape, batch)
         passes[number] = _bound(_loaded(load, path, "network"), (batch, *image_shape))
     return [(choices[number], milliseconds) for number, milliseconds in _time_in_turn(passes).items()]
+
+
+def _kept(groups: ChannelGroups, shares: Mapping[str, float], multiple: int) -> torch.Tensor:
+    """Return the kept units of a network with these shares of its groups; a branch stays from a half on."""
+    kept = []
+    for name, size in groups.sizes.items():
+        count = round(shares[name])
+        if name not in groups.branches:
+            count = min(multiples(size, multiple), key=lambda width: abs(width - shares[name] * size))
+        kept.append(torch.arange(size) < count)
+    return torch.cat(kept)
 
 
 def _fit(expected: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
