@@ -188,7 +188,7 @@ def recover_arguments(search, folder, masks_folder):
     return {
         **{name: search[name] for name in (*names, "architecture")},
         **{"folder": folder, "masks_folder": masks_folder, "checkpoint": Path(folder) / "c.pt"},
-        **{"settings": RECOVERY, "holdout": SearchSettings.holdout},
+        **{"settings": RECOVERY},
     }
 
 

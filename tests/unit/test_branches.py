@@ -326,7 +326,7 @@ def folder(tmp_path_factory, dataset_folder):
     common = {"model_folder": model, "dataset_folder": dataset_folder, "device": "cpu", "architecture": RESIDUAL}
     reengineer(folder=folder, settings=SETTINGS, checkpoint=root / "search.pt", **common, **PROBLEM)
     recover(
-        folder=folder, masks_folder=folder, settings={"epochs": 2, "batch_size": 16}, holdout=0.2,
+        folder=folder, masks_folder=folder, settings={"epochs": 2, "batch_size": 16},
         checkpoint=root / "recovery.pt", **common, **PROBLEM,
     )  # fmt: skip
     return folder

@@ -176,7 +176,7 @@ def reengineered(folder, results, dataset_folder, **settings):
 def recovered(folder, results, dataset_folder, **settings):
     return recover(
         folder=folder, masks_folder=folder, model_folder=results / "models/small", dataset_folder=dataset_folder,
-        settings=RECOVERY | settings, holdout=0.2, device="cpu", checkpoint=folder / "recovery.pt",
+        settings=RECOVERY | settings, device="cpu", checkpoint=folder / "recovery.pt",
         architecture=ARCHITECTURE, **NAMES,
     )  # fmt: skip
 
@@ -233,6 +233,34 @@ def test_the_result_is_a_smaller_plain_model(red, results, dataset_folder, tmp_p
         export(module, tmp_path / f"{name}.onnx", (3, 16, 16))
         sizes.append((tmp_path / f"{name}.onnx").stat().st_size)
     assert sizes[1] < sizes[0]
+
+
+def test_what_is_delivered_is_what_was_measured(recovered_red, results, dataset_folder, tmp_path):
+    """A recovery that is no longer wanted leaves its files behind, and model.onnx is then made without it."""
+    from seam.delivery.package import write_package
+    from seam.report.measured import read_metrics
+
+    folder = tmp_path / "result"
+    shutil.copytree(recovered_red, folder)
+    source = {"source_folder": results / "models/small", "architecture": ARCHITECTURE}
+    recovery = json.loads((folder / "recovery.json").read_text())["accuracy"]
+    for name, wanted in (("with", None), ("without", False)):
+        model = load(folder, source=source["source_folder"], recovered=wanted)
+        export(model, folder / "model.onnx", (3, 16, 16))
+        card = write_package(folder, dataset_folder, tmp_path / name, **source)
+        stored = load_tensors(tmp_path / name / "model.safetensors")[0]
+        assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+        assert card["accuracy"]["reengineered"] == recovery["after" if wanted is None else "before"]
+        assert (card["recovery"] is None) == (wanted is False)
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    export(model, folder / "model.onnx", (3, 16, 16))
+    with pytest.raises(UserError, match="model.onnx is not the model of the masks beside it"):
+        write_package(folder, dataset_folder, tmp_path / "other", **source)
+    assert "recovery" in read_metrics(folder) and "recovery" not in read_metrics(folder, recovered=False)
+    tensors, metadata = load_tensors(folder / "masks.safetensors")  # of another search
+    save_tensors(folder / "masks.safetensors", {**tensors, "head/bias": tensors["head/bias"] + 1}, metadata)
+    assert "recovery" not in read_metrics(folder) and not load(folder, source=source["source_folder"]).recovered
 
 
 def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):

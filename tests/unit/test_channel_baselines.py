@@ -141,7 +141,7 @@ def written(root, target, after, others):
     folder, images = root / f"net/binary/{target}", 100
     common = {
         **{"model": "net", "dataset": "pets", "problem": "binary", "target": target, "seed": 0, "weights": 1000},
-        **{"settings": {"selection": "holdout"}, "images": {"test": images}, "epochs": 3},
+        **{"settings": {"selection": "holdout"}, "images": {"test": images}, "epochs": 3, "decided_by": "accuracy"},
     }
     accuracy = {"source": 0.8}
     write_json(

@@ -7,6 +7,7 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from colours import ARCHITECTURE
@@ -25,7 +26,10 @@ from seam.evaluation import (
 )
 from seam.files import read_json
 from seam.reuse import direct
+from seam.reuse.baselines import train_baseline
 from seam.reuse.direct import Reengineering, reengineer
+from seam.reuse.recovered_baselines import recover_baseline
+from seam.reuse.recovery import recover
 from seam.search.stack import losses
 from seam.search.training import weighted_cross_entropy
 
@@ -176,3 +180,82 @@ def test_a_result_with_a_single_answer_fails_its_job_and_leaves_no_metrics(argum
     with pytest.raises(UserError, match="multiclass problem pair says blue for each of the 26 test images, of which 6"):
         reengineer(**arguments)
     assert not (arguments["folder"] / "metrics.json").exists()
+
+
+def baseline_of(arguments, name):
+    folder = arguments["folder"] / "baselines" / name
+    training = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005, "label_smoothing": 0.0}
+    return train_baseline(
+        name, arguments["folder"], training if name == "scratch" else None,
+        **arguments | {"folder": folder, "checkpoint": folder / "c.pt"},
+    )  # fmt: skip
+
+
+def recovery_of(arguments, **others):
+    own = {name: value for name, value in arguments.items() if name != "folder"}
+    own |= {"settings": {"epochs": 2, "batch_size": 16}, "checkpoint": arguments["folder"] / "r.pt"}
+    return own | {"folder": arguments["folder"], "masks_folder": arguments["folder"]} | others
+
+
+@pytest.mark.parametrize("name", ["random", "scratch"])
+def test_a_baseline_is_trained_and_judged_as_the_search(arguments, name, monkeypatch):
+    searched = reengineer(**arguments)
+    weighed = []
+    monkeypatch.setattr(
+        "seam.reuse.direct.weighted_cross_entropy",
+        lambda weights, device: weighed.append(weights) or weighted_cross_entropy(weights, device),
+    )
+    metrics = baseline_of(arguments, name)
+    assert bool(weighed) == (name == "random")
+    assert metrics["decided_by"] == "balanced_accuracy"
+    assert metrics["balanced_accuracy"]["source"] == searched["balanced_accuracy"]["source"]
+    assert metrics["holdout_accuracy"]["source"] == searched["holdout_accuracy"]["source"]
+    history = pd.read_csv(arguments["folder"] / "baselines" / name / "history.csv")
+    assert metrics["holdout_accuracy"]["baseline"] == history["accuracy"].max()
+    assert all(value % (1 / 16) == 0 for value in history["accuracy"])  # of a red and eight blue images
+
+
+def test_training_from_nothing_weighs_the_classes_alike(arguments):
+    """Otherwise the gradient of the five red images is lost among those of forty blue ones."""
+    histories = []
+    for balance in ("never", "always"):
+        own = arguments | {"settings": SETTINGS | {"balance": balance}, "folder": arguments["folder"] / balance}
+        reengineer(**own)
+        baseline_of(own, "scratch")
+        histories.append(pd.read_csv(own["folder"] / "baselines/scratch/history.csv")["loss"])
+    assert histories[0][0] != histories[1][0]
+
+
+@pytest.mark.parametrize("balance", ["auto", "always", "never"])
+def test_the_recovery_is_judged_and_weighs_as_the_search(arguments, balance, monkeypatch):
+    from seam.reuse import recovery as module
+
+    searched = reengineer(**arguments | {"settings": SETTINGS | {"balance": balance}})
+    train, weights = module.train, []
+    monkeypatch.setattr(module, "train", lambda *each: weights.append(each[7]) or train(*each))
+    metrics = recover(**recovery_of(arguments))
+    assert (weights[0] is None) == (balance == "never")
+    # The same model on the same images, in the same measure.
+    assert metrics["holdout_accuracy"]["before"] == searched["holdout_accuracy"]["reengineered"]
+    history = pd.read_csv(arguments["folder"] / "recovery.csv")
+    assert metrics["holdout_accuracy"]["after"] == history["accuracy"].iloc[-1]
+
+
+def test_a_recovery_holds_out_no_image_that_a_search_with_few_images_trained_on(arguments, monkeypatch):
+    """With few images the search takes `selection: last`, whatever the config says."""
+    from seam.reuse import recovery as module
+
+    arguments["settings"] = SETTINGS | {"few_images": 50}
+    searched = reengineer(**arguments)
+    assert searched["images"]["holdout"] == 0
+    seen = []
+    of_images = module.TrainingImages
+    monkeypatch.setattr(module, "TrainingImages", lambda *each: seen.append(len(each[1].train)) or of_images(*each))
+    assert recover(**recovery_of(arguments))["holdout_accuracy"] is None
+    baseline_of(arguments, "magnitude")
+    folder = arguments["folder"] / "baselines/magnitude"
+    metrics = recover_baseline(
+        "magnitude-recovered", **recovery_of(arguments, folder=folder / "own", masks_folder=folder)
+    )
+    assert metrics["holdout_accuracy"] is None and metrics["balanced_accuracy"]["before_recovery"] > 0
+    assert seen == [searched["images"]["train"]] * 2

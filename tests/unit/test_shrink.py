@@ -389,7 +389,7 @@ def test_channels_and_recovery_have_the_bytes_of_the_workflow(world, narrow, tmp
     shutil.copytree(work / "models/small", tmp_path / "models/small")
     common["model_folder"] = tmp_path / "models/small"
     reengineer(settings=problem.settings, **common)
-    recover(settings=problem.recovery, holdout=problem.settings["holdout"], masks_folder=folder, **common)
+    recover(settings=problem.recovery, masks_folder=folder, **common)
     for name in ("masks.safetensors", "recovered.safetensors"):
         assert sha256(folder / name) == sha256(work / "direct/small/binary/red" / name), name
 

@@ -6,7 +6,7 @@ import pytest
 from made_tables import PUBLISHED
 
 from seam.errors import UserError
-from seam.files import write_csv, write_json
+from seam.files import read_json, write_csv, write_json
 from seam.report import indirect
 from seam.report.baseline_figures import figures_of_file
 from seam.report.baselines import baselines, comparison, render, summary_rows, write_tables
@@ -24,6 +24,7 @@ def write_problem(root, target, right, baselines_right, images=200, retention=0.
     common = {
         **{"model": "net", "dataset": "pets", "problem": problem, "target": target, "classes": [target, "rest"]},
         **{"seed": seed, "settings": {"selection": "holdout", "epochs": 9}, "weights": 1000, "epochs": 9},
+        "decided_by": "accuracy",
         "images": {"train": 80, "holdout": 20, "test": images},
     }
     accuracy = {"source": 0.8, "source_restricted": 0.8}
@@ -66,6 +67,18 @@ def test_rows_are_those_of_the_files(made):
     assert (row["retention_search"], row["holdout_accuracy_baseline"], row["epochs"]) == (0.1, 0.8, 9)
     with pytest.raises(UserError, match="cat/metrics.json is missing"):
         baselines(made[0], made[1][1:])
+
+
+def test_where_the_balanced_accuracy_decides_it_is_compared(tmp_path):
+    """A baseline that always names the larger class is no better for it."""
+    path, (other,) = write_problem(tmp_path, "cat", 150, {"head": 160})
+    for file, name, reached in ((path, "reengineered", 0.74), (other, "baseline", 0.5)):
+        own = {"decided_by": "balanced_accuracy", "balanced_accuracy": {"source": 0.7, name: reached}}
+        write_json(file, {**read_json(file), **own})
+    row = baselines([other], [path]).iloc[0]
+    assert (row["accuracy_source"], row["accuracy_search"], row["accuracy_baseline"]) == (0.7, 0.74, 0.5)
+    assert (row["right_search"], row["right_baseline"], row["decided_by"]) == (150, 160, "balanced_accuracy")
+    assert row["difference_points"] == 24
 
 
 def test_differences_are_paired_and_counted(made):

@@ -280,9 +280,6 @@ def recovery_arguments(wildcards):
     name = f"{problem.model}/{problem.problem}/{problem.target}"
     arguments |= {
         "checkpoint": f"results/checkpoints/recover/{name}.pt",
-        "holdout": (
-            problem.settings["holdout"] if problem.settings["selection"] == "holdout" else 0.0
-        ),
         "masks_folder": arguments.pop("folder"),
         "settings": problem.recovery,
     }

@@ -80,6 +80,7 @@ rule recover:
         arrays=ancient(arrays_of),
         weights="results/models/{model}/source.safetensors",
         masks="results/direct/{model}/{problem}/{target}/masks.safetensors",
+        searched="results/direct/{model}/{problem}/{target}/metrics.json",
         modules=modules("recover.py"),
     output:
         weights=update("results/direct/{model}/{problem}/{target}/recovered.safetensors"),

@@ -33,5 +33,13 @@ def problem_of_result(dataset: Dataset, metrics: Mapping[str, Any]) -> TargetPro
     members = {"binary": classes[:1], "group": metrics.get("members"), "multiclass_rest": classes[:-1]}.get(
         kind, classes
     )
-    holdout = settings["holdout"] if settings["selection"] == "holdout" else 0.0
-    return draw_problem(dataset, metrics["dataset"], kind, metrics["target"], members, metrics["seed"], holdout)
+    share = held_out_share(settings)
+    return draw_problem(dataset, metrics["dataset"], kind, metrics["target"], members, metrics["seed"], share)
+
+
+def held_out_share(settings: Mapping[str, Any]) -> float:
+    """Return the share of a problem's training images that a search with these settings held out.
+
+    settings: those of its metrics.json. A search with few images may hold out none, whatever the config says.
+    """
+    return settings["holdout"] if settings["selection"] == "holdout" else 0.0

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 
 from seam import __version__
-from seam.cost.export import export, onnx_metadata
+from seam.cost.export import TOLERANCE, export, onnx_metadata
 from seam.cost.latency import is_disturbed
 from seam.cost.macs import count_macs
 from seam.data.decoding import stored_size
 from seam.delivery.card import Card, limits, listed, render_card
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError, one_line
-from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
+from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
 from seam.report.measured import read_metrics
 from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
+from seam.reuse.delivered import OnnxModule
 from seam.reuse.load import load_reengineered
 
 INT8 = "model-int8.onnx"
@@ -60,18 +61,18 @@ def write_package(
     in `out` are removed. The card comes last.
     """
     folder, out, about = Path(result_folder), Path(out), dict(about or {})
-    metrics, manifest = read_metrics(folder), read_json(Path(dataset_folder) / "dataset.json")
+    manifest = read_json(Path(dataset_folder) / "dataset.json")
     size = int(manifest["size"][0])
-    model = load_reengineered(folder, source_folder, architecture)
+    shape = (3, size, size)
+    model = _measured_model(folder, source_folder, architecture, shape)
+    metrics = read_metrics(folder, model.recovered)
     source = open_source(source_folder or _source_of(folder), architecture=architecture)
     out.mkdir(parents=True, exist_ok=True)
     (out / CARD).unlink(missing_ok=True)  # an unfinished folder has no card
     for name in (*MEANINGS, *SNIPPETS, *C_FILES, "card.md"):
         (out / name).unlink(missing_ok=True)
 
-    shape = (3, size, size)
     if (folder / NETWORK).is_file():
-        check_onnx_seal(folder / NETWORK)
         shutil.copyfile(folder / NETWORK, out / NETWORK)
     else:
         export(model, out / NETWORK, shape, metadata=onnx_metadata(model.classes, model.normalization))
@@ -175,6 +176,30 @@ def write_package(
     return card
 
 
+def _measured_model(
+    folder: Path, source_folder: str | Path | None, architecture: str | None, shape: tuple[int, ...]
+) -> Any:
+    """Return the model of a result folder, after its recovery or before it: the one whose model.onnx the folder holds.
+
+    A recovery that is no longer wanted leaves its weights behind, and what was measured since then is without it.
+    Raises UserError if model.onnx is neither of the two.
+    """
+    model, path = load_reengineered(folder, source_folder, architecture), folder / NETWORK
+    if not path.is_file():
+        return model
+    file, images = OnnxModule(path), torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    while not _agree(file(images), model(images)):
+        if not model.recovered:
+            raise UserError(f"{path} is not the model of the masks beside it: run the workflow again to make it.")
+        model = load_reengineered(folder, source_folder, architecture, recovered=False)
+        log.info("%s is the model before its recovery, and so is all that is delivered", path)
+    return model
+
+
+def _agree(outputs: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.allclose(outputs, expected, rtol=0.0, atol=TOLERANCE * float(expected.abs().max()))
+
+
 def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
     """Write the model as a program of torch.export, checked by running it; nothing, and a warning, if it cannot be.
 
@@ -195,7 +220,7 @@ def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
         path.unlink(missing_ok=True)
         log.warning("no model.pt2: torch.export cannot express the model (%s)", one_line(error)[:200])
         return
-    if not torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+    if not _agree(outputs, expected):
         path.unlink()
         log.warning("no model.pt2: its outputs differ from the model's")
 

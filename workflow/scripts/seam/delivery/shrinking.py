@@ -130,9 +130,7 @@ class Shrinking:
             return
         from seam.reuse.recovery import recover
 
-        search = self.choices.settings
-        holdout = search["holdout"] if search["selection"] == "holdout" else 0.0
-        arguments = {**self._arguments(), "settings": settings, "holdout": holdout, "masks_folder": str(self.folder)}
+        arguments = {**self._arguments(), "settings": settings, "masks_folder": str(self.folder)}
         key = {**self._key(arguments), "masks": sha256(self.folder / "masks.safetensors")}
         if self._is_done("recovery", key, outputs[0]):
             return

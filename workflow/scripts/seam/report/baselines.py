@@ -54,7 +54,7 @@ COLUMNS = [
     *["model", "dataset", "problem", "target", "baseline", "images_test", "right_search", "right_baseline"],
     *["accuracy_source", "accuracy_search", "accuracy_baseline", "difference_points"],
     *["holdout_accuracy_search", "holdout_accuracy_baseline", "retention_search", "retention_baseline", "weights"],
-    *["epochs", "selected_epoch_baseline", "seconds_baseline", "selection", "seed", "folder"],
+    *["epochs", "selected_epoch_baseline", "seconds_baseline", "selection", "decided_by", "seed", "folder"],
 ]
 # Of tables with baselines of searches of channels, more: in one process on one thread, in ONNX Runtime.
 CHANNEL_COLUMNS = [
@@ -77,11 +77,13 @@ def baseline_name(baseline: str) -> str:
 def row(baseline: Record, search: Record, recovery: Record | None = None) -> dict[str, Any]:
     """Return one baseline as {column: value}, from its metrics.json and that of its problem's search.
 
+    Accuracies are balanced ones if these decided the search; `right_search` and `right_baseline` count images.
     recovery: of the search, if the baseline is compared with what the search reaches after it.
     """
-    images, before = baseline["images", "test"], search["accuracy", "reengineered"]
+    images, measure = baseline["images", "test"], baseline["decided_by"]
+    plain, reached = (search[name, "reengineered"] for name in ("accuracy", measure))
     if recovery is not None:
-        before = recovery["accuracy", "after"]
+        plain, reached = (recovery[name, "after"] for name in ("accuracy", measure))
         held = recovery.data.get("holdout_accuracy") or {}
         search = Record(search.path)
         search.data = {**search.data, "holdout_accuracy": {"reengineered": held.get("after")}}
@@ -92,18 +94,19 @@ def row(baseline: Record, search: Record, recovery: Record | None = None) -> dic
     return {
         **baseline.select("model", "dataset", "problem", "target", "baseline", "weights", "epochs", "seed"),
         "images_test": images,
-        "right_search": round(before * images),
+        "right_search": round(plain * images),
         "right_baseline": baseline["right"],
-        "accuracy_source": baseline["accuracy", "source"],
-        "accuracy_search": before,
-        "accuracy_baseline": baseline["accuracy", "baseline"],
-        "difference_points": round(100 * (before - baseline["accuracy", "baseline"]), 9),
+        "accuracy_source": baseline[measure, "source"],
+        "accuracy_search": reached,
+        "accuracy_baseline": baseline[measure, "baseline"],
+        "difference_points": round(100 * (reached - baseline[measure, "baseline"]), 9),
         **{f"holdout_accuracy_{name}": value for name, value in held_out.items()},
         "retention_search": search["retention"],
         "retention_baseline": baseline["retention"],
         "selected_epoch_baseline": baseline["selected_epoch"],
         "seconds_baseline": baseline["seconds"],
         "selection": baseline["settings", "selection"],
+        "decided_by": measure,
         "folder": baseline.path.parent.as_posix(),
     }
 

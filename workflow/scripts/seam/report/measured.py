@@ -5,19 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from seam.files import read_json
+from seam.files import read_json, sha256
 
 
-def read_metrics(folder: str | Path) -> dict[str, Any]:
+def read_metrics(folder: str | Path, recovered: bool | None = None) -> dict[str, Any]:
     """Return metrics.json of a result folder; with a recovery, the accuracies of the model after it.
 
-    `recovery` then has the content of recovery.json. Raises UserError if a file cannot be read.
+    recovered: whether to read what its recovery reached; None: if there is one, and if it is one of the masks in the
+    folder, as `seam.load` does. `recovery` then has the content of recovery.json. Raises UserError if a file cannot be
+    read.
     """
     folder = Path(folder)
     metrics = read_json(folder / "metrics.json")
-    if not (folder / "recovery.json").is_file() or not (folder / "recovered.safetensors").is_file():
+    if recovered is None:
+        recovered = all((folder / name).is_file() for name in ("recovery.json", "recovered.safetensors"))
+    if not recovered:
         return metrics
-    recovery = read_json(folder / "recovery.json")
+    recovery, masks = read_json(folder / "recovery.json"), sha256(folder / "masks.safetensors")
+    if recovery.get("masks_sha256", masks) != masks:  # left behind by another search
+        return metrics
     for key, value in (
         *((key, recovery[key]["after"]) for key in ("accuracy", "balanced_accuracy")),
         *((key, recovery[key]) for key in ("per_class", "confusion")),

@@ -394,7 +394,8 @@ def problem_content(row: Column, times: Mapping[str, Table]) -> str:
     """Return what is known of a problem, from its folder; a sentence for what cannot be read."""
     folder = Path(row["folder"])
     try:
-        metrics, steps = read_metrics(folder), read_table(folder / "history.csv")
+        recovered = bool(row.get("recovery_epochs", 0) > 0)  # files may be left of a recovery that is no longer wanted
+        metrics, steps = read_metrics(folder, recovered), read_table(folder / "history.csv")
     except UserError as error:
         return f"<p>{text(error)}</p>"
     left = [f"<h3>Course of the search</h3>{history(steps, metrics)}"]

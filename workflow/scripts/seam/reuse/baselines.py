@@ -10,9 +10,10 @@ Each has a name, as `baselines` of the config lists it, and a folder in the targ
 
 All use the images, the seed, the batches and the first head of the search. A head is trained like the search's: by Adam
 at `head_rate`, with the search's schedule. If the search trains the biases of the network, those with masks do so, too,
-with its loss and its rates, so that nothing but the masks differs. The selected epoch is the first with the best
-accuracy on the images of the selection. Another baseline, such as a network with fewer channels, needs a function like
-`train_masked` and a rule.
+with its loss and its rates, so that nothing but the masks differs. Where the classes differ much in their number of
+images, the loss weighs them as the search's does. The selected epoch is the first with the best accuracy on the images
+of the selection, the balanced one if that decides the search. Another baseline, such as a network with fewer channels,
+needs a function like `train_masked` and a rule.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from seam import evaluation
 from seam.data.batches import batches
 from seam.data.storage import open_dataset
 from seam.errors import UserError
@@ -54,7 +54,7 @@ from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
 from seam.search.budget import bias_rate
 from seam.search.distillation import Distillation
-from seam.search.training import cosine, train_head
+from seam.search.training import Loss, cosine, train_head
 from seam.seeds import derive_seed
 from seam.settings import BUDGET_OPTIONS, SearchSettings, TrainingSettings
 from seam.training.adam import Adam
@@ -130,13 +130,12 @@ class Baseline:
         torch.manual_seed(self.derive_seed("head"))
         model = with_head(network, len(self.source.classes), len(each.problem.classes)).to(each.device)
         head = model.get_submodule("head")
-        step = train_head(model, Adam([(head.parameters(), head_rate(each.settings))]))
+        loss = each.loss()
+        step = train_head(model, Adam([(head.parameters(), head_rate(each.settings))]), loss)
         model.eval()
         for images, labels in self.plain_batches(shuffle=True):
             step(images, labels)
-        return gradient_scores(
-            network, names, lambda images, labels: cross_entropy(model(images), labels), self.plain_batches()
-        )
+        return gradient_scores(network, names, lambda images, labels: loss(model(images), labels), self.plain_batches())
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Return the masks of the baseline, {name: boolean mask} on the CPU."""
@@ -186,7 +185,7 @@ def write_results(
 
     logits, labels = predict(model, each.test)
     right = int((logits.argmax(1) == labels).sum())
-    source, row, (count, kept) = each.plain_baseline, history[epoch - 1], weights
+    row, (count, kept) = history[epoch - 1], weights
     holdout = {"source": each.source_accuracy, "baseline": row["accuracy"]} if each.uses_holdout else None
     problem = each.problem
     metrics = {
@@ -196,11 +195,7 @@ def write_results(
         "seed": each.seed,
         "settings": dict(settings),
         "images": {"train": len(problem.train), "holdout": len(problem.holdout), "test": len(problem.test)},
-        "accuracy": {
-            "source": source[0],
-            "source_restricted": source[1],
-            "baseline": evaluation.accuracy(logits, labels),
-        },
+        **each.test_accuracies("baseline", logits, labels),
         "right": right,
         "holdout_accuracy": holdout,
         "retention": kept / count,
@@ -247,6 +242,8 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     factor = cosine(steps) if settings.schedule != "published" else None
     rate = baseline.bias_rate(steps)
     distillation = each.distillation() if rate else None  # of the source model, before it has masks
+    if distillation is not None and each.class_weights is not None:
+        distillation.label_loss = each.loss()
     masks = apply_bits(network, bits)
     head.load_state_dict(first_head)
     torch.manual_seed(baseline.derive_seed("training"))  # dropout draws from it
@@ -254,17 +251,17 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     if biases is None:
         optimizer = Adam([(head.parameters(), head_rate(settings))], factor)
         parts = {"head": head, "optimizer": optimizer}
-        step = train_head(model, optimizer)
+        step = train_head(model, optimizer, each.loss())
     else:
         biases.train()
         optimizer = Adam([(head.parameters(), settings.lr_head), (biases.values.values(), rate)], factor)
         parts = {"head": head, "biases": biases, "optimizer": optimizer}
-        step = train_head_and_biases(model, biases, optimizer, distillation)
+        step = train_head_and_biases(model, biases, optimizer, each.loss(), distillation)
     step = with_cuda_graph(step, parts.values(), each.device)
     trained = head if biases is None else HeadAndBiases(head, biases)
     history, epoch = train_and_select(
         model, trained, step, parts, each.train, each.selection, baseline.epochs, set_training_mode,
-        baseline.checkpoint, "lower lr_head",
+        baseline.checkpoint, "lower lr_head", each.measure,
     )  # fmt: skip
     each.save_model(bits, copy_state(head), None if biases is None else biases.shifts())
     # The metrics are those of the stored model, so it is read back from its folder.
@@ -272,9 +269,15 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     return baseline.save(bits, stored, history, epoch)
 
 
-def train_head_and_biases(model: nn.Module, biases: Biases, optimizer: Adam, distillation: Distillation | None) -> Step:
-    """Return a training step of the head and the biases of `model`, whose masks stay as they are."""
-    loss = cross_entropy if distillation is None else distillation.loss
+def train_head_and_biases(
+    model: nn.Module, biases: Biases, optimizer: Adam, loss: Loss, distillation: Distillation | None
+) -> Step:
+    """Return a training step of the head and the biases of `model`, whose masks stay as they are.
+
+    loss: of the labels; distillation: has another, which counts instead.
+    """
+    if distillation is not None:
+        loss = distillation.loss
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = forward(model, images)
@@ -338,6 +341,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     model = model.to(each.device).requires_grad_(True)
     own = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
     settings = TrainingSettings(**{**training, **own})
+    weight = None if each.class_weights is None else torch.tensor(each.class_weights, device=each.device)
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
@@ -352,7 +356,10 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = forward(model, images)
-        loss = cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        smoothing = settings.label_smoothing
+        loss = cross_entropy(logits, labels, label_smoothing=smoothing)
+        if weight is not None:  # the mean over all images, not over their weights
+            loss = cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -364,7 +371,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history, epoch = train_and_select(
         model, model, step, parts, each.train, each.selection, settings.epochs, nn.Module.train, baseline.checkpoint,
-        "lower training.lr",
+        "lower training.lr", each.measure,
     )  # fmt: skip
     return baseline.save(bits, model, history, epoch, training=asdict(settings))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.data.batches import batches
@@ -46,6 +47,7 @@ from seam.search.by_channel import search_channels
 from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
+from seam.search.training import Loss, weighted_cross_entropy
 from seam.seeds import derive_seed
 from seam.settings import SearchSettings, choose_batch_size, for_few_images
 from seam.training.checkpoint import Checkpoint
@@ -203,10 +205,8 @@ class Reengineering:
             name: source_accuracy(*each, self.problem, source.classes, balanced=self.is_balanced)
             for name, each in outputs.items()
         }
-        self.plain_baseline = source_accuracy(*outputs["test"], self.problem, source.classes)
         self.source_accuracy = self.baseline["selection"][0]
         self.source_test = outputs["test"][0], source.classes
-        # With the target's classes alone to choose from; for a problem with a rest that is the same.
         what = f"The source model {model} on the {problem} problem {target}"
         counts = np.bincount(test.labels).tolist() if self.is_balanced else None
         require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what, counts)
@@ -266,6 +266,26 @@ class Reengineering:
             frequencies = [1] * len(frequencies)
         return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
+    def loss(self) -> Loss:
+        """Return the loss of the search: cross entropy, weighted if the balanced accuracy decides."""
+        return cross_entropy if self.class_weights is None else weighted_cross_entropy(self.class_weights, self.device)
+
+    def test_accuracies(self, name: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        """Return what metrics.json says of the accuracy of a model, which it calls `name`, and of the source model.
+
+        logits: of the model [N, n]; labels [N]: of the test images. `source_restricted` is the accuracy of the source
+        model with the target's classes alone to choose from; for a problem with a rest that is the same.
+        """
+        source_logits, source_classes = self.source_test
+        accuracies: dict[str, Any] = {}
+        for key, balanced, measure in (
+            ("accuracy", False, evaluation.accuracy),
+            ("balanced_accuracy", True, balanced_accuracy),
+        ):
+            source = source_accuracy(source_logits, labels, self.problem, source_classes, balanced=balanced)
+            accuracies[key] = {"source": source[0], "source_restricted": source[1], name: measure(logits, labels)}
+        return {**accuracies, "decided_by": "balanced_accuracy" if self.is_balanced else "accuracy"}
+
     def _test_metrics(self, model: Any) -> dict[str, Any]:
         """Return what metrics.json says of the test images. Raises UserError if the model has a single answer."""
         problem = self.problem
@@ -280,20 +300,8 @@ class Reengineering:
         remedy = "raise the budget or its epochs" if self.settings.budget else "lower alpha or lr_mask"
         advice = f"{remedy}, so that the search removes less, or add training images of the other classes."
         require_several_answers(logits.argmax(1), labels, problem.classes, what, advice)
-        accuracies = {}
-        for key, balanced, measure in (
-            ("accuracy", False, evaluation.accuracy),
-            ("balanced_accuracy", True, balanced_accuracy),
-        ):
-            source = source_accuracy(source_logits, labels, problem, source_classes, balanced=balanced)
-            accuracies[key] = {
-                "source": source[0],
-                "source_restricted": source[1],
-                "reengineered": measure(logits, labels),
-            }
         return {
-            **accuracies,
-            "decided_by": "balanced_accuracy" if self.is_balanced else "accuracy",
+            **self.test_accuracies("reengineered", logits, labels),
             "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),
             "per_class": {name: class_metrics(matrix, problem.classes) for name, matrix in matrices.items()},
             "confusion": matrices,

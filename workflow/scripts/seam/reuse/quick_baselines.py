@@ -8,17 +8,16 @@ no results of the workflow, but tells in seconds what they will be like.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from seam.evaluation import accuracy
 from seam.files import read_json
 from seam.precision import exact
 from seam.reuse.baselines import Baseline, apply_bits, head_rate
-from seam.search.training import cosine
+from seam.search.training import Loss, cosine
 from seam.training.adam import Adam
 
 
@@ -27,7 +26,7 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
 
     baseline: any but `scratch` and `biases`; heads alone are trained, also if the search trains biases. search_folder:
     of a target problem in the workflow's results. arguments: of `Reengineering` that the folder does not tell, such as
-    `architecture`. Nothing is written.
+    `architecture`. Accuracies are balanced ones if these decided the search. Nothing is written.
     """
     folder = Path(search_folder)
     search = read_json(folder / "metrics.json")
@@ -63,6 +62,8 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         ready.epochs,
         settings.batch_size,
         head_rate(settings),
+        each.loss(),
+        each.measure,
         factor,
     )
     count = sum(bit.numel() for bit in bits.values())
@@ -73,9 +74,9 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         "holdout_accuracy": best,
         "selected_epoch": epoch,
         "retention": sum(int(bit.sum()) for bit in bits.values()) / count,
-        "search": search["accuracy"]["reengineered"],
+        "search": search[search["decided_by"]]["reengineered"],
         "search_retention": search["retention"],
-        "source": search["accuracy"]["source"],
+        "source": search[search["decided_by"]]["source"],
     }
 
 
@@ -97,11 +98,13 @@ def train_on_features(
     epochs: int,
     batch_size: int,
     lr: float,
+    loss: Loss,
+    measure: Callable[[torch.Tensor, torch.Tensor], float],
     factor: Any = None,
 ) -> tuple[int, float, float]:
     """Train the head; return (selected epoch, its accuracy on the held-out images, that on the test images).
 
-    train: features and labels of each draw, which take turns.
+    train: features and labels of each draw, which take turns. measure: the accuracy, of logits [N, n] and labels [N].
     """
     for parameter in head.parameters():
         parameter.requires_grad_(True)
@@ -111,10 +114,10 @@ def train_on_features(
         values, labels = train[(epoch - 1) % len(train)]
         for part in torch.randperm(len(labels), generator=generator).split(batch_size):
             optimizer.zero_grad()
-            cross_entropy(head(values[part]), labels[part]).backward()
+            loss(head(values[part]), labels[part]).backward()
             optimizer.step()
         with torch.no_grad():
-            reached = accuracy(head(held_out[0]), held_out[1])
+            reached = measure(head(held_out[0]), held_out[1])
             if reached > best[1]:
-                best = epoch, reached, accuracy(head(test[0]), test[1])
+                best = epoch, reached, measure(head(test[0]), test[1])
     return best

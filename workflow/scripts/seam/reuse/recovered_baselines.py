@@ -45,6 +45,11 @@ def recover_baseline(baseline: str, folder: str | Path, masks_folder: str | Path
         "settings": {**before["settings"], "recovery": recovery["settings"]},
         "accuracy": {**before["accuracy"], "before_recovery": recovery["accuracy"]["before"], "baseline": after},
         "right": round(after * before["images"]["test"]),
+        "balanced_accuracy": {
+            **before["balanced_accuracy"],
+            "before_recovery": recovery["balanced_accuracy"]["before"],
+            "baseline": recovery["balanced_accuracy"]["after"],
+        },
         "holdout_accuracy": held and {**before["holdout_accuracy"], "baseline": held["after"]},
         "epochs": recovery["epochs"],
         "selected_epoch": recovery["epochs"],  # as of the search's recovery, the last is the result

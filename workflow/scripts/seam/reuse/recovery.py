@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam.data.batches import batches
-from seam.data.drawing import draw_problem
+from seam.data.drawing import draw_problem, held_out_share
 from seam.data.problems import TargetProblem, class_weights
 from seam.data.storage import Dataset, open_dataset
 from seam.device import select_device
@@ -29,7 +29,7 @@ from seam.evaluation import (
     predict,
     require_several_answers,
 )
-from seam.files import save_tensors, sha256, write_csv, write_json
+from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.models.surgery import copy_state, set_training_mode, to_channels_last
 from seam.models.weights import Source, open_source
@@ -59,7 +59,6 @@ def recover(
     target: str,
     members: Sequence[str],
     settings: dict[str, Any],
-    holdout: float,
     seed: int,
     device: str,
     checkpoint: str | Path,
@@ -68,15 +67,18 @@ def recover(
 ) -> dict[str, Any]:
     """Train the re-engineered model in `masks_folder`; write its weights, history and metrics into `folder`.
 
-    settings: a dictionary of `RecoverySettings`. holdout: the share of the problem's images that the search held out;
-    recovery does not train on them either, so that accuracies on them can be compared. All other arguments are those of
-    `seam.reuse.direct.Reengineering`. The last epoch is the result. If classes differ much in their number of images,
-    the loss weighs them alike, as in the search. Returns the metrics. Raises UserError if the result gives the same
-    answer for all test images, unless `allow_one_answer`.
+    settings: a dictionary of `RecoverySettings`. All other arguments are those of `seam.reuse.direct.Reengineering`.
+    Recovery does not train on the images that the search held out, so that accuracies on them can be compared. If the
+    balanced accuracy decided the search, the loss weighs all classes alike, as in the search. Both stand in the
+    metrics.json of `masks_folder`. The last epoch is the result. Returns the metrics. Raises UserError if the result
+    gives the same answer for all test images, unless `allow_one_answer`.
     """
     folder, place = Path(folder), select_device(device)
     chosen = RecoverySettings(**settings)
     images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
+    searched = read_json(Path(masks_folder) / "metrics.json")
+    is_balanced = searched["decided_by"] == "balanced_accuracy"
+    holdout = held_out_share(searched["settings"])
     task = draw_problem(images, dataset, problem, target, members, seed, holdout)
     network = load_reengineered(masks_folder, model_folder, architecture, recovered=False)
     network = to_channels_last(network, place).requires_grad_(True)
@@ -102,7 +104,7 @@ def recover(
     if chosen.distillation:
         teacher = Teacher(to_channels_last(source.module, place), chosen.distillation, chosen.temperature)
     file = Checkpoint(checkpoint, states, __file__)
-    weights = class_weights(task.train.labels, len(task.classes)) if task.is_unequal else None
+    weights = class_weights(task.train.labels, len(task.classes)) if is_balanced else None
     history = train(network, training, chosen, teacher, held, kept, file, weights, recovery_seed)
     logits, labels = predict(network, test)
     matrix = confusion_matrix(logits.argmax(1), labels, len(task.classes))
@@ -125,8 +127,11 @@ def recover(
         "per_class": class_metrics(matrix, task.classes),
         "confusion": matrix,
         "holdout_accuracy": (
-            {"before": before["holdout"][0], "after": after["holdout"][0]} if len(task.holdout) else None
+            {name: values["holdout"][is_balanced] for name, values in (("before", before), ("after", after))}
+            if len(task.holdout)
+            else None
         ),
+        "masks_sha256": states["masks"],
         "epochs": len(history),
         "seconds": sum(row["seconds"] for row in history),
         **environment(place),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from seam import evaluation
@@ -26,18 +27,20 @@ def train_and_select(
     set_mode: Callable[[nn.Module], Any],
     checkpoint: Checkpoint | None = None,
     advice: str = "lower its learning rate",
+    measure: Callable[[torch.Tensor, torch.Tensor], float] = evaluation.accuracy,
 ) -> tuple[list[dict[str, Any]], int]:
     """Train `part` of `model` by `step` for all `epochs`; return (history, selected epoch).
 
     The part, a module or another `Stateful` of tensors, ends as it was in the selected epoch: the first with the best
     accuracy of the model on `selection`. parts: {name: what a step changes}, for the checkpoint. set_mode: puts the
-    model into the mode in which it is trained. Raises UserError if the loss is not finite.
+    model into the mode in which it is trained. measure: the accuracy, of logits [N, n] and labels [N]. Raises UserError
+    if the loss is not finite.
     """
     with TrainingRun(batches, parts, checkpoint, advice) as run:
         while run.epoch <= epochs:
             set_mode(model)
             images, right, loss = run.train_epoch(step)
-            accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
+            accuracy = measure(*predict(model, run.interruptible(selection)))
             row = {
                 "epoch": run.epoch,
                 "loss": loss / images,
