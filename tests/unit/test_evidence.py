@@ -9,27 +9,30 @@ from seam.files import write_csv
 from seam.report import indirect
 from seam.report.baselines import COLUMNS as BASELINES
 from seam.report.direct import SETTINGS, columns
-from seam.report.evidence import collect, evidence, read_runs
+from seam.report.evidence import collect, evidence, read_runs, render
 from seam.report.indirect_evidence import indirect_evidence, read_students
 from seam.report.intervals import student_t, wilson
 
 
-def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
-    """Write the tables of a run with a problem for each gain, in points over a source model of 80 %."""
-    names = columns([], SETTINGS)
+def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0, dataset="pets", first=0, **cells):
+    """Write the tables of a run with a problem for each gain, in points over a source model of 80 %.
+
+    first: the number of the first problem. cells: further columns of the problems, each with one value for all.
+    """
+    names = [*columns([], SETTINGS), *cells]
     rows = [
         dict.fromkeys(names)
         | {
-            **{"model": model, "dataset": "pets", "architecture": "resnet20", "weights_origin": "hub", "seed": seed},
+            **{"model": model, "dataset": dataset, "architecture": "resnet20", "weights_origin": "hub", "seed": seed},
             **{
                 "problem": "binary",
                 "target": f"t{number}",
                 "accuracy_source": 0.8,
                 "accuracy_reengineered": 0.8 + gain / 100,
             },
-            **{"retention": 0.1, "images_test": 200, "search_selection": selection},
+            **{"retention": 0.1, "images_test": 200, "search_selection": selection, **cells},
         }
-        for number, gain in enumerate(gains)
+        for number, gain in enumerate(gains, first)
     ]
     tables = root / "results/tables"
     write_csv(tables / "direct_binary.csv", pd.DataFrame(rows, columns=names))
@@ -38,7 +41,7 @@ def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
         own = [
             dict.fromkeys(BASELINES)
             | {
-                **{"model": model, "dataset": "pets", "problem": "binary", "target": row["target"], "seed": seed},
+                **{"model": model, "dataset": dataset, "problem": "binary", "target": row["target"], "seed": seed},
                 **{"baseline": "head", "images_test": 200, "accuracy_source": 0.8, "difference_points": ahead},
                 **{"accuracy_baseline": row["accuracy_reengineered"] - ahead / 100, "retention_baseline": 1.0},
                 "right_baseline": round(200 * (row["accuracy_reengineered"] - ahead / 100)),
@@ -52,27 +55,80 @@ def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0):
 def test_methods_are_side_by_side_and_seeds_are_averaged_by_problem(tmp_path):
     runs = [write_run(tmp_path / str(seed), seed, [2 + seed, 4 + seed]) for seed in (0, 1)]
     runs.append(write_run(tmp_path / "test", 0, [6, 6], "test", model="net-on-test"))
-    table = evidence(*read_runs(runs)).set_index("method")
-    assert list(table.index) == ["search, published selection", "search, held out", "head"]
-    search = table.loc["search, held out"]
+    table = evidence(*read_runs(runs)).set_index(["model", "selection", "method"])
+    assert list(table.index) == [
+        ("net", "holdout", "search"),
+        ("net", "holdout", "head"),
+        ("net-on-test", "test", "search"),
+    ]
+    assert set(table["granularity"]) == {"weight"}
+    search = table.loc["net", "holdout", "search"]
     assert (search["problems"], search["seeds"], search["images_test"]) == (2, 2, 800)
     assert search["gain_points"] == pytest.approx(3.5)
     assert search["gain_low"] == pytest.approx(2.5) and search["gain_high"] == pytest.approx(4.5)
     assert search["right"] == 164 + 168 + 166 + 170
-    head = table.loc["head"]
+    head = table.loc["net", "holdout", "head"]
     assert head["gain_points"] == pytest.approx(1.5) and head["retention"] == 1
     assert head[["search_over_points", "search_over_low", "search_over_high"]].tolist() == pytest.approx([2, 2, 2])
     assert pd.isna(search["search_over_points"])
 
 
+def test_searches_that_differ_have_rows_of_their_own(tmp_path):
+    runs = [
+        write_run(tmp_path / "weights", 0, [2, 4]),
+        write_run(tmp_path / "few", 0, [6], "last", first=2),
+        write_run(tmp_path / "channels", 0, [8], first=3, search_granularity="channel"),
+        write_run(tmp_path / "model", 0, [10, 10], model="other"),
+        write_run(tmp_path / "data", 1, [20], dataset="birds"),
+    ]
+    table = evidence(*read_runs(runs))
+    keys = ["model", "dataset", "granularity", "selection"]
+    gains = table.set_index([*keys, "method"])[["problems", "gain_points"]].apply(tuple, axis=1).to_dict()
+    assert gains == {
+        ("net", "birds", "weight", "holdout", "search"): (1, pytest.approx(20)),
+        ("net", "birds", "weight", "holdout", "head"): (1, pytest.approx(18)),
+        ("net", "pets", "channel", "holdout", "search"): (1, pytest.approx(8)),
+        ("net", "pets", "channel", "holdout", "head"): (1, pytest.approx(6)),
+        ("net", "pets", "weight", "holdout", "search"): (2, pytest.approx(3)),
+        ("net", "pets", "weight", "holdout", "head"): (2, pytest.approx(1)),
+        ("net", "pets", "weight", "last", "search"): (1, pytest.approx(6)),
+        ("other", "pets", "weight", "holdout", "search"): (2, pytest.approx(10)),
+        ("other", "pets", "weight", "holdout", "head"): (2, pytest.approx(8)),
+    }
+    lines = render(table).splitlines()
+    assert "| net | pets, binary | channels, held out | search | 1 x 1 |" in lines[5]
+    assert "| net | pets, binary | weights, last epoch | search | 1 x 1 |" in lines[9]
+
+
+def test_a_search_is_shown_before_and_after_its_recovery_as_its_baselines_are_compared(tmp_path):
+    problems, baselines = read_runs(
+        [
+            write_run(tmp_path / "0", 0, [10, 14], accuracy_before_recovery=0.85),
+            write_run(tmp_path / "1", 0, [5], first=2),  # without a recovery
+        ]
+    )
+    after = problems.set_index("target")["accuracy_reengineered"]
+    baselines["difference_points"] = 85 - 100 * baselines["accuracy_baseline"]
+    recovered = baselines.assign(baseline="head-recovered")[:2]
+    recovered["difference_points"] = 100 * (recovered["target"].map(after) - recovered["accuracy_baseline"])
+    table = evidence(problems, pd.concat([baselines, recovered], ignore_index=True)).set_index("method")
+    assert list(table.index) == ["search", "search-recovered", "head", "head-recovered"]
+    assert list(table["problems"]) == [3, 2, 3, 2] and list(table["right"][:2]) == [510, 180 + 188]
+    assert list(table["accuracy"][:2]) == pytest.approx([0.85, 0.92])
+    assert list(table["gain_points"][:2]) == pytest.approx([5, 12])
+    for search, baseline in (("search", "head"), ("search-recovered", "head-recovered")):
+        difference = 100 * (table["accuracy"][search] - table["accuracy"][baseline])
+        assert table["search_over_points"][baseline] == pytest.approx(difference)
+    assert "| weights, held out | search, recovered | 2 x 1 |" in render(table.reset_index())
+
+
 def test_the_table_is_written_and_printed(tmp_path):
     text = collect(tmp_path / "e.csv", [write_run(tmp_path / "a", 0, [2, 4])])
     lines = text.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
     assert "+5.85" in lines[2] and "10.11 %" in lines[2]
-    assert (
-        "| head alone | 2 x 1 | 100.0 % | 81.00 % | 324 of 400 | +1.00 (+0.00 to +2.00) | +2.00 (+2.00 to +2.00) |"
-        in (lines[4])
-    )
+    row = "| head alone | 2 x 1 | 100.0 % | 81.00 % | 324 of 400 | +1.00 (+0.00 to +2.00) | +2.00 (+2.00 to +2.00) |"
+    assert lines[4] == f"| net | pets, binary | weights, held out {row}"
     assert len(pd.read_csv(tmp_path / "e.csv")) == 2
 
 

@@ -268,10 +268,17 @@ def test_history_joins_the_epochs_that_were_evaluated(demo):
 
 
 def test_history_of_the_published_selection_compares_on_the_test_images(demo):
-    binary = demo.binary.assign(holdout_accuracy_source=None)
+    binary = demo.binary.assign(holdout_accuracy_source=None, search_selection="test")
     axes = direct_figures.history(binary, demo.multiclass, demo.histories).axes[0]
     (line,) = [line for line in axes.lines if line.get_label() == "source"]
     assert set(line.get_ydata()) == {100 * binary["accuracy_source"][0]}
+
+
+def test_history_of_a_search_on_training_images_has_no_accuracy_of_the_source_model(demo):
+    binary = demo.binary.assign(holdout_accuracy_source=None, search_selection="last")
+    plots = direct_figures.history(binary, demo.multiclass, demo.histories).axes
+    labels = [[line.get_label() for line in axes.lines] for axes in plots]
+    assert labels == [["accuracy", "retention", "selected"]] * 2 + [["source", "accuracy", "retention", "selected"]]
 
 
 def test_missing_history_is_named(demo):

@@ -143,6 +143,16 @@ def test_no_search_ends_before_an_epoch_was_evaluated():
     assert result.selected_epoch == 6 and len(result.history) == 8
 
 
+def test_patience_below_evaluate_every_waits_for_an_evaluation_that_is_no_better(caplog):
+    caplog.set_level("INFO")
+    _, result = run(epochs=30, evaluate_every=6, patience=2, source_accuracy=0.0, alpha=0.0, lr_mask=1e-6)
+    assert [row["epoch"] for row in result.history if row["accuracy"] is not None] == [6, 12]
+    assert result.selected_epoch == 6 and len(result.history) == 12
+    assert "the selected epoch did not change for 6 epochs: the search ends" in caplog.text
+    _, result = run(epochs=15, evaluate_every=5, patience=2)  # each evaluation finds fewer weights
+    assert [row["epoch"] for row in result.history if row["selected"]] == [5, 10, 15]
+
+
 def test_dropout_is_active_and_batch_norm_is_not():
     network = model()
     set_training_mode(network)

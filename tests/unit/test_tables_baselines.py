@@ -135,6 +135,18 @@ def test_the_summary_has_the_baselines_and_names_the_winner(made, tmp_path):
     assert len(summary_rows(baselines([], []))) == 0
 
 
+def test_the_summary_counts_problems_of_two_kinds_over_the_same_classes_apart(tmp_path):
+    searches, paths = [], []
+    for problem, right, targets in (("group", 188, ["fish", "trees"]), ("multiclass", 170, ["fish"])):
+        for target in targets:
+            search, own = write_problem(tmp_path, target, 180, {"head": right}, problem=problem)
+            searches, paths = [*searches, search], [*paths, *own]
+    rows = {row[0]: row for row in summary_rows(baselines(paths, searches))}
+    assert {(group, problems) for _, _, _, _, group, problems, *_ in rows.values()} == {("baselines", 3)}
+    assert rows["search_over_baseline"][8] == pytest.approx((-4 - 4 + 5) / 3)  # not (0.5 - 4) / 2
+    assert rows["search_over_baseline_high"][8] == pytest.approx(5)
+
+
 @pytest.fixture
 def recovered(tmp_path):
     """Paths of (metrics, searches, recoveries): the search is right on 180 of 200, and on 190 after its recovery."""

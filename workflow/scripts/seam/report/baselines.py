@@ -210,7 +210,8 @@ def summary_rows(table: Table) -> list[list[Any]]:
 
     Each row has the values of COLUMNS of `seam.report.summary`, without those that engines have.
     """
-    whole = comparison(table.assign(target=table["model"] + "/" + table["target"], model="", dataset="", problem=""))
+    names = table["model"] + "/" + table["problem"] + "/" + table["target"]
+    whole = comparison(table.assign(target=names, model="", dataset="", problem=""))
     rows = []
     for each in whole.itertuples():
         on_test = int((table[table["baseline"] == each.baseline]["selection"] == "test").sum())

@@ -325,14 +325,17 @@ def first_targets(binary: Table, multiclass: Table) -> list[tuple[str, Column]]:
 
 
 def draw_search(axes: Axes, steps: Table, row: Column) -> None:
-    """Draw one search: accuracy and retention in per cent against the epoch."""
+    """Draw one search: accuracy and retention in per cent against the epoch.
+
+    The source model's accuracy is dashed if it is known on the same images, those of the selection.
+    """
     epochs = steps["epoch"]
     for epoch in epochs[steps["phase"] == "head"]:
         axes.axvspan(epoch - 0.5, epoch + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    source = row["holdout_accuracy_source"]
-    if pd.isna(source):
-        source = deciding(row.to_frame().T, "accuracy_source").iloc[0]
-    axes.axhline(100 * source, color=INK, zorder=2, label="source", **DASHED)
+    on_test = deciding(row.to_frame().T, "accuracy_source").iloc[0]
+    source = {"holdout": row["holdout_accuracy_source"], "test": on_test}.get(row["search_selection"])
+    if source is not None:  # with `selection: last`, the accuracy is on training images
+        axes.axhline(100 * source, color=INK, zorder=2, label="source", **DASHED)
     accuracy = steps.set_index("epoch")["accuracy"].dropna()  # of the epochs that were evaluated
     axes.plot(accuracy.index, 100 * accuracy, color=BLUE, label="accuracy", zorder=3)
     axes.plot(epochs, 100 * steps["retention"], color=RED, label="retention", zorder=3)

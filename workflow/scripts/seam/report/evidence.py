@@ -9,17 +9,19 @@ from typing import Any
 import pandas as pd
 
 from seam.errors import UserError
-from seam.report.baselines import NAMES, baseline_name
+from seam.report.baselines import NAMES, RECOVERED, baseline_name
 from seam.report.indirect_evidence import indirect_evidence, read_students, render_students
 from seam.report.intervals import bootstrap
 from seam.report.tables import PROBLEMS, Table, all_problems, read_table, write_table
 
-GROUP = ["architecture", "dataset", "problem"]
+KEY = ["model", "problem", "target", "seed"]  # a row of the tables of target problems
+GROUP = ["architecture", "model", "dataset", "problem", "granularity", "selection"]  # methods are compared within one
 COLUMNS = [
     *[*GROUP, "method", "problems", "seeds", "images_test", "right", "retention", "accuracy", "accuracy_source"],
     *["gain_points", "gain_low", "gain_high", "search_over_points", "search_over_low", "search_over_high"],
 ]
-SEARCHES = {"test": "search, published selection", "holdout": "search, held out"}
+SELECTIONS = {"test": "published selection", "holdout": "held out", "last": "last epoch"}
+SEARCHES = {"search": "search", "search" + RECOVERED: "search, recovered"}
 PAPER = {"retention": 0.1011, "gain_points": 5.85}  # means over the whole evaluation of the paper, in published.csv too
 
 
@@ -37,7 +39,7 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
     if not problems:
         raise UserError("Name the folders of the runs to collect: each holds a folder results.")
     table = pd.concat(problems, ignore_index=True)
-    twice = table[table.duplicated(["model", "problem", "target", "seed"])]
+    twice = table[table.duplicated(KEY)]
     if len(twice):
         row = twice.iloc[0]
         raise UserError(
@@ -48,48 +50,40 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
 
 
 def evidence(problems: Table, baselines: Table) -> Table:
-    """Return one row per architecture, data set, kind of problem and method.
+    """Return one row per model, data set, kind of problem, granularity and selection of the search, and method.
 
-    Methods are the search with each selection and the baselines. Accuracies, retentions and gains over the source model
-    are means over target problems, each the mean over its seeds; intervals are those of `bootstrap` over the problems.
-    `search_over_points` is the search's accuracy less the baseline's, paired by problem and seed.
+    Methods are the search before and after its recovery, and the baselines. Accuracies, retentions and gains over the
+    source model are means over target problems, each the mean over its seeds; intervals are those of `bootstrap` over
+    the problems. `search_over_points` is the search's accuracy less the baseline's, paired by problem and seed. As in
+    `seam.report.baselines`, recovered baselines and those of channels are compared with the search after its recovery.
     """
-    rows = []
+    after = problems["accuracy_reengineered"]
+    before = problems.get("accuracy_before_recovery", float("nan") * after)
     named = problems.assign(
-        method=problems["search_selection"].map(SEARCHES),
-        retention=problems["retention"],
-        accuracy=problems["accuracy_reengineered"],
-        right=(problems["accuracy_reengineered"] * problems["images_test"]).round(),
-        over=float("nan"),
-    )
-    parts = [named]
-    if len(baselines):
-        architectures = problems.drop_duplicates("model").set_index("model")["architecture"]
-        parts.append(
-            baselines.assign(
-                architecture=baselines["model"].map(architectures),
-                method=baselines["baseline"],
-                retention=baselines["retention_baseline"],
-                accuracy=baselines["accuracy_baseline"],
-                right=baselines["right_baseline"],
-                over=baselines["difference_points"],
-            )
-        )
-    columns = [
-        *GROUP,
-        "method",
-        "target",
-        "seed",
-        "images_test",
-        "right",
-        "retention",
-        "accuracy",
-        "accuracy_source",
-        "over",
+        granularity=problems.get("search_granularity", "weight"), selection=problems["search_selection"]
+    ).fillna({"granularity": "weight"})  # tables leave the default out
+    searches = [
+        named.assign(method="search", accuracy=before.fillna(after)),
+        named.assign(method="search" + RECOVERED, accuracy=after)[before.notna()],
     ]
-    table = pd.concat([part[columns] for part in parts], ignore_index=True)
+    parts = [
+        table.assign(right=(table["accuracy"] * table["images_test"]).round(), over=float("nan")) for table in searches
+    ]
+    if len(baselines):
+        own = baselines[[*KEY, "images_test", "accuracy_source"]].assign(
+            method=baselines["baseline"],
+            retention=baselines["retention_baseline"],
+            accuracy=baselines["accuracy_baseline"],
+            right=baselines["right_baseline"],
+            over=baselines["difference_points"],
+        )
+        parts.append(own.merge(named[[*GROUP, "target", "seed"]], "left", on=KEY))
+    columns = [*GROUP, "method", "target", "seed"]
+    columns += ["images_test", "right", "retention", "accuracy", "accuracy_source", "over"]
+    table = pd.concat([part[columns] for part in parts if len(part)], ignore_index=True)
     table["gain"] = 100 * (table["accuracy"] - table["accuracy_source"])
-    groups: Any = table.groupby([*GROUP, "method"], sort=False)
+    rows = []
+    groups: Any = table.groupby([*GROUP, "method"], sort=False, dropna=False)
     for names, own in groups:
         means: Table = own.groupby("target")[["retention", "accuracy", "accuracy_source", "gain", "over"]].mean()
         (low, high), (over_low, over_high) = (
@@ -112,24 +106,27 @@ def evidence(problems: Table, baselines: Table) -> Table:
             }
         )
     result = pd.DataFrame(rows, columns=COLUMNS)
-    order = [*SEARCHES.values(), *NAMES]
-    result["order"] = [order.index(name) if name in order else len(order) for name in result["method"]]
-    return result.sort_values([*GROUP, "order"], kind="stable").drop(columns="order").reset_index(drop=True)
+    for name, order in (("selection", list(SELECTIONS)), ("method", [*SEARCHES, *NAMES])):
+        result[f"{name}_order"] = [order.index(each) if each in order else len(order) for each in result[name]]
+    by = [*GROUP[:-1], "selection_order", "method_order"]
+    return result.sort_values(by, kind="stable", ignore_index=True)[COLUMNS]
 
 
 def render(table: Table) -> str:
     """Return the table as Markdown, each cell with its counts or interval; the paper's means are the first line."""
-    heads = ["model", "data set", "method", "problems x seeds", "weights kept", "accuracy", "right of images"]
-    heads += ["gain over source (95 %)", "search ahead by (95 %)"]
+    heads = ["model", "data set", "search", "method", "problems x seeds", "weights kept", "accuracy"]
+    heads += ["right of images", "gain over source (95 %)", "search ahead by (95 %)"]
     lines = [heads, ["---"] * len(heads)]
     gain = f"{PAPER['gain_points']:+.2f}"
-    lines.append(["all of the paper", "", "paper", "304", f"{100 * PAPER['retention']:.2f} %", "", "", gain, ""])
+    lines.append(["all of the paper", "", "", "paper", "304", f"{100 * PAPER['retention']:.2f} %", "", "", gain, ""])
     for each in table.itertuples():
+        selection = SELECTIONS.get(each.selection, each.selection)
         lines.append(
             [
-                str(each.architecture),
+                str(each.model),
                 f"{each.dataset}, {PROBLEMS.get(str(each.problem), each.problem)}",
-                baseline_name(str(each.method)),
+                f"{each.granularity}s, {selection}",
+                SEARCHES.get(each.method) or baseline_name(each.method),
                 f"{each.problems} x {each.seeds}",
                 f"{100 * each.retention:.1f} %",
                 f"{100 * each.accuracy:.2f} %",

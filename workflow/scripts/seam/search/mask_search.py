@@ -89,9 +89,10 @@ class MaskSearch:
         run, settings = self.run, self.settings
         if run.epoch > settings.epochs:
             return False
+        patience = max(settings.patience, settings.evaluate_every)  # one evaluation, at least, finds none better
         # The schedule `fast` is at its best when its rates have fallen.
-        if settings.schedule != "fast" and run.selected and run.epoch - run.selected_epoch > settings.patience:
-            log.info("the selected epoch did not change for %d epochs: the search ends", settings.patience)
+        if settings.schedule != "fast" and run.selected and run.epoch - run.selected_epoch > patience:
+            log.info("the selected epoch did not change for %d epochs: the search ends", patience)
             return False
         return True
 
