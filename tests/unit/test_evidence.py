@@ -122,6 +122,17 @@ def test_a_search_is_shown_before_and_after_its_recovery_as_its_baselines_are_co
     assert "| weights, held out | search, recovered | 2 x 1 |" in render(table.reset_index())
 
 
+def test_balanced_accuracies_count_where_they_decide_the_search(tmp_path):
+    own = {"decided_by": "balanced_accuracy", "accuracy_before_recovery": 0.88}
+    own |= {"balanced_accuracy_source": 0.6, "balanced_accuracy_reengineered": 0.75}
+    runs = [write_run(tmp_path, 0, [10, 10], balanced_accuracy_before_recovery=0.7, **own)]
+    table = evidence(*read_runs(runs)).set_index("method").loc[["search", "search-recovered"]]
+    assert list(table["accuracy"]) == pytest.approx([0.7, 0.75])
+    assert list(table["accuracy_source"]) == pytest.approx([0.6, 0.6])
+    assert list(table["gain_points"]) == pytest.approx([10, 15])
+    assert list(table["right"]) == [352, 360]
+
+
 def test_the_table_is_written_and_printed(tmp_path):
     text = collect(tmp_path / "e.csv", [write_run(tmp_path / "a", 0, [2, 4])])
     lines = text.splitlines()

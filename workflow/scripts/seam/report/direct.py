@@ -40,7 +40,9 @@ LATENCIES = [  # the columns of latency.csv
 ]
 
 
-RECOVERY = ["accuracy_before_recovery", "recovery_epochs", "recovery_seconds"]  # if a problem of the run has a recovery
+RECOVERY = [  # if a problem of the run has a recovery
+    *["accuracy_before_recovery", "balanced_accuracy_before_recovery", "recovery_epochs", "recovery_seconds"],
+]
 BUDGET = ["budget", "budget_limit", "budget_cost", "budget_met"]  # if a problem of the run has a budget
 
 
@@ -124,7 +126,7 @@ def row(
         values = budget["name"], budget["limit"], budget["cost"], int(budget["met"])
         cells |= dict(zip(BUDGET, values, strict=True))
     if recovery is not None:
-        cells["accuracy_before_recovery"] = recovery["accuracy", "before"]
+        cells |= {f"{kind}_before_recovery": recovery[kind, "before"] for kind in ("accuracy", "balanced_accuracy")}
         cells["holdout_accuracy_reengineered"] = (recovery.data.get("holdout_accuracy") or {}).get("after")
         cells |= {f"recovery_{name}": recovery[name] for name in ("epochs", "seconds")}
     for engine, times in latency.items():

@@ -12,7 +12,7 @@ from seam.errors import UserError
 from seam.report.baselines import NAMES, RECOVERED, baseline_name
 from seam.report.indirect_evidence import indirect_evidence, read_students, render_students
 from seam.report.intervals import bootstrap
-from seam.report.tables import PROBLEMS, Table, all_problems, read_table, write_table
+from seam.report.tables import PROBLEMS, Table, all_problems, deciding, read_table, write_table
 
 KEY = ["model", "problem", "target", "seed"]  # a row of the tables of target problems
 GROUP = ["architecture", "model", "dataset", "problem", "granularity", "selection"]  # methods are compared within one
@@ -52,22 +52,32 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
 def evidence(problems: Table, baselines: Table) -> Table:
     """Return one row per model, data set, kind of problem, granularity and selection of the search, and method.
 
-    Methods are the search before and after its recovery, and the baselines. Accuracies, retentions and gains over the
-    source model are means over target problems, each the mean over its seeds; intervals are those of `bootstrap` over
-    the problems. `search_over_points` is the search's accuracy less the baseline's, paired by problem and seed. As in
-    `seam.report.baselines`, recovered baselines and those of channels are compared with the search after its recovery.
+    Methods are the search before and after its recovery, and the baselines. Accuracies, which are balanced ones where
+    these decide the search, retentions and gains over the source model are means over target problems, each the mean
+    over its seeds; intervals are those of `bootstrap` over the problems. `right` counts images. `search_over_points` is
+    the search's accuracy less the baseline's, paired by problem and seed. As in `seam.report.baselines`, recovered
+    baselines and those of channels are compared with the search after its recovery.
     """
-    after = problems["accuracy_reengineered"]
-    before = problems.get("accuracy_before_recovery", float("nan") * after)
     named = problems.assign(
-        granularity=problems.get("search_granularity", "weight"), selection=problems["search_selection"]
+        granularity=problems.get("search_granularity", "weight"),
+        selection=problems["search_selection"],
+        accuracy_source=deciding(problems, "accuracy_source"),
+        over=float("nan"),
     ).fillna({"granularity": "weight"})  # tables leave the default out
-    searches = [
-        named.assign(method="search", accuracy=before.fillna(after)),
-        named.assign(method="search" + RECOVERED, accuracy=after)[before.notna()],
-    ]
+    before, has_recovery = named.copy(), pd.Series(False, index=named.index)
+    for kind in ("accuracy", "balanced_accuracy"):
+        if f"{kind}_before_recovery" in named:
+            earlier = named[f"{kind}_before_recovery"]
+            before[f"{kind}_reengineered"] = earlier.fillna(named[f"{kind}_reengineered"])
+            has_recovery |= earlier.notna()
+    searches = {"search": before, "search" + RECOVERED: named[has_recovery]}
     parts = [
-        table.assign(right=(table["accuracy"] * table["images_test"]).round(), over=float("nan")) for table in searches
+        table.assign(
+            method=method,
+            accuracy=deciding(table, "accuracy_reengineered"),
+            right=(table["accuracy_reengineered"] * table["images_test"]).round(),
+        )
+        for method, table in searches.items()
     ]
     if len(baselines):
         own = baselines[[*KEY, "images_test", "accuracy_source"]].assign(
