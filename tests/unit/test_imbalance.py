@@ -166,7 +166,7 @@ def test_problems_with_a_rest_are_re_engineered(arguments, kind, dataset_folder)
     )
 
 
-def test_a_result_with_a_single_answer_fails_its_job_and_leaves_no_metrics(arguments, monkeypatch):
+def test_a_result_with_a_single_answer_fails_its_job_and_leaves_no_metrics(arguments, monkeypatch, caplog):
     load = direct.load_reengineered
 
     @functools.wraps(load)
@@ -180,6 +180,8 @@ def test_a_result_with_a_single_answer_fails_its_job_and_leaves_no_metrics(argum
     with pytest.raises(UserError, match="multiclass problem pair says blue for each of the 26 test images, of which 6"):
         reengineer(**arguments)
     assert not (arguments["folder"] / "metrics.json").exists()
+    reengineer(**arguments, allow_one_answer=True)
+    assert "pair says blue for each of the 26 test images" in caplog.text
 
 
 def baseline_of(arguments, name):

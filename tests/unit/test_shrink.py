@@ -412,6 +412,33 @@ def test_another_choice_leaves_nothing_of_the_last_one_behind(world, narrow, tmp
     assert card["recovery"] is None and card["latency"] == [] and "model.c" not in card["files"]
 
 
+def test_a_recovery_may_mend_a_search_that_ends_in_one_answer(world, tmp_path, monkeypatch, capsys):
+    from seam import evaluation
+    from seam.delivery import shrinking
+    from seam.reuse import direct
+
+    load = direct.load_reengineered
+
+    def constant(*paths, **options):
+        model = load(*paths, **options)
+        model.get_submodule("head").bias[1] += 1e6
+        return model
+
+    monkeypatch.setattr(direct, "load_reengineered", constant)
+    for module in (evaluation, shrinking):
+        monkeypatch.setattr(module, "FEWEST_OTHERS", 5)
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), "--granularity",
+                 "channel", "--budget", "60% macs", "--size", "16", "--epochs", "4", "--time", "none",
+                 "--augmentation", "none", *CHANNELS]  # fmt: skip
+    assert main([*arguments, "--recovery", "2"]) in (0, 3)
+    assert "says rest for each of the 40 test images" in capsys.readouterr().err
+    assert main([*arguments, "--recovery", "0"]) == 1  # the same search, of which nothing comes now
+    error = capsys.readouterr().err
+    assert "says rest for each of the 40 test images" in error and "a larger budget or more epochs" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -148,6 +148,7 @@ class Reengineering:
         checkpoint: str | Path,
         architecture: str | None = None,
         layer_costs: str | Path | None = None,
+        allow_one_answer: bool = False,
     ) -> None:
         """Draw the problem's images, measure the source model on them, and prepare the search.
 
@@ -155,12 +156,13 @@ class Reengineering:
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
         file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
         table that a latency budget needs (see `seam.cost.layer_costs` and, for channels, `seam.cost.channel_costs`).
+        allow_one_answer: whether the result may give the same answer for all test images: a recovery can mend that.
         Raises UserError if the source model is no better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed
         self.names = {"model": model, "dataset": dataset, "problem": problem, "target": target}
         self.target, self.device = target, select_device(device)
-        self.architecture = architecture
+        self.architecture, self.allow_one_answer = architecture, allow_one_answer
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
         self.problem = draw_problem(images, dataset, problem, target, members, seed, holdout=0.0)
         fewest = int(np.bincount(self.problem.train.labels).min())
@@ -297,9 +299,10 @@ class Reengineering:
             for name, predictions in (("source", restricted), ("reengineered", logits.argmax(1)))
         }
         what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
-        remedy = "raise the budget or its epochs" if self.settings.budget else "lower alpha or lr_mask"
+        remedy = "give the search a larger budget or more epochs" if self.settings.budget else "lower alpha or lr_mask"
         advice = f"{remedy}, so that the search removes less, or add training images of the other classes."
-        require_several_answers(logits.argmax(1), labels, problem.classes, what, advice)
+        answers = logits.argmax(1)
+        require_several_answers(answers, labels, problem.classes, what, advice, allowed=self.allow_one_answer)
         return {
             **self.test_accuracies("reengineered", logits, labels),
             "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),
