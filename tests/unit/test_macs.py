@@ -1,5 +1,6 @@
 import json
 import logging
+from collections import Counter
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ from networks import Residual, prune, vgg
 from torch import nn
 
 from seam.cost.macs import count_macs, write_macs
+from seam.masks.bits import bake
+from seam.masks.costs import macs_cost
+from seam.masks.masks import Masks
+from seam.models.uses import count_uses
 
 
 class Tokens(nn.Module):
@@ -22,6 +27,33 @@ class Tokens(nn.Module):
     def forward(self, images):
         x = self.pixels(images.permute(0, 2, 3, 1)).relu()
         return self.classes(self.again(self.rows(x.mean(1)).relu()).mean(1))
+
+
+class Attention(nn.Module):
+    """Attention with one matrix of projections, on the fused path of torch if there are no gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.classes = nn.Linear(8, 4)
+
+    def forward(self, images):
+        return self.classes(self.block(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Tied(nn.Module):
+    """Convolutions and linear layers that share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 3, stride=2)
+        self.second.weight = self.first.weight
+        self.rows, self.again = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.again.weight = self.rows.weight
+
+    def forward(self, images):
+        return self.again(self.rows(self.second(self.first(images)).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
 def by_hand(module, image_shape):
@@ -75,6 +107,48 @@ def test_dense_is_fvcores_and_sparse_is_the_count_by_hand(name):
     for macs in pruned.values():
         assert all(type(number) is int for number in macs.values())
         assert macs["total"] == macs["convolution"] + macs["linear"] + macs["other"]
+
+
+OTHERS = {
+    "attention": Attention,
+    "tied": Tied,
+    "padded by name": lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3, dilation=2, padding="same", groups=3), nn.Conv2d(6, 4, 3, padding="valid"),
+        nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular"), nn.Flatten(), nn.LazyLinear(4),
+    ),
+    "transposed": lambda: nn.Sequential(
+        nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3), nn.Conv2d(6, 4, 3, dilation=2), nn.Flatten(), nn.LazyLinear(4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_budget_of_macs_counts_as_the_results_do(name, with_gradients, caplog):
+    module, images = OTHERS[name]().eval(), torch.zeros(1, 3, 16, 16)
+    module(images)
+    module.requires_grad_(with_gradients)
+    masks = Masks(module)
+    cost = macs_cost(masks, count_uses(module, images), dict(module.named_parameters()))
+    before = count_macs(module, (3, 16, 16))["dense"]
+    generator = torch.Generator().manual_seed(0)
+    bits = {name: torch.rand(value.shape, generator=generator) < 0.4 for name, value in masks.values.items()}
+    share = cost.share(bits).item()
+    bake(module, bits)
+    after = count_macs(module, (3, 16, 16))
+    assert after["dense"] == before and not caplog.records
+    assert cost.whole == before["convolution"] + before["linear"]
+    assert after["sparse"]["other"] == before["other"]
+    assert share * cost.whole == pytest.approx(after["sparse"]["convolution"] + after["sparse"]["linear"])
+
+
+def test_layers_that_fvcore_does_not_count_are_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr("seam.cost.macs._padded_by_name", lambda inputs, outputs: Counter())
+    count_macs(nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 4)), (3, 8, 8))
+    assert "fvcore finds 0 multiply-accumulates of the kind convolution for an image, but the layers have 6912" in (
+        caplog.text
+    )
 
 
 def test_a_network_without_weights_left_keeps_what_is_not_weights():

@@ -18,6 +18,7 @@ from seam.cost.branches import drop_zero_branches, has_removed_branches
 from seam.errors import UserError, first_line
 from seam.files import atomic_write, seal_onnx
 from seam.log import log
+from seam.models.surgery import plain_attention
 
 OPSET = 13  # the newest that DeepSparse 1.8.0 supports completely
 TOLERANCE = 1e-3  # of the largest output; a correct export of a deep network differs by some 1e-6
@@ -65,7 +66,7 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
     from seam.cost.symbolics import register_symbolics
 
     register_symbolics(OPSET)
-    with warnings.catch_warnings(), torch.no_grad(), _plain_attention(), _without_dump():
+    with warnings.catch_warnings(), torch.no_grad(), plain_attention(), _without_dump():
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -86,17 +87,6 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
         if removed:
             drop_zero_branches(model)
         onnx.save(model, path)
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Let attention be the operations that it consists of: ONNX has no form of torch's fused operation."""
-    is_fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from seam.files import write_json
 from seam.log import log
+from seam.models.surgery import plain_attention
+from seam.models.uses import count_uses
 
 OPERATORS = {"conv": "convolution", "linear": "linear", "addmm": "linear"}  # fvcore's names to ours
 
@@ -23,31 +28,56 @@ Macs = dict[str, int]  # "convolution", "linear", "other" and their sum, "total"
 def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Macs]:
     """Return {"dense": MACs, "sparse": MACs} of a module in eval mode. The module stays as it is.
 
-    image_shape: (channels, height, width). Dense is fvcore's own count. Sparse counts the non-zero weights: those of a
-    convolution once for each place of its output, those of a linear layer once for each input vector. Everything else
-    (batch norm, pooling, layers of other types) counts as in dense.
+    image_shape: (channels, height, width). Dense is fvcore's own count. Sparse counts the non-zero weights as often as
+    `seam.models.uses.count_uses` says. Everything else (batch norm, pooling, layers of other types) counts as in dense.
     """
     from fvcore.nn import FlopCountAnalysis
 
-    module = copy.deepcopy(module).cpu().eval()
+    module = _with_effective_weights(copy.deepcopy(module).cpu().eval())
     analysis = FlopCountAnalysis(module, torch.zeros(1, *image_shape))
+    analysis.set_op_handle("aten::_convolution_mode", _padded_by_name)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     dense: Macs = {"convolution": 0, "linear": 0, "other": 0}
-    for operator, macs in analysis.by_operator().items():
+    with plain_attention():
+        operators = analysis.by_operator()
+    for operator, macs in operators.items():
         dense[OPERATORS.get(operator, "other")] += int(macs)
 
-    sparse = dict(dense)
-    for name, layer in module.named_modules():
-        if isinstance(layer, (_ConvNd, nn.Linear)):
-            zeros, size = int((layer.weight == 0).sum()), layer.weight.numel()
-            for operator, macs in analysis.by_operator(name).items():
-                if operator in OPERATORS:  # each weight is used equally often, so the division is exact
-                    sparse[OPERATORS[operator]] -= int(macs) * zeros // size
-
+    sparse, least = dict(dense), {"convolution": 0, "linear": 0}
+    kinds = {layer.weight: "convolution" for layer in module.modules() if isinstance(layer, _ConvNd)}
+    parameters = dict(module.named_parameters())
+    for name, times in count_uses(module, torch.zeros(1, *image_shape)).items():
+        weight = parameters[name]
+        kind = kinds.get(weight, "linear")
+        sparse[kind] -= int(times) * int((weight == 0).sum())
+        least[kind] += int(times) * weight.numel()
+    for kind, macs in least.items():
+        if dense[kind] < macs:
+            log.warning(
+                "fvcore finds %d multiply-accumulates of the kind %s for an image, but the layers have %d: do not rely "
+                "on this count",
+                dense[kind], kind, macs,
+            )  # fmt: skip
     uncounted = sorted(analysis.unsupported_ops().items())
     if uncounted:
         log.info("fvcore does not count: %s", ", ".join(f"{name} ({times} times)" for name, times in uncounted))
     return {"dense": dense | {"total": sum(dense.values())}, "sparse": sparse | {"total": sum(sparse.values())}}
+
+
+def _padded_by_name(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Return the MACs of a convolution whose padding is `same` or `valid`, an operation that fvcore does not know."""
+    from fvcore.nn.jit_handles import conv_flop_count, get_shape
+
+    shapes: list[Any] = [get_shape(value) for value in (inputs[0], inputs[1], outputs[0])]
+    return Counter({"conv": conv_flop_count(*shapes)})
+
+
+def _with_effective_weights(module: nn.Module) -> nn.Module:
+    """Let the weights of parametrized layers be what these compute from their parameters."""
+    for layer in list(module.modules()):
+        if parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight")
+    return module
 
 
 def write_macs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,6 +35,17 @@ def to_channels_last(module: nn.Module, device: torch.device) -> nn.Module:
 def copy_state(module: Any) -> dict[str, torch.Tensor]:
     """Return a copy on the CPU of the state dictionary of a module, or of anything that has one of tensors."""
     return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let attention be the operations that it consists of: neither ONNX nor fvcore has torch's fused operation."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
 def find_last_layer(module: nn.Module, outputs: int, shape: tuple[int, ...], name: str | None = None) -> str:

@@ -17,16 +17,23 @@ def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
 
     A use is a multiply-accumulate: a convolution uses each weight once for each place of its output (of its input, if
     it is transposed), a linear layer once for each input vector, an attention layer once for each token. Uses add up
-    if the model calls a layer several times. A layer that the model does not call has none. The module stays as it is.
+    if the model calls a layer several times, or if several layers share a weight, which has the name that it has in
+    `named_parameters`. A layer that the model does not call has none. The module stays as it is.
     """
     uses: dict[str, float] = {}
     count = len(images)
+    names: dict[torch.Tensor | None, str] = {weight: name for name, weight in module.named_parameters()}
+
+    def add(weight: torch.Tensor | None, times: float) -> None:
+        if weight in names:  # an attention layer has some of its projections only
+            uses[names[weight]] = uses.get(names[weight], 0.0) + times / count
 
     def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(layer, nn.MultiheadAttention):
-            tokens = math.prod(inputs[0].shape[:-1]) / count
-            for key in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"):
-                uses[f"{name}.{key}"] = uses.get(f"{name}.{key}", 0.0) + tokens
+            tokens = math.prod(inputs[0].shape[:-1])
+            projections = layer.in_proj_weight, layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight
+            for weight in (*projections, layer.out_proj.weight):
+                add(weight, tokens)
             return
         if isinstance(layer, nn.Linear):
             times = math.prod(output.shape[:-1])
@@ -34,8 +41,7 @@ def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
             assert isinstance(layer, _ConvNd)
             places = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
             times = places[:, 0].numel()
-        key = f"{name}.weight" if name else "weight"
-        uses[key] = uses.get(key, 0.0) + times / count
+        add(layer.weight, times)
 
     _run_with_hooks(module, images, note)
     return uses
