@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits
 from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
-from seam.delivery.shrinking import choose_fit
+from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models.architectures import build_model
@@ -281,8 +282,55 @@ def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found
     assert main([*arguments, "--classes", "blue,green,red,yellow"]) in (0, 3)
     shown = capsys.readouterr()
     assert "found by fit on 80 training images" in shown.err and "of the weights kept" in shown.err
+    assert "are within one point, and of these its loss is the least" in shown.err
     assert "source model  result" in shown.out and "copy it anywhere" in shown.out
     assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["BLUE", "RED"]
+
+
+@pytest.mark.parametrize(("size", "advice"), [([], "images of 224 px, as nothing says otherwise: --size sets it"),
+                                               (["--size", "16"], "")])  # fmt: skip
+def test_a_model_of_the_users_own_says_its_size_if_it_was_not_given(world, size, advice):
+    root, _ = world
+    choices = command.make_choices(ARCHITECTURE, str(root / "colours"), ["red"], weights=str(root / "mine.ckpt"),
+                                   size=int(size[1]) if size else None)  # fmt: skip
+    assert ([advice] if advice else []) == choices.notes and choices.entry["size"] == (16 if size else 224)
+
+
+def prepared(world, work, normalization, wrong=False):
+    """Return the steps of a problem up to its prepared images, with the right source model or a wrong one."""
+    root, _ = world
+    names = "red,blue,yellow,green" if wrong else "blue,green,red,yellow"
+    choices = command.make_choices(ARCHITECTURE, str(root / "colours"), ["red"], weights=str(root / "mine.ckpt"),
+                                   size=16, classes=names, normalization=normalization)  # fmt: skip
+    shrinking = Shrinking(choices, work, "cpu")
+    return shrinking, shrinking.prepare_data()
+
+
+def test_a_given_normalization_that_is_far_behind_another_one_is_doubted_each_time(world, tmp_path, caplog):
+    far = "1,1,1/0.1,0.1,0.1"
+    for _ in range(2):  # the second time, nothing is computed
+        caplog.clear()
+        shrinking, images = prepared(world, tmp_path / "far", far)
+        assert shrinking.fetch_source(images) == "as given"
+        (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        wrong, right = (float(value) for value in re.findall(r"([0-9.]+) %", warning))
+        assert wrong < right - 5 and right > 80 and "of 160 training images right" in warning
+    kept = open_source(tmp_path / "far/models/small", architecture=ARCHITECTURE).normalization
+    assert [list(part) for part in kept] == [[1.0] * 3, [0.1] * 3]
+    caplog.clear()
+    shrinking, images = prepared(world, tmp_path / "near", world[1])
+    shrinking.fetch_source(images)
+    assert "given --normalization" not in caplog.text
+
+
+def test_a_source_model_that_hardly_beats_guessing_is_said_with_its_size(world, tmp_path, caplog):
+    sentence = r"of 160 training images right at 16 px, hardly more than by guessing: check --size, .*--classes"
+    shrinking, images = prepared(world, tmp_path / "found", None, wrong=True)
+    with pytest.raises(UserError, match=sentence):
+        shrinking.fetch_source(images)
+    shrinking, images = prepared(world, tmp_path / "given", world[1], wrong=True)
+    shrinking.fetch_source(images)  # whoever gives one may have a reason
+    assert re.search(sentence, caplog.text)
 
 
 @pytest.fixture(scope="module")

@@ -166,6 +166,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as a percentage.
+
+    >>> percent(0.9167), percent(0.9167, 2)
+    ('91.7 %', '91.67 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 def worded(settings: Mapping[str, Any]) -> str:
     """Return settings as a sentence lists them, those without a value left out.
 

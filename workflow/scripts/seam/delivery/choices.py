@@ -28,6 +28,7 @@ from seam.settings import (
 )
 
 SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
+OWN_SIZE = 224  # pixels, for an architecture in a file of the user's, which does not say it
 KNOWN_NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -118,7 +119,7 @@ def default_size(architecture: str, weights: str) -> int:
         return int(size[0])
     if architecture.startswith("timm:"):
         return int(import_timm().get_pretrained_cfg(timm_name(architecture)).input_size[-1])
-    return 224
+    return OWN_SIZE
 
 
 def parse_budget(text: str) -> dict[str, Any]:
@@ -288,6 +289,9 @@ def make_choices(
     """Return the checked choices. Raises UserError, in the words of the command line."""
     architecture = resolve_architecture(model)
     weights = os.path.expanduser(weights) if weights else default_weights(architecture)
+    notes = []
+    if size is None and architecture.rpartition(":")[0].endswith(".py"):
+        notes.append(f"images of {OWN_SIZE} px, as nothing says otherwise: --size sets it")
     size = size or default_size(architecture, weights)
     entry: dict[str, Any] = {"kind": "imagefolder", "root": os.path.expanduser(data), "size": size, "classes": None}
     entry["augmentation"] = list(augmentation) if augmentation is not None else None
@@ -311,7 +315,7 @@ def make_choices(
         check_dataset("datasets.data", entry)
         # A missing normalization is found by fit, later.
         check_model("models.data", {**source, "normalization": source["normalization"] or {}}, {"data": entry})
-        every, notes = class_names({**entry, "classes": None}), []
+        every = class_names({**entry, "classes": None})
         names = model_classes(source, entry)
         entry["classes"] = known_classes(every, names, keep, problem, notes)
     except UserError as error:
