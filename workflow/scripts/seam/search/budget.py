@@ -237,7 +237,7 @@ def prepare_budget(
     cost = make_cost(unit.removesuffix("_ms"), masks, network, images, layer_costs)
     value = float(settings.budget[unit])
     share = budget_share(unit, value, cost.whole)
-    require_reachable(cost, masks, share, f"{unit}: {value:g}")
+    require_reachable(cost, masks, share, unit, value)
     if share >= 1:
         log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)
     prices = relative_prices(make_cost(settings.price, masks, network, images, layer_costs), masks)
