@@ -84,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recovery",
         metavar="N",
-        help="epochs that train what is left after the search (default: 45 with a budget; 0: none); or "
-        "epochs=8,lr=0.0005",
+        help="epochs that train what is left after the search (default: 45 with a budget), none; or epochs=8,lr=0.0005",
     )
     parser.add_argument(
         "--normalization",
@@ -134,6 +133,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
     from seam.errors import UserError
+    from seam.reuse.cards import WORK
     from seam.settings import SearchSettings, for_few_images
 
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     choices.recovery = recovery_choice(options.recovery)
     search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
     out = options.out or Path("shrunk") / f"{choices.model}-{choices.target}"
-    work = options.work or out.with_name(f"{out.name}.work")
+    work = options.work or out.with_name(f"{out.name}{WORK}")
     require_own(out)
     work.mkdir(parents=True, exist_ok=True)
     progress = show_log(str(work / "log.txt"), options.quiet or options.json)
