@@ -28,7 +28,7 @@ from seam.data.storage import open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits
-from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
+from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
 from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
@@ -466,12 +466,15 @@ def test_another_choice_leaves_nothing_of_the_last_one_behind(world, narrow, tmp
         (["--granularity", "channel", "--budget", "none"], "a search of channels needs one"),
         (["--search", "channels.multiple=16"], "has no effect without channels: add --granularity channel"),
         (["--granularity", "channel", "--search", "channels.width=3"], "channels.width=3 is no setting of a search"),
-        (["--granularity", "channel", "--search", "channels.multiple=0"], "takes a whole number, such as 8"),
+        (["--granularity", "channel", "--search", "channels.multiple=0"], "whole number of at least 1, such as 8"),
+        (["--search", "foo=1"], "foo=1 is no setting of a search: known are epochs, batch_size, lr_mask, "),
         (["--search", "lr_mask=much"], "--search lr_mask=much does not fit: this setting takes a number"),
         (["--recovery", "lr=0.1"], "must say how many epochs"),
         (["--recovery", "epochs=few"], "--recovery epochs=few does not fit"),
         (["--recovery", "8,cutmix=2"], "--recovery cutmix=2 does not fit: this setting takes a number from 0 to 1"),
         (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
+        (["--recovery", "3,foo=3"], "foo=3 is no setting of a recovery: known are epochs, batch_size, lr, "),
+        (["--recovery", "-1"], "-1 does not fit: this setting takes a whole number of at least 1, such as 45"),
     ],
 )
 def test_mistakes_in_settings_are_told_before_anything_is_done(world, tmp_path, capsys, arguments, sentence):
@@ -519,6 +522,22 @@ def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     (tmp_path / "other/file").touch()
     assert main(["export", str(result), "--out", str(tmp_path / "other"), "--architecture", ARCHITECTURE]) == 1
     assert "holds other files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("act", [["show"], ["evaluate", "--data", "photos"], ["export"]], ids=lambda act: act[0])
+def test_a_folder_that_is_not_there_or_the_working_folder_is_named(shrunk, tmp_path, monkeypatch, capsys, act):
+    monkeypatch.chdir(shrunk[1])
+    for folder, sentence in (
+        (tmp_path / "nope", f"There is no folder {tmp_path}/nope: correct its path."),
+        (shrunk[1], f"{shrunk[1]} is the working folder of seam shrink: give {shrunk[0]}, which holds the model."),
+        (Path("."), f". is the working folder of seam shrink: give {shrunk[0]}, which holds the model."),
+        (tmp_path, f"{tmp_path} holds no result: give a folder that seam shrink wrote, or one of the workflow"),
+    ):
+        assert main([act[0], str(folder), *act[1:]]) == 1
+        assert sentence in capsys.readouterr().err
+    if act == ["export"]:
+        assert main(["export", str(shrunk[0])]) == 1
+        assert "is a folder to ship already: copy it." in capsys.readouterr().err
 
 
 def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
@@ -638,10 +657,17 @@ def test_budgets(text, budget):
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "much", "200%", "0%", "-5%", "5% ms", "25% bytes"])
-def test_wrong_budgets_are_one_sentence(text):
-    with pytest.raises(UserError, match="--budget is"):
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [("", "25%, or"), ("much", "25%, or"), ("-5%", "25%, or"), ("25% bytes", "25%, or"),
+     ("200%", "must be more than 0 % and at most 100 %: 25%, say"), ("0%", "must be more than 0 % and at most 100 %"),
+     ("200% macs", "at most 100 %: 25% macs, say"), ("0 macs", "must be more than 0: 25% macs, say"),
+     ("0 ms", "must be more than 0: 5 ms, say"), ("5% ms", "ms take a plain number: 5 ms, say")],
+)  # fmt: skip
+def test_wrong_budgets_are_one_sentence(text, advice):
+    with pytest.raises(UserError, match="--budget is ") as error:
         parse_budget(text)
+    assert advice in str(error.value)
 
 
 def test_of_normalizations_that_fit_alike_the_surest_is_taken():
@@ -696,9 +722,10 @@ def test_few_images_get_small_batches():
     assert search_choice(100, {"macs": 0.5}, None, ["selection=test"])["selection"] == "test"
     budget = search_choice(100, {"macs": 0.5}, 7, ["lr_mask=0.02"])
     assert (budget["lr_mask"], budget["epochs"], budget["budget"]["macs"]) == (0.02, 7, 0.5)
+    assert recovery_choice("none") == recovery_choice("0") == {} and recovery_choice("epochs=3")["epochs"] == 3
     with pytest.raises(UserError, match="alpha=2 has no effect with a budget"):
         search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
-    with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search \(did you mean alpha\?\)"):
+    with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search: did you mean alpha\?"):
         search_choice(100, None, None, ["alhpa=2"])
 
 
@@ -732,6 +759,34 @@ def test_classes_to_keep():
     assert find_kept(["golden retriever", "CAT"], ["cat", "Golden_Retriever"]) == ["Golden_Retriever", "cat"]
     with pytest.raises(UserError, match="--keep names rabit, which is no class of the data: did you mean rabbit?"):
         find_kept(["rabit"], ["cat", "rabbit"])
+
+
+def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, capsys):
+    root, normalization = world
+    shutil.copytree(root / "colours/train", tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos/blue")
+    (tmp_path / "photos/blue").mkdir()
+    (tmp_path / "photos/blue/a.heic").touch()
+    for path in sorted((tmp_path / "photos/green").iterdir())[1:]:
+        path.unlink()
+    (tmp_path / "photos/red/a.heic").touch()
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
+                 "--normalization", normalization, *COMMON, "--epochs", "2", "--budget", "none"]  # fmt: skip
+    assert main([*arguments, "--keep", "red", "--out", str(tmp_path / "out")]) in (0, 3)
+    shown = capsys.readouterr().err
+    assert "classes of the data that have too few images are left out: blue, green" in shown
+    assert shown.count(f"Warning: {tmp_path}/photos: 1 file is ignored, whose ending") == 1 and "(.heic)" in shown
+    assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["red", "yellow"]
+    source = open_source(tmp_path / "out.work/models/small", architecture=ARCHITECTURE)
+    assert source.classes == ["blue", "green", "red", "yellow"]  # all of its outputs
+    for name, sentence in (
+        ("blue", f"--data: {tmp_path}/photos/blue has no images in it (.bmp"),
+        ("green", "--data: class green has a single image, which cannot be split"),
+    ):
+        assert main([*arguments, "--keep", f"red,{name}", "--out", str(tmp_path / name)]) == 1
+        assert sentence in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 1
+    assert f"--data: {tmp_path}/photos/blue has no images in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from seam.data.batches import batches
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
 from seam.delivery.card import Card, counted, listed, percent
-from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices
+from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
@@ -67,7 +67,8 @@ class Shrinking:
         key = {"entry": entry, "files": _listing_digest(entry["root"])}
         if not self._is_done("data", key, self.data_folder / "dataset.json"):
             self.say(f"preparing the images of {entry['root']} at {entry['size']} px")
-            prepare_dataset(entry, self.data_folder, self.work / "cache")
+            with data_errors():
+                prepare_dataset(entry, self.data_folder, self.work / "cache")
             self._note("data", key)
         return open_dataset(self.data_folder)
 
