@@ -244,6 +244,10 @@ def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, cap
     assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     assert card["classes"] == ["red", "rest"] and card["folder"] == str(root / "red")
     assert masks.stat().st_mtime_ns == before
+    lines = summary(card, [], root / "red", root / "red.work")
+    assert any(line.startswith("model-int8.onnx") and line.endswith(" kB") for line in lines)
+    assert any(line.startswith("onnxruntime-int8, 1 image ") and line.endswith(" ms") for line in lines)
+    assert any(line.startswith("onnxruntime-int8 and onnxruntime gain nothing from") for line in lines)
     main([*arguments, "--search", "batch_size=16", "--quiet"])
     assert masks.stat().st_mtime_ns != before
 
@@ -363,9 +367,14 @@ def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true
     recovery = json.loads((work / "direct/small/binary/red/recovery.json").read_text())
     assert card["accuracy"]["before_recovery"] == recovery["accuracy"]["before"]
     assert "before recovery" in "\n".join(summary(card, [], folder, work))
-    for before, helped in ((0.0, True), (1.0, False)):
+    after = card["accuracy"]["reengineered"]
+    for before, worse, equal in ((0.0, False, False), (after, False, True), (1.1, True, False)):
         changed = {**card, "accuracy": {**card["accuracy"], "before_recovery": before}}
-        assert any("recovery did not help" in line for line in summary(changed, [], folder, work)) != helped
+        lines = summary(changed, [], folder, work)
+        assert any("recovery did not help" in line for line in lines) == equal
+        sentence = f"! The recovery made the result worse: 110.00 % before it, {100 * after:.2f} % after it. The same"
+        assert lines[0].startswith(sentence) == worse
+        assert not worse or "with --recovery none delivers the model before it" in lines[0]
     sizes = {name: (folder / name).stat().st_size for name in card["size"]["bytes"]}
     assert sizes == card["size"]["bytes"] and sizes["model.onnx"] < card["size"]["source_onnx_bytes"]
     assert sizes["model.onnx"] < 0.9 * (shrunk[0] / "model.onnx").stat().st_size
@@ -684,6 +693,20 @@ def test_a_line_of_progress_says_what_the_budget_is_of():
         == "epoch 2/30: 90.0 % of the held-out images right, 48.0 % of the source model's cost left"
     )
     assert "60.0 % of the weights kept" in describe(2, 30, {**row, "cost": 0.6}, None)
+
+
+@pytest.mark.parametrize(
+    ("budget", "advice"),
+    [({"met": True, "limit": 0.25}, "A larger --budget or more --epochs can help"),
+     ({"met": True, "limit": 1.0}, ". More --epochs can help"), (None, ". A smaller --search alpha or more --epochs")],
+)  # fmt: skip
+def test_advice_fits_the_budget(shrunk, budget, advice):
+    card = json.loads((shrunk[0] / "card.json").read_text())
+    accuracy = {**card["accuracy"], "source": 1.0, "reengineered": 0.9, "decided_by": "accuracy"}
+    changed = {**card, "accuracy": accuracy, "budget": budget, "images": {**card["images"], "test": 1}}
+    changed["settings"] = {**card["settings"], "initial_head": "random"}
+    (sentence,) = judge(changed, 2.0)
+    assert advice in sentence and "10.0 points less accurate than the source model on 1 test image (95 %" in sentence
 
 
 def test_disturbed_times_are_said(shrunk):
