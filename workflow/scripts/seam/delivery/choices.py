@@ -330,7 +330,7 @@ def make_choices(
         wanted = set(map(normalised_name, keep))
         few = [name for name in unusable_classes(entry["root"], every) if normalised_name(name) not in wanted]
         if few:
-            notes.append(f"classes of the data that have too few images are left out: {shortened(few)}")
+            notes.append(f"classes of the data that have too few images are left out: {_shortened(few)}")
             names = names or [[name] for name in every]  # the model knows them nevertheless
             every = [name for name in every if name not in few]
         entry["classes"] = known_classes(every, names, keep, problem, notes)
@@ -398,7 +398,7 @@ def known_classes(
             if normalised_name(name) in map(normalised_name, keep):
                 raise
     if left := [name for name in every if name not in known]:
-        notes.append(f"classes of the data that the model does not know are left out: {shortened(left)}")
+        notes.append(f"classes of the data that the model does not know are left out: {_shortened(left)}")
     if len(known) < 2:
         raise UserError(
             f"--data has {counted(len(known), 'class', 'classes')} that the model knows: give images of two or more, "
@@ -407,10 +407,10 @@ def known_classes(
     return known
 
 
-def shortened(names: Sequence[str], most: int = 5) -> str:
+def _shortened(names: Sequence[str], most: int = 5) -> str:
     """Return names as a list, the first of them if they are many.
 
-    >>> shortened(["cat", "dog"]), shortened(["cat", "dog", "ox"], most=2)
+    >>> _shortened(["cat", "dog"]), _shortened(["cat", "dog", "ox"], most=2)
     ('cat, dog', 'cat, dog and 1 more')
     """
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
