@@ -94,7 +94,7 @@ def test_folders_below_a_class_count_and_other_files_do_not(root, tmp_path, capl
     assert found.classes == ["cat", "dog"] and found.train.labels.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_array_equal(found.train.images[2], noise(seed=9))
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
-    assert warning == f"{root}: 3 files are ignored, whose endings are not those of images (.csv, none)"
+    assert warning == f"{root}: 3 files are ignored for their endings (.csv, none)"
 
 
 @pytest.mark.parametrize(

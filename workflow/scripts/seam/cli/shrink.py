@@ -134,6 +134,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
+    from seam.device import select_device
     from seam.errors import UserError
     from seam.reuse.cards import WORK
     from seam.settings import SearchSettings, for_few_images
@@ -169,6 +170,7 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         use_one_thread(options.threads)
+        select_device(options.device)  # one that is missing is told at once
         for note in choices.notes:
             say(note)
         shrinking = Shrinking(choices, work, options.device, say)
@@ -294,8 +296,8 @@ def judge(card: Card, lose: float) -> list[str]:
         )
     if budget and not budget["met"]:
         sentences.append(
-            f"The budget is not met: {budget['name']} allows {percent(budget['limit'])} of the source model's cost, "
-            f"and the result costs {percent(budget['cost'])}. More --epochs can help."
+            f"The budget is not met: it allows {percent(budget['limit'])} of the source model's cost, and the result "
+            f"costs {percent(budget['cost'])}. More --epochs can help."
         )
     return sentences
 

@@ -140,7 +140,7 @@ class Shrinking:
         key = {**self._key(arguments), "masks": sha256(self.folder / "masks.safetensors")}
         if self._is_done("recovery", key, outputs[0]):
             return
-        self.say(f"recovery: {settings['epochs']} epochs")
+        self.say(f"recovery: {counted(settings['epochs'], 'epoch')}")
         self._remove(*RESULTS)  # of the model before it
         with staged(outputs) as staging:
             checkpoint = self.checkpoint.with_name(f"recover-{self.checkpoint.name}")

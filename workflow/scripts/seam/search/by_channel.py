@@ -208,7 +208,7 @@ def prepare_channel_budget(
             "above that, or lower channels.multiple."
         )
     if share >= 1:
-        log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)
+        log.warning("a budget of %s is met by the source model itself", budget_words(unit, value))
     return name, cost, min(share, 1.0)
 
 

@@ -181,8 +181,9 @@ def warn_of_ignored(root: str | Path, ignored: Counter[str]) -> None:
     """Say how many files are no images by their endings, if there are any."""
     if ignored:
         endings = ", ".join(ending or "none" for ending, _ in ignored.most_common(5))
-        files = "1 file is" if ignored.total() == 1 else f"{ignored.total()} files are"
-        log.warning("%s: %s ignored, whose endings are not those of images (%s)", root, files, endings)
+        count = ignored.total()
+        words = "1 file is ignored for its ending" if count == 1 else f"{count} files are ignored for their endings"
+        log.warning("%s: %s (%s)", root, words, endings)
 
 
 def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
