@@ -139,8 +139,11 @@ def test_no_parameter_loses_all_its_masks():
 
 
 def test_a_budget_below_the_fixed_cost_ends_in_a_sentence():
-    with pytest.raises(UserError, match="budget macs: 0.0001 cannot be met"):
+    sentence = r"A budget of 0.01 % of the MACs cannot be met: .* leaves [0-9.]+ % of the MACs\. Raise the budget"
+    with pytest.raises(UserError, match=sentence):
         run(macs=0.0001)
+    with pytest.raises(UserError, match=r"A budget of 2 MACs cannot be met: .* leaves [0-9,]+ MACs\. Raise"):
+        run(macs=2)
 
 
 def test_masks_begin_in_the_order_of_their_saliency_over_all_layers():

@@ -128,7 +128,7 @@ def test_a_search_that_is_stopped_ends_as_if_it_had_not_been(tmp_path, monkeypat
 
 def test_a_budget_that_widths_cannot_meet_is_one_sentence():
     with pytest.raises(
-        UserError, match="budget macs: 0.02 cannot be met with widths .* multiples of 4.*lower channels"
+        UserError, match="budget of 2 % of the MACs cannot be met with widths .* multiples of 4.*lower channels"
     ):
         run(budget={"macs": 0.02})
 

@@ -70,12 +70,15 @@ def test_a_student_and_a_source_model_are_shown(tmp_path, capsys):
     assert "seam, 0.5 of the weights removed" in shown and "3 of 12" in shown and "0.7500 on 80 test images" in shown
 
 
-@pytest.mark.parametrize("name", ["nowhere", "red"])
-def test_another_folder_is_a_sentence(name, target, capsys):
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nowhere", "There is no folder"), ("red", "metrics.json is missing"), (".", "holds no result: give a folder")],
+)
+def test_another_folder_is_a_sentence(name, sentence, target, capsys):
     (target / "metrics.json").unlink()
     assert main(["show", str(target.parent / name)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("Error: ") and "is not the folder of a finished result" in error
+    assert error.startswith("Error: ") and sentence in error
 
 
 @pytest.mark.parametrize(

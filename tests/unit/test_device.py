@@ -31,6 +31,11 @@ def test_the_cpu_computes_in_float32_whatever_the_precision_on_a_gpu():
         assert describe_device(where) == {"device": "cpu", "precision": "float32"}
 
 
+def test_a_device_that_is_not_known_is_an_error():
+    with pytest.raises(UserError, match="The device gpu is not known: choose auto, cuda, mps, cpu"):
+        select_device("gpu")
+
+
 @pytest.mark.parametrize("has_instructions", [True, False])
 def test_the_cpu_computes_in_bfloat16_if_asked_and_able_to(monkeypatch, caplog, has_instructions):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
@@ -69,7 +74,7 @@ def test_a_gpu_without_bfloat16_computes_in_float32_and_logs_it(pretend_gpus, ca
 def test_a_device_that_is_not_there_is_an_error(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match=f"device: {name} is asked for .* torch finds none here: choose auto or cpu"):
+    with pytest.raises(UserError, match=f"device {name} is asked for, but torch finds none here: choose auto or cpu"):
         select_device(f"{name}/bfloat16")
 
 

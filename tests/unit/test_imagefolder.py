@@ -81,13 +81,20 @@ def test_a_subset_takes_only_its_folders(root, tmp_path):
 def test_folders_below_a_class_count_and_other_files_do_not(root, tmp_path, caplog):
     save(root, {"train/cat/more/c.PNG": noise(seed=9)})
     save(root, {"train/.cache/d.png": noise(), "train/cat/.thumbs/e.png": noise()})
-    for name in ("train/notes.txt", "train/cat/labels.csv", "train/cat/.hidden.png", "train/cat/README"):
+    no_images = (
+        "train/notes.txt",
+        "train/cat/labels.csv",
+        "train/cat/.hidden.png",
+        "train/cat/README",
+        "test/dog/a.csv",
+    )
+    for name in no_images:
         (root / name).write_text("no image")
-    with caplog.at_level(logging.INFO, "seam"):
-        found = prepare(root, tmp_path)
+    found = prepare(root, tmp_path)
     assert found.classes == ["cat", "dog"] and found.train.labels.tolist() == [0, 0, 0, 1, 1]
     np.testing.assert_array_equal(found.train.images[2], noise(seed=9))
-    assert "train/cat: 3 files that are not images are skipped" in caplog.text
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert warning == f"{root}: 3 files are ignored for their endings (.csv, none)"
 
 
 @pytest.mark.parametrize(
@@ -591,7 +598,7 @@ def test_a_data_set_that_is_split_has_no_record_of_a_draw(root, tmp_path):
 
 def test_a_class_of_one_image_cannot_be_split(tmp_path):
     plain(tmp_path / "photos", {"cat": 3, "dog": 1})
-    with pytest.raises(UserError, match="class dog has 1 image"):
+    with pytest.raises(UserError, match="root: class dog has a single image"):
         prepare(tmp_path / "photos", tmp_path / "a")
 
 

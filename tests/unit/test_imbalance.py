@@ -102,9 +102,9 @@ def test_what_the_source_models_answers_stand_for(kind, members, every, restrict
 
 def test_guessing_among_unequal_classes_is_judged_by_the_small_ones():
     require_better_than_guessing(0.40, 2, 420, "It", counts=[20, 400])  # chance, with so few of one class
-    with pytest.raises(UserError, match="balanced accuracy of 0.4000 on 1000 test images"):
+    with pytest.raises(UserError, match="balanced accuracy of 40.0 % on 1000 test images, and guessing 50.0 %"):
         require_better_than_guessing(0.40, 2, 1000, "It", counts=[500, 500])
-    with pytest.raises(UserError, match="gets 0.4000 of 1000"):
+    with pytest.raises(UserError, match="gets 40.0 % of 1000 test images right, and guessing 50.0 %"):
         require_better_than_guessing(0.40, 2, 1000, "It")
 
 

@@ -386,22 +386,23 @@ def script(path):
 
 
 DAMAGED = "copy or download it again"
+MISFIT = "Name the architecture that it was saved from, or give another file"
 HARMFUL = "save its state_dict() instead"
 WEIGHTS = {
     "the shapes of another network": (
         "pt", lambda path: torch.save(build(4).state_dict() | {"3.weight": torch.zeros(9, 8, 3, 3)}, path),
-        "mine.pt does not fit the architecture and the classes: 3.weight is (9, 8, 3, 3), not (16, 8, 3, 3)", "",
+        "mine.pt does not fit the architecture and the classes: 3.weight is (9, 8, 3, 3), not (16, 8, 3, 3)", MISFIT,
     ),
     "another number of classes": (
         "pt", lambda path: torch.save(build(7).state_dict(), path),
-        "mine.pt does not fit the architecture and the classes: 8.weight is (7, 64), not (4, 64)", "",
+        "mine.pt does not fit the architecture and the classes: 8.weight is (7, 64), not (4, 64)", MISFIT,
     ),
     "missing keys": (
-        "pt", lambda path: torch.save(without("8.bias"), path), "does not fit the architecture: 8.bias is missing", "",
+        "pt", lambda path: torch.save(without("8.bias"), path), "the architecture: 8.bias is missing", MISFIT,
     ),
     "keys that are too many": (
         "safetensors", lambda path: save_file(build(4).state_dict() | {"fc.bias": torch.zeros(1)}, path),
-        "does not fit the architecture, which has no fc.bias", "",
+        "does not fit the architecture, which has no fc.bias", MISFIT,
     ),
     "numbers as keys": (
         "pt", lambda path: torch.save({1: torch.zeros(2)}, path), "mine.pt holds no state dictionary", "state_dict()",
@@ -444,13 +445,13 @@ WEIGHTS = {
     "a checkpoint with code in it": (
         "pt", lambda path: torch.save({"a": Harm()}, path), "holds no state dictionary", "state_dict()",
     ),
-    "another module": ("pt", lambda path: torch.save(build(7), path), "8.weight is (7, 64), not (4, 64)", ""),
+    "another module": ("pt", lambda path: torch.save(build(7), path), "8.weight is (7, 64), not (4, 64)", MISFIT),
     "TorchScript": ("pt", script, "is TorchScript", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),
         "The weights file", "its permissions",
     ),
-    "no file": ("pt", lambda path: None, "does not exist", ""),
+    "no file": ("pt", lambda path: None, "does not exist", "correct its path"),
 }  # fmt: skip
 
 

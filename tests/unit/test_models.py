@@ -308,8 +308,10 @@ def test_other_files_are_refused_and_no_code_in_them_runs(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: s.pop("fc.bias"), "fc.bias is missing in it"),
-        (lambda s: s.update(extra=torch.zeros(1)), "has no extra"),
+        (lambda s: s.pop("fc.bias"), "fc.bias is missing in it. Name the architecture"),
+        (lambda s: [s.pop(f"fc.{name}") for name in ("bias", "weight")], "fc.bias and 1 more are missing in it. Name"),
+        (lambda s: s.update(b=torch.zeros(1), a=torch.zeros(1)), "has no a, nor 1 more of its tensors. Name"),
+        (lambda s: s.update(extra=torch.zeros(1)), "has no extra. Name"),
         (lambda s: s.update({"fc.weight": torch.zeros(9, 64)}), r"fc.weight is \(9, 64\), not \(4, 64\)"),
     ],
 )

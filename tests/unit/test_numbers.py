@@ -10,7 +10,7 @@ from colours import ARCHITECTURE
 from torch.nn.functional import cross_entropy
 
 from seam.data.preparation import write_dataset
-from seam.data.problems import binary_problem, multiclass_problem
+from seam.data.problems import binary_problem, group_problem, multiclass_problem
 from seam.data.storage import Split, open_dataset
 from seam.errors import UserError
 from seam.evaluation import predict, require_better_than_guessing
@@ -152,13 +152,15 @@ def test_a_problem_without_images_is_a_sentence(lacking, split):
         with pytest.raises(UserError, match=sentence):
             problem()
     assert len(multiclass_problem(images, ["blue", "green"], 0).test) == 40  # others do not mind
+    with pytest.raises(UserError, match=f"The {name} images of .*/rest hold none of the rest: add .* than blue, gre"):
+        group_problem(images, "all", ["blue", "green", "yellow"], 0)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_student_needs_images_of_every_class(lacking, model_folder, split):
     folder, name = lacking(split, "red"), {"train": "training", "test": "test"}[split]
     for selection in ("holdout", "test"):
-        with pytest.raises(UserError, match=f"The {name} images of colours hold none of class red: add some, or take"):
+        with pytest.raises(UserError, match=f"The {name} images of colours hold none of class red: add some, or lea"):
             Transfer(
                 model_folder, folder, ("small", "colours", "standard"), COMMON | {"selection": selection}, 0, "cpu",
                 ARCHITECTURE,
@@ -185,8 +187,8 @@ def evaluate(folder, dataset_folder, tmp_path):
 
 def test_a_source_model_below_chance_is_a_sentence(mixed_up, model_folder, dataset_folder, tmp_path):
     sentence = (
-        r"The source model small on colours gets 0.\d+ of 80 test images right, and guessing 0.2500: check that its "
-        "classes are in the order in which it was trained, and its normalization"
+        r"The source model small on colours gets [0-9.]+ % of 80 test images right, and guessing 25.0 %: check that "
+        "its classes are in the order in which it was trained, and its normalization"
     )
     with pytest.raises(UserError, match=sentence):
         evaluate(mixed_up, dataset_folder, tmp_path)
@@ -195,7 +197,9 @@ def test_a_source_model_below_chance_is_a_sentence(mixed_up, model_folder, datas
 
 
 def test_a_source_model_below_chance_is_not_searched(mixed_up, dataset_folder, tmp_path):
-    with pytest.raises(UserError, match=r"small on the multiclass problem cold gets 0.\d+ of 40 .* guessing 0.5000"):
+    with pytest.raises(
+        UserError, match=r"small on the multiclass problem cold gets [0-9.]+ % of 40 .* guessing 50.0 %"
+    ):
         reengineer(
             folder=tmp_path / "out", model_folder=mixed_up, dataset_folder=dataset_folder, model="small",
             dataset="colours", problem="multiclass", target="cold", members=["blue", "green"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,8 +28,8 @@ from seam.data.storage import open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits
-from seam.delivery.choices import find_kept, parse_budget, resolve_architecture, search_choice
-from seam.delivery.shrinking import choose_fit
+from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
+from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models.architectures import build_model
@@ -243,6 +244,10 @@ def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, cap
     assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     assert card["classes"] == ["red", "rest"] and card["folder"] == str(root / "red")
     assert masks.stat().st_mtime_ns == before
+    lines = summary(card, [], root / "red", root / "red.work")
+    assert any(line.startswith("model-int8.onnx") and line.endswith(" kB") for line in lines)
+    assert any(line.startswith("onnxruntime-int8, 1 image ") and line.endswith(" ms") for line in lines)
+    assert any(line.startswith("onnxruntime-int8 and onnxruntime gain nothing from") for line in lines)
     main([*arguments, "--search", "batch_size=16", "--quiet"])
     assert masks.stat().st_mtime_ns != before
 
@@ -281,8 +286,55 @@ def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found
     assert main([*arguments, "--classes", "blue,green,red,yellow"]) in (0, 3)
     shown = capsys.readouterr()
     assert "found by fit on 80 training images" in shown.err and "of the weights kept" in shown.err
+    assert "are within one point, and of these its loss is the least" in shown.err
     assert "source model  result" in shown.out and "copy it anywhere" in shown.out
     assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["BLUE", "RED"]
+
+
+@pytest.mark.parametrize(("size", "advice"), [([], "images of 224 px, as nothing says otherwise: --size sets it"),
+                                               (["--size", "16"], "")])  # fmt: skip
+def test_a_model_of_the_users_own_says_its_size_if_it_was_not_given(world, size, advice):
+    root, _ = world
+    choices = command.make_choices(ARCHITECTURE, str(root / "colours"), ["red"], weights=str(root / "mine.ckpt"),
+                                   size=int(size[1]) if size else None)  # fmt: skip
+    assert ([advice] if advice else []) == choices.notes and choices.entry["size"] == (16 if size else 224)
+
+
+def prepared(world, work, normalization, wrong=False):
+    """Return the steps of a problem up to its prepared images, with the right source model or a wrong one."""
+    root, _ = world
+    names = "red,blue,yellow,green" if wrong else "blue,green,red,yellow"
+    choices = command.make_choices(ARCHITECTURE, str(root / "colours"), ["red"], weights=str(root / "mine.ckpt"),
+                                   size=16, classes=names, normalization=normalization)  # fmt: skip
+    shrinking = Shrinking(choices, work, "cpu")
+    return shrinking, shrinking.prepare_data()
+
+
+def test_a_given_normalization_that_is_far_behind_another_one_is_doubted_each_time(world, tmp_path, caplog):
+    far = "1,1,1/0.1,0.1,0.1"
+    for _ in range(2):  # the second time, nothing is computed
+        caplog.clear()
+        shrinking, images = prepared(world, tmp_path / "far", far)
+        assert shrinking.fetch_source(images) == "as given"
+        (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        wrong, right = (float(value) for value in re.findall(r"([0-9.]+) %", warning))
+        assert wrong < right - 5 and right > 80 and "of 160 training images right" in warning
+    kept = open_source(tmp_path / "far/models/small", architecture=ARCHITECTURE).normalization
+    assert [list(part) for part in kept] == [[1.0] * 3, [0.1] * 3]
+    caplog.clear()
+    shrinking, images = prepared(world, tmp_path / "near", world[1])
+    shrinking.fetch_source(images)
+    assert "given --normalization" not in caplog.text
+
+
+def test_a_source_model_that_hardly_beats_guessing_is_said_with_its_size(world, tmp_path, caplog):
+    sentence = r"of 160 training images right at 16 px, hardly more than by guessing: check --size, .*--classes"
+    shrinking, images = prepared(world, tmp_path / "found", None, wrong=True)
+    with pytest.raises(UserError, match=sentence):
+        shrinking.fetch_source(images)
+    shrinking, images = prepared(world, tmp_path / "given", world[1], wrong=True)
+    shrinking.fetch_source(images)  # whoever gives one may have a reason
+    assert re.search(sentence, caplog.text)
 
 
 @pytest.fixture(scope="module")
@@ -315,9 +367,14 @@ def test_a_result_with_fewer_channels_is_smaller_everywhere_and_its_card_is_true
     recovery = json.loads((work / "direct/small/binary/red/recovery.json").read_text())
     assert card["accuracy"]["before_recovery"] == recovery["accuracy"]["before"]
     assert "before recovery" in "\n".join(summary(card, [], folder, work))
-    for before, helped in ((0.0, True), (1.0, False)):
+    after = card["accuracy"]["reengineered"]
+    for before, worse, equal in ((0.0, False, False), (after, False, True), (1.1, True, False)):
         changed = {**card, "accuracy": {**card["accuracy"], "before_recovery": before}}
-        assert any("recovery did not help" in line for line in summary(changed, [], folder, work)) != helped
+        lines = summary(changed, [], folder, work)
+        assert any("recovery did not help" in line for line in lines) == equal
+        sentence = f"! The recovery made the result worse: 110.00 % before it, {100 * after:.2f} % after it. The same"
+        assert lines[0].startswith(sentence) == worse
+        assert not worse or "with --recovery none delivers the model before it" in lines[0]
     sizes = {name: (folder / name).stat().st_size for name in card["size"]["bytes"]}
     assert sizes == card["size"]["bytes"] and sizes["model.onnx"] < card["size"]["source_onnx_bytes"]
     assert sizes["model.onnx"] < 0.9 * (shrunk[0] / "model.onnx").stat().st_size
@@ -445,12 +502,15 @@ def test_a_recovery_may_mend_a_search_that_ends_in_one_answer(world, tmp_path, m
         (["--granularity", "channel", "--budget", "none"], "a search of channels needs one"),
         (["--search", "channels.multiple=16"], "has no effect without channels: add --granularity channel"),
         (["--granularity", "channel", "--search", "channels.width=3"], "channels.width=3 is no setting of a search"),
-        (["--granularity", "channel", "--search", "channels.multiple=0"], "takes a whole number, such as 8"),
+        (["--granularity", "channel", "--search", "channels.multiple=0"], "whole number of at least 1, such as 8"),
+        (["--search", "foo=1"], "foo=1 is no setting of a search: known are epochs, batch_size, lr_mask, "),
         (["--search", "lr_mask=much"], "--search lr_mask=much does not fit: this setting takes a number"),
         (["--recovery", "lr=0.1"], "must say how many epochs"),
         (["--recovery", "epochs=few"], "--recovery epochs=few does not fit"),
         (["--recovery", "8,cutmix=2"], "--recovery cutmix=2 does not fit: this setting takes a number from 0 to 1"),
         (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
+        (["--recovery", "3,foo=3"], "foo=3 is no setting of a recovery: known are epochs, batch_size, lr, "),
+        (["--recovery", "-1"], "-1 does not fit: this setting takes a whole number of at least 1, such as 45"),
     ],
 )
 def test_mistakes_in_settings_are_told_before_anything_is_done(world, tmp_path, capsys, arguments, sentence):
@@ -498,6 +558,22 @@ def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     (tmp_path / "other/file").touch()
     assert main(["export", str(result), "--out", str(tmp_path / "other"), "--architecture", ARCHITECTURE]) == 1
     assert "holds other files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("act", [["show"], ["evaluate", "--data", "photos"], ["export"]], ids=lambda act: act[0])
+def test_a_folder_that_is_not_there_or_the_working_folder_is_named(shrunk, tmp_path, monkeypatch, capsys, act):
+    monkeypatch.chdir(shrunk[1])
+    for folder, sentence in (
+        (tmp_path / "nope", f"There is no folder {tmp_path}/nope: correct its path."),
+        (shrunk[1], f"{shrunk[1]} is the working folder of seam shrink: give {shrunk[0]}, which holds the model."),
+        (Path("."), f". is the working folder of seam shrink: give {shrunk[0]}, which holds the model."),
+        (tmp_path, f"{tmp_path} holds no result: give a folder that seam shrink wrote, or one of the workflow"),
+    ):
+        assert main([act[0], str(folder), *act[1:]]) == 1
+        assert sentence in capsys.readouterr().err
+    if act == ["export"]:
+        assert main(["export", str(shrunk[0])]) == 1
+        assert "is a folder to ship already: copy it." in capsys.readouterr().err
 
 
 def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
@@ -617,10 +693,17 @@ def test_budgets(text, budget):
     assert parse_budget(text) == budget
 
 
-@pytest.mark.parametrize("text", ["", "much", "200%", "0%", "-5%", "5% ms", "25% bytes"])
-def test_wrong_budgets_are_one_sentence(text):
-    with pytest.raises(UserError, match="--budget is"):
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [("", "25%, or"), ("much", "25%, or"), ("-5%", "25%, or"), ("25% bytes", "25%, or"),
+     ("200%", "must be more than 0 % and at most 100 %: 25%, say"), ("0%", "must be more than 0 % and at most 100 %"),
+     ("200% macs", "at most 100 %: 25% macs, say"), ("0 macs", "must be more than 0: 25% macs, say"),
+     ("0 ms", "must be more than 0: 5 ms, say"), ("5% ms", "ms take a plain number: 5 ms, say")],
+)  # fmt: skip
+def test_wrong_budgets_are_one_sentence(text, advice):
+    with pytest.raises(UserError, match="--budget is ") as error:
         parse_budget(text)
+    assert advice in str(error.value)
 
 
 def test_of_normalizations_that_fit_alike_the_surest_is_taken():
@@ -637,6 +720,20 @@ def test_a_line_of_progress_says_what_the_budget_is_of():
         == "epoch 2/30: 90.0 % of the held-out images right, 48.0 % of the source model's cost left"
     )
     assert "60.0 % of the weights kept" in describe(2, 30, {**row, "cost": 0.6}, None)
+
+
+@pytest.mark.parametrize(
+    ("budget", "advice"),
+    [({"met": True, "limit": 0.25}, "A larger --budget or more --epochs can help"),
+     ({"met": True, "limit": 1.0}, ". More --epochs can help"), (None, ". A smaller --search alpha or more --epochs")],
+)  # fmt: skip
+def test_advice_fits_the_budget(shrunk, budget, advice):
+    card = json.loads((shrunk[0] / "card.json").read_text())
+    accuracy = {**card["accuracy"], "source": 1.0, "reengineered": 0.9, "decided_by": "accuracy"}
+    changed = {**card, "accuracy": accuracy, "budget": budget, "images": {**card["images"], "test": 1}}
+    changed["settings"] = {**card["settings"], "initial_head": "random"}
+    (sentence,) = judge(changed, 2.0)
+    assert advice in sentence and "10.0 points less accurate than the source model on 1 test image (95 %" in sentence
 
 
 def test_disturbed_times_are_said(shrunk):
@@ -675,9 +772,10 @@ def test_few_images_get_small_batches():
     assert search_choice(100, {"macs": 0.5}, None, ["selection=test"])["selection"] == "test"
     budget = search_choice(100, {"macs": 0.5}, 7, ["lr_mask=0.02"])
     assert (budget["lr_mask"], budget["epochs"], budget["budget"]["macs"]) == (0.02, 7, 0.5)
+    assert recovery_choice("none") == recovery_choice("0") == {} and recovery_choice("epochs=3")["epochs"] == 3
     with pytest.raises(UserError, match="alpha=2 has no effect with a budget"):
         search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
-    with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search \(did you mean alpha\?\)"):
+    with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search: did you mean alpha\?"):
         search_choice(100, None, None, ["alhpa=2"])
 
 
@@ -713,6 +811,34 @@ def test_classes_to_keep():
         find_kept(["rabit"], ["cat", "rabbit"])
 
 
+def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, capsys):
+    root, normalization = world
+    shutil.copytree(root / "colours/train", tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos/blue")
+    (tmp_path / "photos/blue").mkdir()
+    (tmp_path / "photos/blue/a.heic").touch()
+    for path in sorted((tmp_path / "photos/green").iterdir())[1:]:
+        path.unlink()
+    (tmp_path / "photos/red/a.heic").touch()
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
+                 "--normalization", normalization, *COMMON, "--epochs", "2", "--budget", "none"]  # fmt: skip
+    assert main([*arguments, "--keep", "red", "--out", str(tmp_path / "out")]) in (0, 3)
+    shown = capsys.readouterr().err
+    assert "classes of the data that have too few images are left out: blue, green" in shown
+    assert shown.count(f"Warning: {tmp_path}/photos: 1 file is ignored for its ending (.heic)") == 1
+    assert open_dataset(tmp_path / "out.work/datasets/photos").classes == ["red", "yellow"]
+    source = open_source(tmp_path / "out.work/models/small", architecture=ARCHITECTURE)
+    assert source.classes == ["blue", "green", "red", "yellow"]  # all of its outputs
+    for name, sentence in (
+        ("blue", f"--data: {tmp_path}/photos/blue has no images in it (.bmp"),
+        ("green", "--data: class green has a single image, which cannot be split"),
+    ):
+        assert main([*arguments, "--keep", f"red,{name}", "--out", str(tmp_path / name)]) == 1
+        assert sentence in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "photos")]) == 1
+    assert f"--data: {tmp_path}/photos/blue has no images in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -723,6 +849,7 @@ def test_classes_to_keep():
         (["--normalization", "best"], "--normalization is best, but must be imagenet"),
         (["--classes", "red,blue"], "--classes"),
         (["--epochs", "1"], "--epochs is 1"),
+        (["--device", "gpu"], "The device gpu is not known: choose auto"),
     ],
 )
 def test_mistakes_are_in_the_words_of_the_command_line(world, tmp_path, capsys, change, sentence):

@@ -98,7 +98,7 @@ def timm_names() -> list[str]:
 
 
 def check(name: str) -> dict[str, Any]:
-    """Return the findings of `seam check` for a model at the first size that it takes, from a process of its own."""
+    """Return the findings of `seam check` for a model at the first size that it accepts, from a process of its own."""
     findings: dict[str, Any] = {}
     for size in SIZES:
         receiver, sender = FORK.Pipe(duplex=False)
@@ -144,7 +144,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     if own < len(found):
         models += f", and {len(found) - own} small ones of timm {importlib.metadata.version('timm')}"
     models += f", with random weights and {OUTPUTS} outputs, as `seam check` sees them. "
-    models += "Each was checked at the smallest size among 64, 128 and 224 px that it takes."
+    models += "Each was checked at the smallest size among 64, 128 and 224 px that it accepts."
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )

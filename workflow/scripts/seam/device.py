@@ -32,8 +32,10 @@ def select_device(wanted: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if name not in available:
+        raise UserError(f"The device {name} is not known: choose auto, {', '.join(available)}.")
     if not available[name]:
-        raise UserError(f"device: {name} is asked for in the config, but torch finds none here: choose auto or cpu.")
+        raise UserError(f"The device {name} is asked for, but torch finds none here: choose auto or cpu.")
     if name != "cuda":
         set_precision(_precision_on_cpu(on_cpu) if name == "cpu" else "float32")
         return torch.device(name)

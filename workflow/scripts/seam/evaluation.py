@@ -136,11 +136,12 @@ def require_better_than_guessing(
     guessing = 1 / classes
     effective = images if counts is None else classes**2 / sum(1 / count for count in counts)
     error = math.sqrt(guessing * (1 - guessing) / effective)
+    chance = f"{100 * guessing:.1f} %"
     if counts is None:
-        comparison = f"{what} gets {accuracy:.4f} of {images} test images right, and guessing {guessing:.4f}"
+        comparison = f"{what} gets {100 * accuracy:.1f} % of {images} test images right, and guessing {chance}"
     else:
         comparison = (
-            f"{what} has a balanced accuracy of {accuracy:.4f} on {images} test images, and guessing {guessing:.4f}"
+            f"{what} has a balanced accuracy of {100 * accuracy:.1f} % on {images} test images, and guessing {chance}"
         )
     if accuracy < guessing - 3 * error:
         raise UserError(

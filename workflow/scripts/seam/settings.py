@@ -175,6 +175,20 @@ def budget_share(unit: str, value: float, whole: float) -> float:
     return value if unit in ("weights", "latency") or (unit == "macs" and value <= 1) else value / whole
 
 
+def budget_words(unit: str, value: float) -> str:
+    """Return a budget as a sentence names it.
+
+    >>> budget_words("weights", 0.25), budget_words("macs", 10e6), budget_words("latency_ms", 0.5)
+    ('25 % of the weights', '10,000,000 MACs', '0.5 ms')
+    """
+    if unit == "latency_ms":
+        return f"{value:g} ms"
+    if unit == "macs" and value > 1:
+        return f"{value:,.0f} MACs"
+    nouns = {"weights": "weights", "macs": "MACs", "latency": "time"}
+    return f"{100 * value:.4g} % of the {nouns[unit]}"
+
+
 def choose_batch_size(images: int, epochs: int) -> int:
     """Return the batch size of a search that meets a budget: the largest that leaves BUDGET_STEPS steps, at least 16.
 

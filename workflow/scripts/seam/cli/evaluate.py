@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the accuracy, that of each class, and the confusion matrix."""
+    from seam.delivery.card import counted, percent
     from seam.delivery.evaluating import evaluate_folder
     from seam.memory import use_threads
 
@@ -38,14 +39,14 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(results, indent=2, ensure_ascii=False))
         return 0
     low, high = results["interval"]
-    number = f"{results['accuracy']:.2%} of {results['images']} images"
-    print(f"accuracy           {number} (95 % interval {low:.1%} to {high:.1%})")
-    print(f"balanced accuracy  {results['balanced_accuracy']:.2%}, the mean of the classes")
+    number = f"{percent(results['accuracy'], 2)} of {counted(results['images'], 'image')}"
+    print(f"accuracy           {number} (95 % interval {percent(low)} to {percent(high)})")
+    print(f"balanced accuracy  {percent(results['balanced_accuracy'], 2)}, the mean of the classes")
     width = max(map(len, results["classes"]))
     print("\nof the images of     were called")
     for name, row in zip(results["classes"], results["confusion"], strict=True):
         own = results["per_class"].get(name)
-        share = f"{own['accuracy']:7.2%} right" if own else "  no images"
+        share = f"{percent(own['accuracy'], 2):>8} right" if own else "   no images"
         print(
             f"  {name:<{width}}  {share}  "
             + "  ".join(f"{n} {other}" for n, other in zip(row, results["classes"], strict=True))

@@ -33,10 +33,12 @@ def run(options: argparse.Namespace) -> int:
     from seam.errors import UserError
     from seam.files import read_json
     from seam.memory import use_threads
+    from seam.reuse.cards import is_delivered, require_result
 
     use_threads(1)
-    if not (options.folder / "masks.safetensors").is_file():
-        raise UserError(f"{options.folder} has no masks.safetensors: give the folder of a re-engineered model.")
+    if is_delivered(options.folder):
+        raise UserError(f"{options.folder} is a folder to ship already: copy it.")
+    require_result(options.folder, "masks.safetensors")
     metrics = read_json(options.folder / "metrics.json")
     data = next(
         (place / "datasets" / metrics["dataset"] for place in options.folder.resolve().parents

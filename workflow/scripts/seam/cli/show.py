@@ -10,7 +10,7 @@ from seam.delivery.card import render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
 from seam.report.measured import read_metrics
-from seam.reuse.cards import is_delivered, read_card
+from seam.reuse.cards import is_delivered, read_card, require_result
 
 NAME = "show"
 HELP = "print what a result folder holds"
@@ -48,12 +48,10 @@ def _describe(folder: Path) -> list[str]:
         "student": ("student", _student),
         "source": ("source model", _source),
     }
-    name = next((name for name in kinds if (folder / f"{name}.safetensors").is_file()), None)
-    if name is None or not (folder / "metrics.json").is_file():
-        raise UserError(
-            f"{folder} is not the folder of a finished result: give one that holds metrics.json beside "
-            "masks.safetensors, student.safetensors or source.safetensors."
-        )
+    require_result(folder, *(f"{name}.safetensors" for name in kinds))
+    name = next(name for name in kinds if (folder / f"{name}.safetensors").is_file())
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder} holds no finished result, since metrics.json is missing: run the workflow again.")
     title, rows = kinds[name]
     return [f"{title} in {folder}", *(f"  {key:<18}{value}" for key, value in rows(folder).items())]
 

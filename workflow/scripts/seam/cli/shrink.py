@@ -84,8 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recovery",
         metavar="N",
-        help="epochs that train what is left after the search (default: 45 with a budget; 0: none); or "
-        "epochs=8,lr=0.0005",
+        help="epochs that train what is left after the search (default: 45 with a budget), none; or epochs=8,lr=0.0005",
     )
     parser.add_argument(
         "--normalization",
@@ -104,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time",
         metavar="E",
-        help="engines that time both models, or none (default onnxruntime, and seam unless channels are removed)",
+        help="engines that time both models, or none (default onnxruntime, seam unless channels are removed, and "
+        "onnxruntime-int8 with --int8)",
     )
     parser.add_argument("--int8", action="store_true", help="add a model with weights and activations of 8 bits")
     parser.add_argument(
@@ -130,10 +130,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Shrink the model; print the summary; return the exit code."""
     from seam.cli.progress import hide_log, show_log
+    from seam.delivery.card import counted
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
     from seam.delivery.shrinking import Shrinking, use_one_thread
+    from seam.device import select_device
     from seam.errors import UserError
+    from seam.reuse.cards import WORK
     from seam.settings import SearchSettings, for_few_images
 
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
@@ -153,7 +156,7 @@ def run(options: argparse.Namespace) -> int:
     choices.recovery = recovery_choice(options.recovery)
     search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
     out = options.out or Path("shrunk") / f"{choices.model}-{choices.target}"
-    work = options.work or out.with_name(f"{out.name}.work")
+    work = options.work or out.with_name(f"{out.name}{WORK}")
     require_own(out)
     work.mkdir(parents=True, exist_ok=True)
     progress = show_log(str(work / "log.txt"), options.quiet or options.json)
@@ -167,6 +170,7 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         use_one_thread(options.threads)
+        select_device(options.device)  # one that is missing is told at once
         for note in choices.notes:
             say(note)
         shrinking = Shrinking(choices, work, options.device, say)
@@ -179,22 +183,25 @@ def run(options: argparse.Namespace) -> int:
             if options.budget is None:
                 budget = None
                 say(
-                    f"the smallest class has {fewest} training images, too few for a budget: the search keeps what "
-                    "holds the accuracy (--budget sets one)"
+                    f"the smallest class has {counted(fewest, 'training image')}, too few for a budget: the search "
+                    "keeps what holds the accuracy (--budget sets one)"
                 )
             elif budget is not None:
-                say(f"! the smallest class has {fewest} training images: without --budget the result is more accurate")
+                images_of_it = counted(fewest, "training image")
+                say(f"! the smallest class has {images_of_it}: without --budget the result is more accurate")
         choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity, few)
         if options.recovery is None and budget is not None and not few:
             choices.recovery = recovery_choice(RECOVERY)
         epochs = for_few_images(SearchSettings(**choices.settings), fewest).epochs
-        say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {count} images")
+        say(f"searching {choices.problem} {choices.target}: {epochs} epochs of about {counted(count, 'image')}")
         shrinking.search()
         progress.close_line()
         shrinking.recover()
         progress.close_line()
         # seam.engine leaves networks without zeros to ONNX Runtime, so that its times would be the same.
         timed = options.time or ("onnxruntime" if options.granularity == "channel" else "onnxruntime,seam")
+        if options.int8 and not options.time:
+            timed += ",onnxruntime-int8"
         engines = () if timed == "none" else tuple(timed.split(","))
         shrinking.measure(images, engines, options.int8, options.c)
         say("writing the folder")
@@ -250,27 +257,31 @@ def is_few(images: int, search: list[str]) -> bool:
 
 def judge(card: Card, lose: float) -> list[str]:
     """Return what is worse than asked for, a sentence each: the accuracy, the budget."""
-    from seam.delivery.card import is_balanced, lost_points
+    from seam.delivery.card import counted, is_balanced, lost_points, percent
     from seam.delivery.shrinking import latency_engine
     from seam.report.intervals import wilson
 
     sentences = []
-    lost, images = lost_points(card), card["images"]["test"]
+    lost, images = lost_points(card), counted(card["images"]["test"], "test image")
+    budget = card.get("budget")
     advice = "A larger --budget or more --epochs can help."
+    if not budget:
+        advice = "A smaller --search alpha or more --epochs can help."
+    elif budget["limit"] >= 1:
+        advice = "More --epochs can help."
     if has_few_images(card):
         advice = "More training images of the small classes can help."
     if lost > lose and is_balanced(card):
         sentences.append(
             f"The result is {lost:.1f} points worse than the source model in balanced accuracy, the mean of the "
-            f"classes, on {images} test images. {advice}"
+            f"classes, on {images}. {advice}"
         )
     elif lost > lose:
-        low, high = wilson(card["accuracy"]["reengineered"], images)
+        low, high = wilson(card["accuracy"]["reengineered"], card["images"]["test"])
         sentences.append(
-            f"The result is {lost:.1f} points less accurate than the source model on {images} test images "
-            f"(95 % interval of the result: {low:.1%} to {high:.1%}). {advice}"
+            f"The result is {lost:.1f} points less accurate than the source model on {images} "
+            f"(95 % interval of the result: {percent(low)} to {percent(high)}). {advice}"
         )
-    budget = card.get("budget")
     allowed = card["settings"].get("budget") or {}
     engine = latency_engine(card["settings"])
     taken = [each["reengineered_ms"] for each in card["latency"] if each["engine"] == engine]
@@ -285,8 +296,8 @@ def judge(card: Card, lose: float) -> list[str]:
         )
     if budget and not budget["met"]:
         sentences.append(
-            f"The budget is not met: {budget['name']} allows {budget['limit']:.1%} of the source model's cost, and the "
-            f"result costs {budget['cost']:.1%}. More --epochs can help."
+            f"The budget is not met: it allows {percent(budget['limit'])} of the source model's cost, and the result "
+            f"costs {percent(budget['cost'])}. More --epochs can help."
         )
     return sentences
 
@@ -299,27 +310,32 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         has_channels_removed,
         is_balanced,
         kilobytes,
+        listed,
         lost_points,
+        percent,
     )
 
-    accuracy, size, images = card["accuracy"], card["size"], card["images"]["test"]
+    accuracy, size, images = card["accuracy"], card["size"], counted(card["images"]["test"], "test image")
+    decided = accuracy["balanced"] if is_balanced(card) else accuracy
+    before, after = accuracy.get("before_recovery"), decided["reengineered"]
     rows = [("", "source model", "result")]
-    rows.append((f"accuracy ({images} test images)", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}"))
+    rows.append((f"accuracy ({images})", percent(accuracy["source"], 2), percent(accuracy["reengineered"], 2)))
     if is_balanced(card):
-        balanced = accuracy["balanced"]
-        rows.append(("balanced accuracy", f"{balanced['source']:.2%}", f"{balanced['reengineered']:.2%}"))
-    if accuracy.get("before_recovery") is not None:
-        rows.append(("  before recovery", "", f"{accuracy['before_recovery']:.2%}"))
+        rows.append(("balanced accuracy", percent(decided["source"], 2), percent(after, 2)))
+    if before is not None:
+        rows.append(("  before recovery", "", percent(before, 2)))
     for name, value in accuracy["per_class"].items():
-        rows.append((f"  {name} ({value['images']})", f"{value['source']:.2%}", f"{value['accuracy']:.2%}"))
+        rows.append((f"  {name} ({value['images']})", percent(value["source"], 2), percent(value["accuracy"], 2)))
     if accuracy.get("int8") is not None:
-        rows.append(("accuracy in int8", "", f"{accuracy['int8']:.2%}"))
-    rows.append(("weights", f"{size['weights']:,}", f"{size['kept']:,} ({size['kept'] / size['weights']:.1%})"))
+        rows.append(("accuracy in int8", "", percent(accuracy["int8"], 2)))
+    rows.append(("weights", f"{size['weights']:,}", f"{size['kept']:,} ({percent(size['kept'] / size['weights'])})"))
     if size["source_onnx_bytes"]:
         rows.append(("model.onnx", kilobytes(size["source_onnx_bytes"]), kilobytes(size["bytes"]["model.onnx"])))
+    if "model-int8.onnx" in size["bytes"]:
+        rows.append(("model-int8.onnx", "", kilobytes(size["bytes"]["model-int8.onnx"])))
     if card["macs"]:
         source, result = card["macs"]["source"], card["macs"]["reengineered"]
-        rows.append(("MACs", millions(source), f"{millions(result)} ({result / source:.1%})"))
+        rows.append(("MACs", millions(source), f"{millions(result)} ({percent(result / source)})"))
     for entry in card["latency"]:
         rows.append(
             (
@@ -330,25 +346,30 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"! {sentence}" for sentence in verdict]
+    if before is not None and after < before:
+        lines.append(
+            f"! The recovery made the result worse: {percent(before, 2)} before it, {percent(after, 2)} after it. The "
+            "same command with --recovery none delivers the model before it; more epochs of recovery can help, too."
+        )
     lost = lost_points(card)
     if not verdict and is_balanced(card) and lost:
         lines.append(f"The balanced accuracy of the result is {lost:.1f} points below that of the source model.")
     elif not verdict and lost:
         lines.append(f"The result is {lost:.1f} points less accurate than the source model.")
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    decided = accuracy["balanced"] if is_balanced(card) else accuracy
-    if (before := accuracy.get("before_recovery")) is not None and decided["reengineered"] <= before:
-        lines.append("The recovery did not help: give --recovery more epochs, or 0 to leave it out.")
+    if before is not None and after == before:
+        lines.append("The recovery did not help: give --recovery more epochs, or none to leave it out.")
     if any(entry.get("disturbed") for entry in card["latency"]):
         lines.append(DISTURBED_TIMES)
     if card["data"]["split_here"]:
         lines.append("The images were split here: if the source model was trained on them, its accuracy is too high.")
     if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:
         lines.append("With few images, little can be removed at a small loss: more images let the search remove more.")
-    idle = dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"])
+    idle = list(dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"]))
     if idle and not has_channels_removed(card):
+        gain = "gains" if len(idle) == 1 else "gain"
         lines.append(
-            f"{' and '.join(idle)} gains nothing from weights that are zero: seam.engine skips them, and --granularity "
+            f"{listed(idle)} {gain} nothing from weights that are zero: seam.engine skips them, and --granularity "
             "channel makes a model that is smaller and faster in every engine."
         )
     lines.append(f"{out} holds the model, its card and a program for each runtime: copy it anywhere.")

@@ -147,8 +147,12 @@ def _problem(
     share: float,
 ) -> TargetProblem:
     train, test = choose(dataset.train, 0), choose(dataset.test, 1)
-    for name, subset in (("training", train), ("test", test)):
-        require_every_class(subset.labels, classes, f"The {name} images of the problem {'/'.join(classes)}")
+    positions = [_class_index(dataset, member) for member in members]
+    for name, split, subset in (("training", dataset.train, train), ("test", dataset.test, test)):
+        owner = f"The {name} images of the problem {'/'.join(classes)}"
+        if kind != "multiclass" and np.isin(split.labels, positions).all():
+            raise UserError(f"{owner} hold none of the rest: add images of other classes than {', '.join(members)}.")
+        require_every_class(subset.labels, classes, owner)
     train, holdout = hold_out(train, share, seed)
     return TargetProblem(kind, classes, members, train, holdout, test)
 
@@ -170,7 +174,7 @@ def require_every_class(labels: np.ndarray, classes: Sequence[str], owner: str) 
     counts = np.bincount(labels, minlength=len(classes))
     for name, count in zip(classes, counts, strict=True):
         if not count:
-            raise UserError(f"{owner} hold none of class {name}: add some, or take the class out of the config.")
+            raise UserError(f"{owner} hold none of class {name}: add some, or leave the class out.")
 
 
 def hold_out(subset: Subset, share: float, seed: int) -> tuple[Subset, Subset]:

@@ -157,13 +157,22 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, whose plural has an s at its end if it is not given.
 
-    >>> counted(1, "image"), counted(16, "image")
-    ('1 image', '16 images')
+    >>> counted(1, "image"), counted(1600, "image"), counted(2, "class", "classes")
+    ('1 image', '1,600 images', '2 classes')
     """
-    return f"{number} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as a percentage.
+
+    >>> percent(0.9167), percent(0.9167, 2)
+    ('91.7 %', '91.67 %')
+    """
+    return f"{100 * share:.{digits}f} %"
 
 
 def worded(settings: Mapping[str, Any]) -> str:

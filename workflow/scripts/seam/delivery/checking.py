@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from seam.cost.export import export
+from seam.delivery.card import counted, percent
 from seam.errors import UserError, one_line
 from seam.masks.layers import maskable, unused_parameters
 from seam.models.architectures import require_classifier
@@ -73,7 +74,7 @@ def _check_masks(check: Check, module: nn.Module, images: torch.Tensor) -> None:
     whole = sum(value.numel() for value in module.parameters())
     share = sum(value.numel() for value in parameters.values()) / whole
     check.numbers |= {"parameters": whole, "maskable": share}
-    check.findings["masks"] = f"{share:.1%} of {whole:,} parameters can be masked"
+    check.findings["masks"] = f"{percent(share)} of {whole:,} parameters can be masked"
     masked = {id(value) for value in parameters.values()}
     for name, layer in module.named_modules():
         own = [(key, value) for key, value in layer.named_parameters(recurse=False) if id(value) not in masked]
@@ -91,10 +92,11 @@ def _check_masks(check: Check, module: nn.Module, images: torch.Tensor) -> None:
         else:
             why = "only convolutions, linear layers and attention get masks"
         check.layers[name or "the model itself"] = (
-            f"{names} of {type(layer).__name__} ({count:,} numbers, {count / whole:.1%}) stays whole: {why}."
+            f"{names} of {type(layer).__name__} ({counted(count, 'number')}, {percent(count / whole)}) stays whole: "
+            f"{why}."
         )
     if share < 0.5:
-        check.fail("masks", f"only {share:.1%} of {whole:,} parameters can be masked: the rest stays whole.")
+        check.fail("masks", f"only {percent(share)} of {whole:,} parameters can be masked: the rest stays whole.")
 
 
 def _check_macs(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None:
@@ -116,7 +118,7 @@ def _check_macs(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None
     total = macs["dense"]["total"]
     share = 1 - least / total if total else 0.0
     check.numbers |= {"macs": total, "maskable_macs": share}
-    check.findings["MACs"] = f"{total / 1e6:,.1f} M for one image, of which masks can save up to {share:.1%}"
+    check.findings["MACs"] = f"{total / 1e6:,.1f} M for one image, of which masks can save up to {percent(share)}"
 
 
 def _check_channels(check: Check, module: nn.Module, images: torch.Tensor) -> None:
@@ -130,8 +132,10 @@ def _check_channels(check: Check, module: nn.Module, images: torch.Tensor) -> No
         return
     count, branches = groups.count - len(groups.branches), len(groups.branches)
     check.numbers |= {"channels": count, "branches": branches}
-    can = f"{count:,} sets of channels in {len(groups.sizes) - branches} groups can be removed"
-    check.findings["channels"] = can + (f", and {branches} residual branches" if branches else "")
+    sets, within = counted(count, "set"), counted(len(groups.sizes) - branches, "group")
+    can = f"{sets} of channels in {within} can be removed"
+    more = f", and {counted(branches, 'residual branch', 'residual branches')}" if branches else ""
+    check.findings["channels"] = can + more
     for name, reason in groups.reasons.items():
         check.layers.setdefault(f"{name} (channels)", f"channels stay: {reason}.")
     for name in groups.staying:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 from seam.config.checks.datasets import check_dataset
 from seam.config.checks.models import check_model, model_classes
 from seam.config.entries import folder_name
-from seam.config.wording import closest, did_you_mean
+from seam.config.wording import closest, did_you_mean, hint
+from seam.data.kinds.imagefolder import unusable_classes
 from seam.data.kinds.registry import IMAGENET, class_names
+from seam.delivery.card import counted
 from seam.errors import UserError
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
@@ -28,6 +30,7 @@ from seam.settings import (
 )
 
 SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
+OWN_SIZE = 224  # pixels, for an architecture in a file of the user's, which does not say it
 KNOWN_NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -39,7 +42,8 @@ PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.dat
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|time|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
-RECOVERY = "epochs=45,fresh_negatives=true,cutmix=0.5"  # after a search with a budget, if nothing else is given
+USUAL_EPOCHS = 45  # of a recovery
+RECOVERY = f"epochs={USUAL_EPOCHS},fresh_negatives=true,cutmix=0.5"  # after a search with a budget, by default
 SHARES = ("cutmix",)  # settings that cannot be more than 1
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "time": "latency", "ms": "latency_ms"}
 
@@ -118,7 +122,7 @@ def default_size(architecture: str, weights: str) -> int:
         return int(size[0])
     if architecture.startswith("timm:"):
         return int(import_timm().get_pretrained_cfg(timm_name(architecture)).input_size[-1])
-    return 224
+    return OWN_SIZE
 
 
 def parse_budget(text: str) -> dict[str, Any]:
@@ -135,8 +139,13 @@ def parse_budget(text: str) -> dict[str, Any]:
     number, factor, unit = match.groups()
     unit = (unit or "weights").lower()
     value = float(number) * FACTORS.get((factor or "").lower(), 1)
-    if value <= 0 or (unit in ("weights", "time") and value > 1) or (unit == "ms" and factor):
-        raise UserError(f"--budget is {text}, but {unit} take a share from 0 to 100 %: 25%, say.")
+    if unit == "ms" and factor:
+        raise UserError(f"--budget is {text}, but ms take a plain number: 5 ms, say, or 50% time for a share.")
+    is_share = factor == "%" or unit in ("weights", "time")
+    if value <= 0 or (is_share and value > 1):
+        example = {"weights": "25%", "macs": "25% macs", "time": "50% time", "ms": "5 ms"}[unit]
+        limits = "more than 0 % and at most 100 %" if is_share else "more than 0"
+        raise UserError(f"--budget is {text}, but must be {limits}: {example}, say.")
     return {UNIT_KEYS[unit]: round(value, 12)}
 
 
@@ -190,11 +199,12 @@ def search_choice(
         if block and name in known:
             if granularity != "channel":
                 raise UserError(f"--search {text} has no effect without channels: add --granularity channel.")
-            search.setdefault("channels", {})[key] = _value(value, getattr(ChannelSettings(), key), "--search", text)
+            given_value = _value(key, value, getattr(ChannelSettings(), key), f"--search {text}")
+            search.setdefault("channels", {})[key] = given_value
             continue
         if name not in known:
-            raise UserError(f"--search {text} is no setting of a search{did_you_mean(name, known)}.")
-        given_value = _value(value, getattr(SearchSettings(), name), "--search", text)
+            raise UserError(f"--search {text} is no setting of a search{hint(name, known, len(known))}")
+        given_value = _value(name, value, getattr(SearchSettings(), name), f"--search {text}")
         if budget is not None and name not in SHARED:
             if name not in BUDGET_SEARCH:
                 raise UserError(f"--search {text} has no effect with a budget: leave it out, or choose --budget none.")
@@ -210,33 +220,33 @@ def search_choice(
 
 
 def recovery_choice(text: str | None) -> dict[str, Any]:
-    """Return the settings of a recovery, sorted, from `8` epochs or `epochs=8,lr=0.0005`; empty without one.
+    """Return the settings of a recovery, sorted, from `8` epochs or `epochs=8,lr=0.0005`; empty for none or 0.
 
     A number alone changes the epochs of the command's default; settings by name change those of the config.
 
     >>> recovery_choice("8")["epochs"], recovery_choice("8")["cutmix"], recovery_choice("epochs=3")["cutmix"]
     (8, 0.5, 0.0)
     """
-    if text is None or text == "0":
+    if text in (None, "none", "0"):
         return {}
     settings = f"{RECOVERY},epochs={text}" if text.isdecimal() else text
-    defaults, given = asdict(RecoverySettings()), {}
+    defaults, given = {**asdict(RecoverySettings()), "epochs": USUAL_EPOCHS}, {}
     for part in settings.split(","):
         name, equals, value = part.strip().partition("=")
         if not equals:
             name, value = "epochs", name
         if name not in defaults:
-            raise UserError(f"--recovery {part} is no setting of a recovery{did_you_mean(name, defaults)}.")
-        given[name] = _value(value, defaults[name], "--recovery", part.strip())
-    if not given.get("epochs"):
+            raise UserError(f"--recovery {part.strip()} is no setting of a recovery{hint(name, defaults)}")
+        given[name] = _value(name, value, defaults[name], f"--recovery {part.strip()}")
+    if "epochs" not in given:
         raise UserError(f"--recovery is {text}, but must say how many epochs it takes: epochs=8,{text}.")
     return dict(sorted({**defaults, **given}.items()))
 
 
-def _value(text: str, default: Any, option: str, shown: str) -> Any:
-    """Return the value that a text stands for, of the kind of the setting's default.
+def _value(name: str, text: str, default: Any, shown: str) -> Any:
+    """Return the value that a text stands for, of the kind of the default of the setting `name`.
 
-    Raises UserError if it is of another kind, or negative. option, shown: what the sentence says, `name=value`.
+    Raises UserError if it is of another kind, or out of range. shown: how the sentence begins, `--search name=value`.
     """
     value: Any = {"none": None, "null": None, "true": True, "false": False}.get(text.lower(), text)
     if isinstance(value, str):
@@ -245,14 +255,15 @@ def _value(text: str, default: Any, option: str, shown: str) -> Any:
                 value = kind(text)
                 break
     kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
-    name = shown.partition("=")[0].rpartition(".")[2]
+    fewest, most = int(name in FROM_ONE), 1 if name in SHARES else 1e9
     fits = default is None or type(value) in kinds[type(default)] or (value is None and name == "accuracy_worth")
-    if isinstance(value, (int, float)) and not (name in FROM_ONE) <= value <= (1 if name in SHARES else 1e9):
+    if isinstance(value, (int, float)) and not fewest <= value <= most:
         fits = False
     if not fits:
         words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
-        words += " from 0 to 1" if name in SHARES else ""
-        raise UserError(f"{option} {shown} does not fit: this setting takes {words}, such as {default}.")
+        if type(default) in (int, float):
+            words += " from 0 to 1" if name in SHARES else f" of at least {fewest}"
+        raise UserError(f"{shown} does not fit: this setting takes {words}, such as {str(default).lower()}.")
     return float(value) if type(default) is float and value is not None else value
 
 
@@ -288,6 +299,9 @@ def make_choices(
     """Return the checked choices. Raises UserError, in the words of the command line."""
     architecture = resolve_architecture(model)
     weights = os.path.expanduser(weights) if weights else default_weights(architecture)
+    notes = []
+    if size is None and architecture.rpartition(":")[0].endswith(".py"):
+        notes.append(f"images of {OWN_SIZE} px, as nothing says otherwise: --size sets it")
     size = size or default_size(architecture, weights)
     entry: dict[str, Any] = {"kind": "imagefolder", "root": os.path.expanduser(data), "size": size, "classes": None}
     entry["augmentation"] = list(augmentation) if augmentation is not None else None
@@ -311,8 +325,14 @@ def make_choices(
         check_dataset("datasets.data", entry)
         # A missing normalization is found by fit, later.
         check_model("models.data", {**source, "normalization": source["normalization"] or {}}, {"data": entry})
-        every, notes = class_names({**entry, "classes": None}), []
+        every = class_names({**entry, "classes": None})
         names = model_classes(source, entry)
+        wanted = set(map(normalised_name, keep))
+        few = [name for name in unusable_classes(entry["root"], every) if normalised_name(name) not in wanted]
+        if few:
+            notes.append(f"classes of the data that have too few images are left out: {_shortened(few)}")
+            names = names or [[name] for name in every]  # the model knows them nevertheless
+            every = [name for name in every if name not in few]
         entry["classes"] = known_classes(every, names, keep, problem, notes)
     except UserError as error:
         text = str(error)
@@ -378,15 +398,31 @@ def known_classes(
             if normalised_name(name) in map(normalised_name, keep):
                 raise
     if left := [name for name in every if name not in known]:
-        notes.append(
-            f"{len(left)} class(es) of the data that the model does not know are left out: {', '.join(left[:5])}"
-        )
+        notes.append(f"classes of the data that the model does not know are left out: {_shortened(left)}")
     if len(known) < 2:
         raise UserError(
-            f"--data has {len(known)} class(es) that the model knows: give images of two or more, so that there is "
-            "something to tell apart."
+            f"--data has {counted(len(known), 'class', 'classes')} that the model knows: give images of two or more, "
+            "so that there is something to tell apart."
         )
     return known
+
+
+def _shortened(names: Sequence[str], most: int = 5) -> str:
+    """Return names as a list, the first of them if they are many.
+
+    >>> _shortened(["cat", "dog"]), _shortened(["cat", "dog", "ox"], most=2)
+    ('cat, dog', 'cat, dog and 1 more')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextlib.contextmanager
+def data_errors() -> Iterator[None]:
+    """Put errors about the root of a data set, as the config calls it, into the words of the command line."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub("^root: ", "--data: ", str(error))) from error
 
 
 def find_kept(keep: Sequence[str], classes: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import torch
 
 from seam.data.batches import batches
-from seam.data.kinds.imagefolder import image_files
+from seam.data.kinds.imagefolder import image_files, warn_of_ignored
 from seam.data.kinds.listing import TEST_FOLDERS, is_table, read_table
 from seam.data.storage import Split
+from seam.delivery.choices import data_errors
 from seam.device import select_device
 from seam.errors import UserError
 from seam.evaluation import predict
@@ -72,7 +74,9 @@ def _labelled(data: str, classes: list[str]) -> tuple[list[str], np.ndarray, lis
     files: list[str] = []
     labels: list[int] = []
     left = []
-    for name, paths in _files(data).items():
+    with data_errors():
+        listed = _files(data)
+    for name, paths in listed.items():
         place = known.get(normalised_name(name), rest)
         if place is None:
             left.append(name)
@@ -96,11 +100,14 @@ def _files(data: str) -> dict[str, list[str]]:
         return chosen or next(iter(splits.values()))
     if not root.is_dir():
         raise UserError(f"--data is {data}, but there is no such folder.")
-    root = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root)
-    names = sorted(item.name for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
+    folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root)
+    names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not names:
-        raise UserError(f"--data {root} has no folders in it: put the images of each class into one of their own.")
-    return {name: image_files(root / name) for name in names}
+        raise UserError(f"--data {folder} has no folders in it: put the images of each class into one of their own.")
+    ignored: Counter[str] = Counter()
+    files = {name: image_files(folder / name, ignored) for name in names}
+    warn_of_ignored(data, ignored)
+    return files
 
 
 def _recorded_size(folder: Path) -> int:

@@ -19,8 +19,8 @@ from seam.cost.export import export, onnx_metadata
 from seam.data.batches import batches
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
-from seam.delivery.card import Card
-from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices
+from seam.delivery.card import Card, counted, listed, percent
+from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
@@ -37,6 +37,7 @@ from seam.settings import TIMES
 
 FIT_IMAGES = 512  # on which normalizations are compared
 EQUALLY_GOOD = 0.01  # share of images by which normalizations that are equally good may differ
+FAR_BEHIND = 0.05  # share of images by which a normalization that is given may be behind the best one
 FIT_BATCH = 64  # images that a model takes at once in measurements
 TIMED: dict[str, Any] = {
     "batch_size": (1,), "threads": (1,), "warmup": 5, "iterations": 30, "runs": 2, "statistic": "median",
@@ -66,7 +67,8 @@ class Shrinking:
         key = {"entry": entry, "files": _listing_digest(entry["root"])}
         if not self._is_done("data", key, self.data_folder / "dataset.json"):
             self.say(f"preparing the images of {entry['root']} at {entry['size']} px")
-            prepare_dataset(entry, self.data_folder, self.work / "cache")
+            with data_errors():
+                prepare_dataset(entry, self.data_folder, self.work / "cache")
             self._note("data", key)
         return open_dataset(self.data_folder)
 
@@ -79,18 +81,20 @@ class Shrinking:
         ]
         key = {"source": dict(source), "files": {file: sha256(file) for file in files}, "data": data.classes}
         if self._is_done("source", key, path):
-            return str(read_json(self.work / "steps.json")["source"]["words"])
-        self.say(f"reading the weights {source['weights']}")
-        is_published = not given and not os.path.isfile(source["weights"])
-        if given or is_published:  # published weights bring their own
-            words = "as given" if given else "that of the published weights"
-            self._fetch(source, path)
+            done = read_json(self.work / "steps.json")["source"]
+            words, doubt = str(done["words"]), done.get("doubt")
         else:
-            source["normalization"] = [list(values) for values in KNOWN_NORMALIZATIONS["imagenet"]]
-            self._fetch(source, path)
-            source["normalization"], words = self._fit_normalization(data)
-            self._fetch(source, path)
-        self._note("source", key, words=words)
+            self.say(f"reading the weights {source['weights']}")
+            words, doubt = "that of the published weights", None
+            if given or os.path.isfile(source["weights"]):  # published weights bring their own
+                any_fit = [list(values) for values in KNOWN_NORMALIZATIONS["imagenet"]]
+                self._fetch({**source, "normalization": given or any_fit}, path)
+                source["normalization"], words, doubt = self._fit_normalization(data, given)
+            if not given:
+                self._fetch(source, path)
+            self._note("source", key, words=words, doubt=doubt)
+        if doubt:
+            log.warning("%s", doubt)
         return words
 
     def check_export(self, data: Dataset) -> None:
@@ -142,7 +146,7 @@ class Shrinking:
         key = {**self._key(arguments), "masks": sha256(self.folder / "masks.safetensors")}
         if self._is_done("recovery", key, outputs[0]):
             return
-        self.say(f"recovery: {settings['epochs']} epochs")
+        self.say(f"recovery: {counted(settings['epochs'], 'epoch')}")
         self._remove(*RESULTS)  # of the model before it
         with staged(outputs) as staging:
             checkpoint = self.checkpoint.with_name(f"recover-{self.checkpoint.name}")
@@ -280,41 +284,68 @@ class Shrinking:
         with staged([path]) as staging:
             fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
 
-    def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
-        """Return (normalization, how it was found): the one that fits the source model best, as `choose_fit` says.
+    def _fit_normalization(
+        self, data: Dataset, given: list[list[float]] | None
+    ) -> tuple[list[list[float]], str, str | None]:
+        """Return (normalization, how it was found, what is doubtful about it or None).
 
-        Only training images are used. Normalizations that are published for such models are compared, and the
-        statistics of the images.
+        Without one that is `given`, it is the one that fits the source model best, as `choose_fit` says. Normalizations
+        that are published for such models are compared, and the statistics of the images, on training images only.
+        Raises UserError if the source model hardly does better than guessing with any of them, unless one is given.
         """
-        source, device = (
-            open_source(self.model_folder, architecture=self.choices.architecture),
-            select_device(self.device),
-        )
+        candidates = {name: [list(mean), list(std)] for name, (mean, std) in KNOWN_NORMALIZATIONS.items()}
+        candidates["the data's"] = [list(data.mean), list(data.std)]
+        own = next((name for name, values in candidates.items() if values == given), "the given one")
+        if given:
+            candidates[own] = given
+        scores, losses, count, outputs = self._compare_normalizations(data, candidates)
+        best = choose_fit(scores, losses)
+        images = counted(count, "training image")
+        doubt = None
+        if scores[best] <= 1.5 / outputs:
+            doubt = (
+                f"The source model gets {percent(scores[best])} of {images} right at {data.size[0]} px, hardly more "
+                "than by guessing: check --size, the names of its outputs in their order (--classes) and "
+                "--normalization."
+            )
+            if not given:
+                raise UserError(doubt)
+        elif given and scores[own] < scores[best] - FAR_BEHIND:
+            doubt = (
+                f"with the given --normalization, the source model gets {percent(scores[own])} of {images} right, and "
+                f"{percent(scores[best])} with another one ({best}): correct it, or leave it out to take the one that "
+                "fits best"
+            )
+        if given:
+            return given, "as given", doubt
+        ranking = sorted(scores, key=lambda name: (-scores[name], losses[name]))
+        compared = ", ".join(f"{name} {percent(scores[name])}" for name in ranking[:3])
+        words = f"{best}, found by fit on {images} ({compared}"
+        if len(close := equally_good(scores)) > 1:
+            words += f"; {listed(close)} are within one point, and of these its loss is the least"
+        return candidates[best], f"{words}); --normalization sets it", None
+
+    def _compare_normalizations(
+        self, data: Dataset, candidates: Mapping[str, list[list[float]]]
+    ) -> tuple[dict[str, float], dict[str, float], int, int]:
+        """Return ({name: accuracy}, {name: loss}, number of images, number of outputs) of the source model.
+
+        The images are some of those for training, normalised by each of the candidates {name: (mean, std)}.
+        """
+        source = open_source(self.model_folder, architecture=self.choices.architecture)
+        device = select_device(self.device)
         require_classifier(source.module, len(source.classes), data.size, "The source model")
         chosen = np.unique(np.linspace(0, len(data.train) - 1, min(FIT_IMAGES, len(data.train))).astype(np.int64))
         position = np.array([source.classes.index(name) for name in data.classes])
         labels = position[data.train.labels[chosen]]
         network = to_channels_last(source.module, device)
-        scores: dict[str, float] = {}
-        losses: dict[str, float] = {}
-        candidates = {**KNOWN_NORMALIZATIONS, "the data's": (data.mean, data.std)}
+        scores, losses = {}, {}
         for name, normalization in candidates.items():
             images = batches(data.train, chosen, labels, FIT_BATCH, normalization=normalization, device=device)
             logits, right = predict(network, images)
             scores[name] = accuracy(logits, right)
             losses[name] = float(nn.functional.cross_entropy(logits.double(), right))
-        best = choose_fit(scores, losses)
-        if scores[best] <= 1.5 / len(source.classes):
-            raise UserError(
-                f"The source model gets {scores[best]:.1%} of {len(chosen)} training images right, hardly more than by "
-                "guessing: give the names of its outputs in their order by --classes, and its --normalization."
-            )
-        mean, std = candidates[best]
-        compared = ", ".join(
-            f"{name} {scores[name]:.1%}" for name in sorted(scores, key=lambda name: (-scores[name], losses[name]))[:3]
-        )
-        words = f"{best}, found by fit on {len(chosen)} training images ({compared}); --normalization sets it"
-        return [list(mean), list(std)], words
+        return scores, losses, len(chosen), len(source.classes)
 
     def _is_done(self, step: str, key: Mapping[str, Any], output: Path) -> bool:
         steps = read_json(self.work / "steps.json") if (self.work / "steps.json").is_file() else {}
@@ -327,13 +358,17 @@ class Shrinking:
 
 
 def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:
-    """Return the name of the highest accuracy; of those that are equally good, within 0.01, the one of least loss.
+    """Return the name of the highest accuracy; of those that are equally good, the one of least loss.
 
     >>> choose_fit({"imagenet": 0.998, "cifar10": 0.996, "none": 0.7}, {"imagenet": 0.02, "cifar10": 0.01, "none": 0})
     'cifar10'
     """
-    equally_good = [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
-    return min(equally_good, key=lambda name: losses[name])
+    return min(equally_good(accuracies), key=lambda name: losses[name])
+
+
+def equally_good(accuracies: Mapping[str, float]) -> list[str]:
+    """Return the names whose accuracy is at most 0.01 below the highest one."""
+    return [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:

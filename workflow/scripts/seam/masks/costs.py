@@ -14,6 +14,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.masks.masks import Masks
 from seam.models.uses import count_uses
+from seam.settings import budget_words
 
 
 class Cost(Protocol):
@@ -127,14 +128,15 @@ def macs_cost(masks: Masks, uses: Mapping[str, float], parameters: Mapping[str, 
     return LinearCost({name: uses.get(name, 0.0) for name in masks.values}, masks, fixed)
 
 
-def require_reachable(cost: Cost, masks: Masks, share: float, budget: str) -> None:
-    """Raise UserError if one kept mask of each parameter costs more than `share`. budget: as the config gives it."""
+def require_reachable(cost: Cost, masks: Masks, share: float, unit: str, value: float) -> None:
+    """Raise UserError if one kept mask of each parameter costs more than `share`, the budget of `value` in `unit`."""
     kept = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in masks.values.items()}
     for bits in kept.values():
         bits[(0,) * bits.dim()] = True
     least = cost.share(kept).item()
     if least >= share:
         raise UserError(
-            f"The budget {budget} cannot be met, because layers without masks and one mask of each other layer cost "
-            f"{least:.2%} of the source model's {cost.whole:.4g}: raise it."
+            f"A budget of {budget_words(unit, value)} cannot be met: layers without masks stay whole, and each other "
+            f"layer keeps at least one weight, which leaves {budget_words(unit, least * value / share)}. Raise the "
+            "budget above that."
         )

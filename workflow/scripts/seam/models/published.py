@@ -201,7 +201,7 @@ def read_content(path: str | os.PathLike[str]) -> Any:
             log.info("%s: objects that are not tensors are skipped, and no code in it is run", path)
         return content
     except FileNotFoundError as error:
-        raise UserError(f"The weights file {path} does not exist.") from error
+        raise UserError(f"The weights file {path} does not exist: correct its path.") from error
     except PermissionError as error:
         raise UserError(f"The weights file {path} cannot be read ({error.strerror}): fix its permissions.") from error
     except (OSError, ValueError, SafetensorError, pickle.UnpicklingError) as error:

@@ -52,14 +52,17 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
     state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | state
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
+    advice = "Name the architecture that it was saved from, or give another file."
     if missing:
-        return f"{origin} does not fit the architecture: {missing[0]} is missing in it ({len(missing)} such)."
+        others = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
+        return f"{origin} does not fit the architecture: {missing[0]} {others} missing in it. {advice}"
     if unknown:
-        return f"{origin} does not fit the architecture, which has no {unknown[0]} ({len(unknown)} such)."
+        others = f", nor {len(unknown) - 1} more of its tensors" if len(unknown) > 1 else ""
+        return f"{origin} does not fit the architecture, which has no {unknown[0]}{others}. {advice}"
     if misshapen:
         name = misshapen[0]
         shape, expected = tuple(state[name].shape), tuple(own[name].shape)
-        return f"{origin} does not fit the architecture and the classes: {name} is {shape}, not {expected}."
+        return f"{origin} does not fit the architecture and the classes: {name} is {shape}, not {expected}. {advice}"
     for name in own:
         if problem := _numeric_problem(name, state[name], own[name]):
             return f"{origin} cannot be used: {name} {problem}."

@@ -9,12 +9,34 @@ from seam.errors import UserError
 from seam.files import read_json
 
 MOST_PIXELS = 10_000  # of the side of an image
+WORK = ".work"  # the end of the name of a working folder, beside the delivered one
 CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
 
 
 def is_delivered(folder: str | Path) -> bool:
     """Return whether `seam shrink` or `seam export` wrote the folder."""
     return (Path(folder) / CARD).is_file() and (Path(folder) / WEIGHTS).is_file()
+
+
+def require_result(folder: str | Path, *names: str) -> None:
+    """Raise UserError unless a folder is there and has one of the files `names`, which results of the workflow have.
+
+    The sentence names the delivered folder if this is the working folder beside it.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that it lies in.")
+    if not folder.exists():
+        raise UserError(f"There is no folder {folder}: correct its path.")
+    if any((folder / name).is_file() for name in names):
+        return
+    delivered = folder.absolute().parent / folder.absolute().name.removesuffix(WORK)
+    if is_delivered(delivered):
+        raise UserError(f"{folder} is the working folder of seam shrink: give {delivered}, which holds the model.")
+    raise UserError(
+        f"{folder} holds no result: give a folder that seam shrink wrote, or one of the workflow that has "
+        f"{' or '.join(names)}."
+    )
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from seam.masks.shrink import shrink
 from seam.models.architectures import build_model, trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.weights import load_state, open_source, read_classes, read_normalization
-from seam.reuse.cards import is_delivered
+from seam.reuse.cards import is_delivered, require_result
 from seam.reuse.delivered import load_delivered
 
 RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
@@ -47,8 +47,6 @@ def load_reengineered(
     >>> model(images).argmax(1)
     """
     folder = Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give the folder that it lies in.")
     if is_delivered(folder):
         return load_delivered(folder)
     for name, function in (
@@ -58,6 +56,7 @@ def load_reengineered(
         if (folder / name).is_file():
             raise UserError(f"{folder} holds {name} and no re-engineered model: open it by {function}.")
     path = folder / "masks.safetensors"
+    require_result(folder, path.name)
     tensors, metadata = load_tensors(path)
     place, checksum = metadata.get("source"), metadata.get("source_sha256")
     if not isinstance(place, str) or "\0" in place or not is_sha256(checksum):

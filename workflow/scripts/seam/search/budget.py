@@ -27,7 +27,7 @@ from seam.precision import forward
 from seam.search.distillation import Distillation
 from seam.search.mask_search import MaskSearch, Measure, SearchResult, Tensors
 from seam.search.training import Loss, MaskTraining, cosine
-from seam.settings import SearchSettings, budget_share, budget_unit
+from seam.settings import SearchSettings, budget_share, budget_unit, budget_words
 from seam.training.adam import Adam
 from seam.training.run import Step, TrainingRun
 
@@ -237,9 +237,9 @@ def prepare_budget(
     cost = make_cost(unit.removesuffix("_ms"), masks, network, images, layer_costs)
     value = float(settings.budget[unit])
     share = budget_share(unit, value, cost.whole)
-    require_reachable(cost, masks, share, f"{unit}: {value:g}")
+    require_reachable(cost, masks, share, unit, value)
     if share >= 1:
-        log.warning("the budget %s: %g is met by the source model itself, which costs %g", unit, value, cost.whole)
+        log.warning("a budget of %s is met by the source model itself", budget_words(unit, value))
     prices = relative_prices(make_cost(settings.price, masks, network, images, layer_costs), masks)
     budget = Budget(masks, cost, min(share, 1.0), (settings.epochs - 1) * batches, prices)
     budget.name = f"{unit}: {value:g}"

@@ -27,7 +27,7 @@ from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
 from seam.search.training import train_head, weighted_cross_entropy
-from seam.settings import TIMES, SearchSettings, budget_share, budget_unit
+from seam.settings import TIMES, SearchSettings, budget_share, budget_unit, budget_words
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
@@ -203,12 +203,12 @@ def prepare_channel_budget(
     name = f"{unit}: {value:g}"
     if least > share:
         raise UserError(
-            f"The budget {name} cannot be met with widths that are multiples of {channels.multiple}: they leave at "
-            f"least {least:.1%} of the source model's cost. Raise the budget above {least * value / share:.4g}, or "
-            "lower channels.multiple."
+            f"A budget of {budget_words(unit, value)} cannot be met with widths that are multiples of "
+            f"{channels.multiple}: they leave at least {budget_words(unit, least * value / share)}. Raise the budget "
+            "above that, or lower channels.multiple."
         )
     if share >= 1:
-        log.warning("the budget %s is met by the source model itself, which costs %g", name, cost.whole)
+        log.warning("a budget of %s is met by the source model itself", budget_words(unit, value))
     return name, cost, min(share, 1.0)
 
 

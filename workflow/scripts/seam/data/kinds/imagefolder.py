@@ -6,7 +6,10 @@ import csv
 import io
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -74,12 +77,10 @@ class ImageFolder(Kind):
         """Return {class: paths} of the training images and of the test images, None if these are to be drawn."""
         if is_table(root):
             return table_splits(read_table(root), root)
-        folder = test_folder(root)
-        if folder is None:
-            return {name: image_files(Path(root) / name) for name in wanted}, None
-        places = (Path(root) / "train", Path(root) / folder)
-        train, test = ({name: image_files(place / name) for name in wanted} for place in places)
-        return train, test
+        ignored: Counter[str] = Counter()
+        train, *test = ({name: image_files(place / name, ignored) for name in wanted} for place in _places(root))
+        warn_of_ignored(root, ignored)
+        return train, test[0] if test else None
 
 
 KIND = ImageFolder()
@@ -126,10 +127,13 @@ def load_folders(
     root: str | Path, wanted: list[str], size: int, train: str = "train", test: str = "test"
 ) -> dict[str, Split]:
     """Return the splits "train" and "test" of the images in root/train and root/test, sorted by class, then by name."""
-    return {
-        split: _split({name: image_files(Path(root) / folder / name) for name in wanted}, wanted, size)
+    ignored: Counter[str] = Counter()
+    splits = {
+        split: _split({name: image_files(Path(root) / folder / name, ignored) for name in wanted}, wanted, size)
         for split, folder in (("train", train), ("test", test))
     }
+    warn_of_ignored(root, ignored)
+    return splits
 
 
 def _split(files: Files, wanted: list[str], size: int) -> Split:
@@ -142,10 +146,48 @@ def _split(files: Files, wanted: list[str], size: int) -> Split:
     return Split(labels, (size, size), files=[file for paths in classes for file in paths])
 
 
-def image_files(folder: Path) -> list[str]:
-    """Return the sorted paths of the images in `folder` and below. Raises UserError if there are none."""
-    paths: list[str] = []
-    skipped = 0
+def _places(root: str | Path) -> list[Path]:
+    """Return the folders that hold the folders of the classes: those of both splits, or one that is to be split."""
+    folder = test_folder(root)
+    return [Path(root)] if folder is None else [Path(root) / "train", Path(root) / folder]
+
+
+def unusable_classes(root: str, names: Sequence[str]) -> list[str]:
+    """Return the classes that have no images in a split, or too few to be split."""
+    if is_table(root):
+        train, test = table_splits(read_table(root), root)
+        return [name for name in names if test is None and len(train[name]) < 2]
+    places = _places(root)
+    fewest = 2 if len(places) == 1 else 1
+    return [
+        name for name in names
+        if any(len(list(islice(_walk(place / name, Counter()), fewest))) < fewest for place in places)
+    ]  # fmt: skip
+
+
+def image_files(folder: Path, ignored: Counter[str] | None = None) -> list[str]:
+    """Return the sorted paths of the images in `folder` and below. Raises UserError if there are none.
+
+    ignored: counts the endings of the other files.
+    """
+    paths = sorted(_walk(folder, Counter() if ignored is None else ignored))
+    if not paths:
+        suffixes = " ".join(sorted(SUFFIXES))
+        raise UserError(f"root: {folder} has no images in it ({suffixes}): add some or remove the folder.")
+    return paths
+
+
+def warn_of_ignored(root: str | Path, ignored: Counter[str]) -> None:
+    """Say how many files are no images by their endings, if there are any."""
+    if ignored:
+        endings = ", ".join(ending or "none" for ending, _ in ignored.most_common(5))
+        count = ignored.total()
+        words = "1 file is ignored for its ending" if count == 1 else f"{count} files are ignored for their endings"
+        log.warning("%s: %s (%s)", root, words, endings)
+
+
+def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
+    """Yield the paths of the images in `folder` and below. Adds the endings of other files to `ignored`."""
     ancestors = {str(folder): [os.path.realpath(folder)]}  # the real folders that lead to each place, and its own
     for place, folders, files in os.walk(str(folder), onerror=_cannot_read, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -154,15 +196,12 @@ def image_files(folder: Path) -> list[str]:
             if any(os.path.commonpath([real, ancestor]) == real for ancestor in ancestors[place]):
                 raise UserError(f"root: {path} is a link back to a folder that it is in: remove the link.")
             ancestors[path] = [*ancestors[place], real]
-        images = [name for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES]
-        paths += [os.path.join(os.path.abspath(place), name) for name in images]
-        skipped += len(files) - len(images)
-    if skipped:
-        log.info("%s: %d files that are not images are skipped", folder, skipped)
-    if not paths:
-        suffixes = " ".join(sorted(SUFFIXES))
-        raise UserError(f"root: {folder} has no images in it ({suffixes}): add some or remove the folder.")
-    return sorted(paths)
+        for name in files:
+            ending = os.path.splitext(name)[1].lower()
+            if ending in SUFFIXES and not name.startswith("."):
+                yield os.path.join(os.path.abspath(place), name)
+            elif not name.startswith("."):
+                ignored[ending] += 1
 
 
 def _cannot_read(error: OSError) -> NoReturn:

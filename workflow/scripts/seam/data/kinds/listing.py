@@ -53,8 +53,8 @@ def draw_test_images(labels: Sequence[int], names: Sequence[str], share: float, 
         images = np.flatnonzero(own == label)
         if len(images) < 2:
             raise UserError(
-                f"root: class {name} has {len(images)} image(s), which cannot be split for training and testing: add "
-                "some."
+                f"root: class {name} has a single image, which cannot be split for training and testing: add some, or "
+                "remove the class."
             )
         random = np.random.default_rng([seed, label, len(images)])
         chosen[random.choice(images, min(len(images) - 1, max(1, round(share * len(images)))), replace=False)] = True
