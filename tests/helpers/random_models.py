@@ -249,3 +249,60 @@ class ComputedModel(RandomModel):
     def integers(self, values: int | list[int]) -> str:
         """Add a constant of integers and return its name."""
         return self.constant(np.array(values, np.int64))
+
+
+class RandomGraph(RandomModel):
+    """A random model whose layers read any earlier tensor: pooled maps under windows, in residuals and in gates."""
+
+    def draw(self, layers: int) -> bytes:
+        """Return the bytes of an ONNX model of about so many layers, of which the last one is the output."""
+        self.tensors = [(self.name, self.shape)]
+        choices = [self.convolution, self.activation, self.pool, self.pool_globally, self.meet, self.combine]
+        while len(self.tensors) <= layers:
+            recent = self.random.random() < 0.7
+            self.name, self.shape = self.pick(self.tensors[-3:] if recent else self.tensors)
+            before = self.name
+            self.random.choice(choices)()
+            if self.name != before:
+                self.tensors.append((self.name, self.shape))
+        inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *self.input_shape])]
+        outputs = [helper.make_tensor_value_info(self.name, TensorProto.FLOAT, ["batch", *self.shape])]
+        graph = helper.make_graph(self.nodes, "random", inputs, outputs, self.constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+    def pick(self, tensors: list) -> tuple[str, tuple[int, int, int]]:
+        """Return the name and the shape of one of some tensors."""
+        return tensors[int(self.random.integers(len(tensors)))]
+
+    def pool_globally(self) -> None:
+        """Append global average pooling."""
+        self.name = self.node("GlobalAveragePool", [self.name])
+        self.shape = (self.shape[0], 1, 1)
+
+    def meet(self) -> None:
+        """Append a convolution that is padded to the size of an earlier tensor, and mostly their sum."""
+        name, shape = self.pick(self.tensors)
+        kernel = int(self.random.integers(1, 4))
+        room = [size - own + kernel - 1 for size, own in zip(shape[1:], self.shape[1:], strict=True)]
+        if min(room) < 0:
+            return
+        before = [int(self.random.integers(0, pad + 1)) for pad in room]
+        pads = [*before, *(pad - less for pad, less in zip(room, before, strict=True))]
+        weight = self.constant(self.weights(shape[0], self.shape[0], kernel, kernel))
+        self.name, self.shape = self.node("Conv", [self.name, weight], pads=pads), shape
+        if self.random.random() < 0.8:
+            self.name = self.node("Add", [self.name, name] if self.random.random() < 0.5 else [name, self.name])
+
+    def combine(self) -> None:
+        """Append the sum, the product or the concatenation with an earlier tensor that fits."""
+        operation = str(self.random.choice(["Add", "Mul", "Concat"]))
+        if operation == "Concat":
+            fitting = [t for t in self.tensors if t[1][1:] == self.shape[1:] and t[1][0] + self.shape[0] <= 40]
+            if fitting:
+                name, shape = self.pick(fitting)
+                self.name = self.node("Concat", [self.name, name], axis=1)
+                self.shape = (self.shape[0] + shape[0], *shape[1:])
+            return
+        fitting = [t for t in self.tensors if t[1] in (self.shape, (self.shape[0], 1, 1))]
+        self.name = self.node(operation, [self.name, self.pick(fitting)[0]])

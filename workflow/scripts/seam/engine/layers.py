@@ -421,6 +421,9 @@ class _Converter:
                 raise UnsupportedError("it pads a pooling by as much as its window or more")
         shape = (channels, *window.output(height, width, bool(node.attributes.get("ceil_mode", 0))))
         count_padding = bool(node.attributes.get("count_include_pad", 0))
+        if window == Window():
+            self._alias(node, source, 4)
+            return
         self._append(node, kind, [source], shape, window=window, count_padding=count_padding)
 
     def _on_maxpool(self, node: Node) -> None:
@@ -432,15 +435,24 @@ class _Converter:
     def _on_globalaveragepool(self, node: Node) -> None:
         source = self._tensor(node)
         self._need_rank(node, source, 4)
-        self._append(node, "global pool", [source], (self.shapes[source][0], 1, 1))
+        self._pool_globally(node, source, 4)
 
     def _on_reducemean(self, node: Node) -> None:
         source = self._tensor(node)
         axes = self._integers(node, 1, "axes")
         if self.ranks[node.inputs[0]] != 4 or axes is None or sorted(a % 4 for a in axes) != [2, 3]:
             raise UnsupportedError("it averages over other than rows and columns")
-        rank = 4 if node.attributes.get("keepdims", 1) else 2
-        self._append(node, "global pool", [source], (self.shapes[source][0], 1, 1), rank)
+        self._pool_globally(node, source, 4 if node.attributes.get("keepdims", 1) else 2)
+
+    def _pool_globally(self, node: Node, source: str, rank: int) -> None:
+        """Append global pooling, unless the map has one pixel, which is its own mean.
+
+        The kernel adds up the lanes of an image. It must not read a pooled map, whose pixel is in all of them.
+        """
+        if self.shapes[source][1:] == (1, 1):
+            self._alias(node, source, rank)
+        else:
+            self._append(node, "global pool", [source], (self.shapes[source][0], 1, 1), rank)
 
     # Activations and arithmetic
 

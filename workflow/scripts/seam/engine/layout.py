@@ -183,23 +183,26 @@ def _cells(network: Network, layers: list[Layer], names: list[str], spread: set[
 
 
 def _check_operands(layer: Layer, placements: dict[str, Placement], split: Split) -> None:
+    """Raise Misfit if a layer reads a value that its lanes do not hold, or another pixel than a spread tensor's one."""
+    if split.cells == 1:
+        return
     output = placements[layer.output]
     for name in reads(layer):
         operand = placements[name]
         pointwise = layer.kind in ("add", "multiply", "concatenate", "activation") or name == layer.residual
-        if not pointwise or split.cells == 1:
-            continue
-        if operand.shape[1:] != output.shape[1:] and not operand.spread:
+        per_channel = pointwise and operand.shape[1:] != output.shape[1:]
+        if per_channel and not operand.spread:
             raise Misfit("A value per channel is not known in all lanes.")
-        if output.spread and not operand.spread:
+        if pointwise and output.spread and not operand.spread:
             raise Misfit("A value is not known in all lanes.")
+        one_pixel = (pointwise or layer.window == Window()) and (output.height, output.width) == (1, 1)
+        if operand.spread and not (per_channel or one_pixel):
+            raise Misfit("A layer reads more than the only pixel of a tensor.")
 
 
 def _widen(source: Placement, output: Placement, layer: Layer) -> None:
     """Give a tensor the border that a window over it needs."""
     window = layer.window
-    if source.spread:
-        return
     extents = []
     for axis, (cell, cell_out) in enumerate(((source.height, output.height), (source.width, output.width))):
         reach = window.dilation[axis] * (window.kernel[axis] - 1)
