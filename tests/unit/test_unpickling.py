@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import pickle
+import struct
 import time
 import zipfile
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from small import build, build_plain
 
 from seam.errors import UserError
+from seam.models.fitting import find_candidates
 from seam.models.published import read_content, read_weights
 from seam.models.unpickling import Placeholder, read_checkpoint
 from seam.models.weights import load_state
@@ -248,7 +250,40 @@ def storage_of_a_nested_tuple():
     return nested_key().replace(b"}h%cK\x01s." % 60, pid)
 
 
+def unfolded_tensor(kind):
+    """A pickle that calls a container with a tensor of a billion values over a single one, as its only argument."""
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00J\x00\xca\x9a\x3b\x85K\x00\x85tR"
+    return b"\x80\x02" + kind + b"(" + tensor + b"tR."
+
+
+def repeated_bytes(items=1_000_000, calls=200):
+    """A pickle that makes a tuple of the same long bytes again and again."""
+    data = b"B" + struct.pack("<I", items) + bytes(items) + b"q\x010ctorch\nSize\nq\x020"
+    return b"\x80\x03" + data + b"]" + b"h\x02h\x01\x85Ra" * calls + b"."
+
+
+def equal_hashes(count=40_000):
+    """A pickle of a dictionary whose keys are pairs of numbers that all have the same hash."""
+    first, second, seed, mask = 11400714785074694791, 14029467366897019727, 2870177450012600261, 2**64 - 1
+    keys: list[tuple[int, int]] = []
+    for one in range(1, 10 * count):
+        lane = (seed + one * second) & mask
+        lane = ((lane << 31 | lane >> 33) * first) & mask
+        other = (12345 - lane) * pow(second, -1, 2**64) & mask
+        other -= 2**64 if other >> 63 else 0
+        if abs(other) <= 1 << 60 and other != -1:
+            keys.append((one, other))
+    assert len({hash(key) for key in keys}) == 1 and len(keys) > count
+    return pickle.dumps(dict.fromkeys(keys), 2)
+
+
 YEARS = {
+    "a tensor": (lambda: unfolded_tensor(b"ctorch\nSize\n"), "is not a whole weights file"),
+    "a set of a tensor": (lambda: unfolded_tensor(b"c__builtin__\nset\n"), "is not a whole weights file"),
+    "pairs of a tensor": (lambda: unfolded_tensor(b"ccollections\nOrderedDict\n"), "is not a whole weights file"),
+    "bytes": (repeated_bytes, "is not a whole weights file"),
+    "equal hashes": (equal_hashes, "repeats parts of itself too often: save the state_dict"),
     "a key": (nested_key, "repeats parts of itself too often: save the state_dict"),
     "a wide key": (wide_key, "repeats parts of itself too often: save the state_dict"),
     "a list": (repeated_list, "repeats parts of itself too often: save the state_dict"),
@@ -306,6 +341,49 @@ def test_a_changed_bit_in_the_weights_is_noticed(tmp_path, state):
 def test_keys_that_are_tuples_are_read(tmp_path):
     torch.save({"state": {("a", (1, 2)): torch.ones(3)}, "weight": torch.ones(2)}, tmp_path / "tuples.pt")
     assert read_content(tmp_path / "tuples.pt")["weight"].tolist() == [1, 1]
+
+
+def test_many_pairs_of_texts_are_read(tmp_path):
+    """Tokenizers have them. Python's hash of a text is secret, so that nobody can choose texts with the same one."""
+    ranks = {("a", str(number)): number for number in range(50_000)}
+    torch.save({"ranks": ranks, "weight": torch.ones(2)}, tmp_path / "tuples.pt")
+    assert read_content(tmp_path / "tuples.pt")["ranks"] == ranks
+
+
+def module_of(parameters, modules):
+    module = Placeholder("torch.nn.Module")
+    module.state = {"_parameters": parameters, "_modules": modules}
+    return module
+
+
+def nested_names(length=900):
+    return module_of({}, {"a" * length: module_of({"b" * length: torch.ones(1)}, {})})
+
+
+def shared_parameters(count=5_000):
+    parameters = {str(number): torch.ones(1) for number in range(count)}
+    return module_of({}, {str(number): module_of(parameters, {}) for number in range(count)})
+
+
+def shared_dictionary(count=5_000):
+    shared = {str(number): torch.ones(1) for number in range(count)}
+    return {str(number): shared for number in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (nested_names, "has a name of 1,801 characters, aaa.*: save the state_dict"),
+        (lambda: {"a" * 10_000: torch.ones(1)}, "has a name of 10,000 characters"),
+        (shared_parameters, "repeats parts of itself too often: save the state_dict"),
+        (shared_dictionary, "repeats parts of itself too often: save the state_dict"),
+    ],
+)
+def test_names_that_would_fill_the_memory_are_refused(content, words):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"^mine.pt {words}"):
+        find_candidates(content(), "mine.pt")
+    assert time.monotonic() - began < 20  # seconds; on a busy machine, too
 
 
 def test_parts_that_overlap_are_refused(tmp_path):

@@ -61,7 +61,7 @@ def build_from_options(
 
 def _outputs_of(weights: str) -> int:
     """Return the number of outputs of the weights in a file: the rows of their last matrix."""
-    candidates = find_candidates(read_content(weights))
+    candidates = find_candidates(read_content(weights), weights)
     rows = [value.shape[0] for each in candidates for value in each.state.values() if value.dim() >= 2]
     if not rows:
         raise UserError(f"{weights} holds no weights: give the state dictionary of a trained model.")

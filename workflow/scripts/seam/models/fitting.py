@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError
 from seam.log import log
-from seam.models.unpickling import Placeholder, module_state
+from seam.models.unpickling import Placeholder, Work, module_state
 
 if TYPE_CHECKING:
     import torch
@@ -50,26 +51,30 @@ class Fit:
         return "ema" in words or any(word.startswith("averag") for word in words)
 
 
-def find_candidates(content: Any) -> list[Candidate]:
-    """Return the state dictionaries in the content of a checkpoint, those nearest to its top first."""
+def find_candidates(content: Any, origin: str | os.PathLike[str]) -> list[Candidate]:
+    """Return the state dictionaries in the content of a checkpoint, those nearest to its top first.
+
+    Raises UserError, which names `origin`, if it holds the same tensors too often, or a name that is too long.
+    """
     import torch
 
     candidates: list[Candidate] = []
+    work = Work(origin)
     waiting: list[tuple[str, Any, int]] = [("", content, 0)]
     for _ in range(MOST_PLACES):
         if not waiting:
             break
         place, value, depth = waiting.pop(0)
         if isinstance(value, Placeholder):
-            if state := module_state(value):
-                candidates.append(Candidate(place, state))
+            state = module_state(value, work) or {}
+        elif isinstance(value, dict):
+            work.add(value)
+            state = {name: v for name, v in value.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
+        else:
             continue
-        if not isinstance(value, dict):
-            continue
-        state = {name: v for name, v in value.items() if isinstance(name, str) and isinstance(v, torch.Tensor)}
         if state:
             candidates.append(Candidate(place, state))
-        if depth < MOST_DEPTH:
+        if isinstance(value, dict) and depth < MOST_DEPTH:
             for name, inner in value.items():
                 if isinstance(name, str) and "optim" not in name:  # the state of an optimizer has tensors, too
                     waiting.append((f"{place}.{name}" if place else name, inner, depth + 1))
@@ -172,11 +177,9 @@ def _prefixes(names: dict[str, str], needed: set[str]) -> list[str]:
     """Return the prefixes that turn names of the file into names of the module, the most frequent first."""
     counts: dict[str, int] = {"": 1}
     for name in names:
-        parts = name.split(".")
-        for place in range(len(parts)):
-            if ".".join(parts[place:]) in needed:
-                prefix = "".join(f"{part}." for part in parts[:place])
-                counts[prefix] = counts.get(prefix, 0) + 1
+        for place in (0, *(dot.end() for dot in re.finditer(r"\.", name))):
+            if name[place:] in needed:
+                counts[name[:place]] = counts.get(name[:place], 0) + 1
     return sorted(counts, key=lambda prefix: (-counts[prefix], len(prefix)))[:8]
 
 

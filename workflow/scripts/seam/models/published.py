@@ -158,7 +158,7 @@ def read_weights(
     plain arrays of numbers. Weights that do not fit are returned, for `load_state` to say what is wrong.
     """
     content = read_content(path)
-    candidates = find_candidates(content)
+    candidates = find_candidates(content, path)
     if not candidates:
         raise UserError(
             f"{path} holds no state dictionary (names and tensors) but {describe_content(content)}: save the model's "
@@ -173,7 +173,7 @@ def read_weights(
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """Return the state dictionary of a published file, which holds nothing else."""
-    candidates = find_candidates(read_content(path))
+    candidates = find_candidates(read_content(path), path)
     if len(candidates) != 1:
         raise UserError(f"{path} holds {len(candidates)} state dictionaries, not one: delete it to download it again.")
     _require_plain(candidates[0].state, path)

@@ -20,7 +20,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from seam.errors import UserError
@@ -43,7 +43,12 @@ EXPORTED = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float
 EXPORTED |= {12: "bool", 13: "bfloat16"}  # ScalarType of torch.export's archives
 MOST_DIMENSIONS = 64  # torch's own limit
 MOST_REPEATS = 10  # how often, on average, each byte of a pickle may be looked at as a part of keys and lists
+MOST_PARTS = 10_000_000  # the same in all
 LARGEST_KEY = 1 << 60  # larger integers can be chosen such that all have the same hash
+MOST_NUMBERED = 30_000  # parts of keys that are tuples with numbers, which can be chosen in the same way
+MOST_NAME = 1000  # characters of a tensor's name
+MOST_WORK = 100_000_000  # of a search for weights, in characters of names
+ENTRY_WORK = 100  # of an entry of a dictionary beside its name
 LEGACY = 0x1950A86A20F9469CFC6C, 1001  # the numbers at the start of a file that torch.save wrote before 1.6
 DAMAGED = (
     *(struct.error, OverflowError, RecursionError, MemoryError, EOFError, LookupError, TypeError, ValueError),
@@ -157,8 +162,39 @@ def _read_legacy(file: IO[bytes], size: int) -> tuple[Any, bool]:
     return content, unpickler.has_placeholders
 
 
-def module_state(content: Any) -> dict[str, torch.Tensor] | None:
-    """Return the state dictionary of a pickled module, from the attributes of its placeholder; None if it is none."""
+class Work:
+    """Counts the entries of dictionaries in a file that are looked at: the same one can be there many times."""
+
+    def __init__(self, origin: str | os.PathLike[str]) -> None:
+        """origin: the file, as a sentence names it."""
+        self.origin, self.left = origin, MOST_WORK
+
+    def add(self, dictionary: Mapping[Any, Any], prefix: str = "") -> None:
+        """Raise UserError if the names in a dictionary behind their prefix are too long, or too many by now.
+
+        Names count if they are those of tensors or modules.
+        """
+        import torch
+
+        self.left -= (ENTRY_WORK + len(prefix)) * len(dictionary)
+        if self.left < 0:
+            raise UserError(f"{self.origin} repeats parts of itself too often: save the state_dict() alone.")
+        for name, value in dictionary.items():
+            if isinstance(name, str) and isinstance(value, (torch.Tensor, Placeholder)):
+                length = len(prefix) + len(name)
+                self.left -= len(name)
+                if length > MOST_NAME:
+                    raise UserError(
+                        f"{self.origin} has a name of {length:,} characters, {(prefix + name[:40])[:40]}...: save the "
+                        "state_dict() of the model alone, with shorter names."
+                    )
+
+
+def module_state(content: Any, work: Work) -> dict[str, torch.Tensor] | None:
+    """Return the state dictionary of a pickled module, from the attributes of its placeholder; None if it is none.
+
+    Raises UserError if that is too much `work`.
+    """
     import torch
 
     state: dict[str, torch.Tensor] = {}
@@ -170,14 +206,18 @@ def module_state(content: Any) -> dict[str, torch.Tensor] | None:
             continue
         visited.add(id(module))
         left_out = attributes.get("_non_persistent_buffers_set")
-        for kind in ("_parameters", "_buffers"):
-            values = attributes.get(kind)
-            for name, value in values.items() if isinstance(values, dict) else ():
+        parameters, buffers, modules = (
+            value if isinstance(value := attributes.get(key), dict) else {}
+            for key in ("_parameters", "_buffers", "_modules")
+        )
+        for part in (parameters, buffers, modules):
+            work.add(part, prefix)
+        for values in (parameters, buffers):
+            for name, value in values.items():
                 is_state = isinstance(name, str) and isinstance(value, torch.Tensor)
-                if is_state and not (kind == "_buffers" and isinstance(left_out, set) and name in left_out):
+                if is_state and not (values is buffers and isinstance(left_out, set) and name in left_out):
                     state[f"{prefix}{name}"] = value
-        modules = attributes.get("_modules")
-        for name, child in modules.items() if isinstance(modules, dict) else ():
+        for name, child in modules.items():
             if isinstance(name, str):
                 waiting.append((f"{prefix}{name}.", child))
     return state or None
@@ -257,7 +297,7 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return codecs.latin_1_encode(text)[0] if isinstance(text, str) else b""
 
 
-# What a file may call: names to functions of this module. Everything else becomes a placeholder.
+# What a file may call: names to functions of this module, and containers. Everything else becomes a placeholder.
 KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _rebuild,
     "torch._utils._rebuild_tensor_v2": _rebuild,
@@ -269,11 +309,8 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_meta_tensor_no_storage": lambda *_: _unusual("meta"),
     "torch._utils._rebuild_nested_tensor": lambda *_: _unusual("nested"),
     "_codecs.encode": _encoded,
-    "torch.Size": lambda items=(): tuple(items),
-    "collections.OrderedDict": OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
 }
+CONTAINERS = {"torch.Size": tuple, "collections.OrderedDict": OrderedDict, "builtins.set": set, "__builtin__.set": set}
 
 
 def _is_long(number: Any) -> bool:
@@ -293,7 +330,7 @@ class _Unpickler(_PythonUnpickler):
         """storage: returns the flat tensor of a key, a type and a number of values; size: the pickle's, at most."""
         super().__init__(file, encoding="utf-8", errors="replace")
         self.make_storage, self.storages, self.has_placeholders = storage, {}, False
-        self.most_parts = MOST_REPEATS * size
+        self.most_parts, self.most_numbered = min(MOST_REPEATS * size, MOST_PARTS), MOST_NUMBERED
 
     def find_class(self, module: str, name: str) -> Any:
         return _Global(f"{module}.{name}")
@@ -323,15 +360,29 @@ class _Unpickler(_PythonUnpickler):
             raise pickle.UnpicklingError("it has a call without arguments")
         if isinstance(function, _Global) and name == "torch._tensor._rebuild_from_type_v2" and len(arguments) == 4:
             return self.call(arguments[0], arguments[2])  # a tensor with attributes, which are left out
+        if isinstance(function, _Global) and name in CONTAINERS:
+            return self.container(CONTAINERS[name], *arguments)
         if isinstance(function, _Global) and name in KNOWN:
             self.count(sum(len(each) for each in arguments if isinstance(each, (str, list, tuple, dict, set))))
-            if KNOWN[name] is OrderedDict:
-                return OrderedDict((key, value) for key, value in (arguments or ((),))[0] if self.is_key(key))
-            if KNOWN[name] is set:
-                return {item for item in (arguments or ((),))[0] if self.is_key(item)}
             return KNOWN[name](*arguments)
         self.has_placeholders = True
         return Placeholder(name, arguments)
+
+    def container(self, kind: type, items: Any = ()) -> Any:
+        """Return a tuple, a set or an OrderedDict of the items of a list or tuple.
+
+        Nothing else is unfolded: a tensor of a single number can have the shape of billions.
+        """
+        if not isinstance(items, (list, tuple)):
+            raise pickle.UnpicklingError("it has a container of something other than a list")
+        self.count(len(items))
+        if kind is tuple:
+            return tuple(items)
+        if kind is set:
+            return {item for item in items if self.is_key(item)}
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in items):
+            raise pickle.UnpicklingError("it has a dictionary of something other than pairs")
+        return OrderedDict((key, value) for key, value in items if self.is_key(key))
 
     def count(self, parts: int) -> None:
         """Raise _TooManyParts if the file has named more parts than it has bytes, many times more.
@@ -344,15 +395,21 @@ class _Unpickler(_PythonUnpickler):
 
     def is_key(self, value: Any) -> bool:
         """Return whether a value can be a key here: a text, a number, None, or a tuple of those."""
-        waiting = [value]
+        waiting, parts, has_number = [value], 0, False
         while waiting:
             part = waiting.pop()
             self.count(1)
+            parts += 1
+            has_number |= isinstance(part, (int, float))
             if isinstance(part, tuple):
                 self.count(len(part))
                 waiting += part
             elif not isinstance(part, (str, int, float, bytes, type(None))) or _is_long(part):
                 return False
+        if has_number and isinstance(value, tuple):
+            self.most_numbered -= parts
+            if self.most_numbered < 0:
+                raise _TooManyParts("it has too many tuples of numbers as keys")
         return True
 
     def load_reduce(self) -> None:
