@@ -277,7 +277,10 @@ def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
                  "--keep", "blue,red", "--out", str(tmp_path / "out"), *COMMON]  # fmt: skip
     assert main(arguments) == 1  # four outputs, two folders
-    assert "is (4, 64), not (2, 64)" in capsys.readouterr().err
+    sentence = "mine.ckpt has 4 outputs, but the images show 2 classes: name the outputs in order by --classes (cifar10"
+    assert sentence in capsys.readouterr().err
+    assert main([*arguments, "--classes", "blue,green,red"]) == 1
+    assert "mine.ckpt has 4 outputs, but 3 are named: name the outputs in order by --classes" in capsys.readouterr().err
     assert main([*arguments, "--classes", "blue,green,red,yellow"]) in (0, 3)
     shown = capsys.readouterr()
     assert "found by fit on 80 training images" in shown.err and "of the weights kept" in shown.err
@@ -534,6 +537,21 @@ def test_check_says_what_a_model_can_do(capsys):
     assert "can be masked" in capsys.readouterr().out
 
 
+def test_check_finds_the_number_of_outputs_in_any_file_of_weights(tmp_path, capsys):
+    (tmp_path / "models.py").write_text(MODELS)
+    build = build_model(f"{tmp_path}/models.py:Late", 3)
+    save_tensors(tmp_path / "sorted.safetensors", {f"module.{name}": v for name, v in build.state_dict().items()})
+    arguments = ["check", f"{tmp_path}/models.py:Late", "--size", "16", "--weights"]
+    main([*arguments, str(tmp_path / "sorted.safetensors"), "--json"])
+    assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
+    assert main([*arguments, str(tmp_path / "sorted.safetensors"), "--outputs", "4"]) == 1
+    assert "sorted.safetensors has 3 outputs, not 4: correct --outputs or --classes." in capsys.readouterr().err
+    torch.save(build.state_dict() | {"stem.weight": torch.zeros(9, 3, 3, 3)}, tmp_path / "other.pt")
+    assert main([*arguments, str(tmp_path / "other.pt")]) == 1
+    error = capsys.readouterr().err
+    assert "fc.weight is (3, 8), not (10, 8) (of a model with 10 outputs: --outputs sets another number)." in error
+
+
 MODELS = """
 from torch import nn
 import torch
@@ -544,6 +562,12 @@ class Recurrent(nn.Module):
         self.fc = nn.Linear(32, classes)
     def forward(self, x):
         return self.fc(self.lstm(x.transpose(1, 2).flatten(2))[0][:, -1] * self.scale)
+class Late(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc, self.stem = nn.Linear(8, classes), nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        return self.fc(self.stem(x).mean((2, 3)))
 class Broken(nn.Module):
     def __init__(self, classes):
         super().__init__()
