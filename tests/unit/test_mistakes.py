@@ -394,7 +394,7 @@ WEIGHTS = {
     ),
     "another number of classes": (
         "pt", lambda path: torch.save(build(7).state_dict(), path),
-        "mine.pt does not fit the architecture and the classes: 8.weight is (7, 64), not (4, 64)", "",
+        "mine.pt has 7 outputs, but the images show 4 classes: name the outputs in order under classes", "",
     ),
     "missing keys": (
         "pt", lambda path: torch.save(without("8.bias"), path), "does not fit the architecture: 8.bias is missing", "",

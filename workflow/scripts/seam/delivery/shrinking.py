@@ -20,7 +20,7 @@ from seam.data.batches import batches
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
 from seam.delivery.card import Card
-from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices
+from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, option_words
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
@@ -271,8 +271,11 @@ class Shrinking:
             raise UserError(f"--c: {error}") from error
 
     def _fetch(self, source: dict[str, Any], path: Path) -> None:
-        with staged([path]) as staging:
-            fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
+        try:
+            with staged([path]) as staging:
+                fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
+        except UserError as error:
+            raise option_words(error) from error
 
     def _fit_normalization(self, data: Dataset) -> tuple[list[list[float]], str]:
         """Return (normalization, how it was found): the one that fits the source model best, as `choose_fit` says.
