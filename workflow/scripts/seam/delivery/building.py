@@ -11,8 +11,9 @@ from seam.delivery.choices import default_size, option_words, resolve_architectu
 from seam.errors import UserError
 from seam.models.architectures import build_model
 from seam.models.classes import read_class_file
+from seam.models.fitting import differing_outputs
 from seam.models.published import read_weights
-from seam.models.weights import differing_outputs, is_weights_file, load_state
+from seam.models.weights import is_weights_file, load_state
 
 OUTPUTS = 1000  # of torchvision's classifiers
 

@@ -17,9 +17,9 @@ from seam.errors import UserError
 from seam.log import log
 from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.classes import find_names, match_classes, names_in
-from seam.models.fitting import choose_state, describe_content, find_candidates
+from seam.models.fitting import choose_state, describe_content, differing_outputs, find_candidates
 from seam.models.unpickling import read_checkpoint
-from seam.models.weights import Source, differing_outputs, is_weights_file, load_state, save_source
+from seam.models.weights import Source, is_weights_file, load_state, save_source
 
 if TYPE_CHECKING:
     import torch
