@@ -79,7 +79,7 @@ class Shrinking:
         ]
         key = {"source": dict(source), "files": {file: sha256(file) for file in files}, "data": data.classes}
         if self._is_done("source", key, path):
-            return str(read_json(self.work / "steps.json")["source"]["words"])
+            return str(self._steps()["source"]["words"])
         self.say(f"reading the weights {source['weights']}")
         is_published = not given and not os.path.isfile(source["weights"])
         if given or is_published:  # published weights bring their own
@@ -149,7 +149,7 @@ class Shrinking:
         """Count the MACs, export to ONNX, and time both models in the engines, into the result folder.
 
         int8: whether to quantize both models, too. instructions: what the C code is for, as `seam.engine.emit` takes
-        it; None: no C code. Raises UserError for an unknown engine, or if the model cannot be written as C code.
+        it; None: no C code. Raises UserError if the model cannot be written as C code.
         """
         from seam.cost.accuracy import write_accuracy
         from seam.cost.calibration import quantize_reengineered, quantize_source
@@ -167,27 +167,23 @@ class Shrinking:
             metadata = onnx_metadata(model.classes, model.normalization)
             export(model, self.folder / "model.onnx", shape, metadata=metadata)
         self._write_c(instructions)
-        if int8 and not (self.folder / "model-int8.onnx").is_file():
+        engine = "onnxruntime-int8"
+        path = self.folder / f"accuracy_{engine}.json"  # the last file of these
+        if int8 and not path.is_file():
             self.say("quantizing to int8")
             seed, onnx, quantized = self.choices.seed, "model.onnx", "model-int8.onnx"
             quantize_source(self.model_folder / onnx, self.model_folder / quantized, self.data_folder, seed)
             files = self.folder / onnx, self.folder / quantized, self.data_folder, self.folder / "metrics.json"
             quantize_reengineered(*files)
             models = {"source": str(self.model_folder / quantized), "reengineered": str(self.folder / quantized)}
-            engine = "onnxruntime-int8"
-            path = self.folder / f"accuracy_{engine}.json"
             write_accuracy(path, engine, find_engine(engine), models, self.data_folder, self.folder / "metrics.json")
         if not int8:
             self._remove("model-int8.onnx", "accuracy_*.json")
         self._remove("latency_*.json")
         for engine in engines:
-            if engine not in ENGINES:
-                raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
             facts = ENGINES[engine]
             folders = {"source": self.model_folder, "reengineered": self.folder}
             paths = {name: folder / facts.model for name, folder in folders.items()}
-            if not all(path.is_file() for path in paths.values()):
-                raise UserError(f"--time {engine} needs a model in int8: add --int8.")
             self.say(f"timing in {engine}")
             options: dict[str, Any] = {"gains_from_zeros": facts.gains_from_zeros, "exact": not facts.int8}
             try:
@@ -314,13 +310,23 @@ class Shrinking:
         return [list(mean), list(std)], words
 
     def _is_done(self, step: str, key: Mapping[str, Any], output: Path) -> bool:
-        steps = read_json(self.work / "steps.json") if (self.work / "steps.json").is_file() else {}
-        return output.is_file() and steps.get(step, {}).get("key") == json_digest(dict(key))
+        """Return whether the result of a step is there and belongs to `key`.
+
+        If not, the step is forgotten: until it is noted again, what an interrupted run leaves belongs to no key.
+        """
+        steps = self._steps()
+        if output.is_file() and steps.get(step, {}).get("key") == json_digest(dict(key)):
+            return True
+        if steps.pop(step, None):
+            write_json(self.work / "steps.json", steps)
+        return False
 
     def _note(self, step: str, key: Mapping[str, Any], **more: Any) -> None:
+        write_json(self.work / "steps.json", {**self._steps(), step: {"key": json_digest(dict(key)), **more}})
+
+    def _steps(self) -> dict[str, Any]:
         path = self.work / "steps.json"
-        steps = read_json(path) if path.is_file() else {}
-        write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+        return read_json(path) if path.is_file() else {}
 
 
 def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:
@@ -331,6 +337,17 @@ def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> 
     """
     equally_good = [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
     return min(equally_good, key=lambda name: losses[name])
+
+
+def require_engines(engines: tuple[str, ...], int8: bool) -> None:
+    """Raise UserError if one of the engines that are to time the models is unknown, or needs a model in int8."""
+    from seam.cost.engines import ENGINES
+
+    for engine in engines:
+        if engine not in ENGINES:
+            raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
+        if ENGINES[engine].int8 and not int8:
+            raise UserError(f"--time {engine} needs a model in int8: add --int8.")
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:
