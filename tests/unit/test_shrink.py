@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from colours import ARCHITECTURE, paint, trained_model
+from mistakes import hashes
 
 import seam
 from seam.cli.main import main
@@ -29,6 +30,7 @@ from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits
 from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
+from seam.delivery.replacing import replaced
 from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
@@ -236,6 +238,8 @@ def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, cap
     root, normalization = world
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
                  "--keep", "red", "--normalization", normalization, "--out", str(root / "red"), *COMMON]  # fmt: skip
+    main(arguments)
+    assert f"{root}/red holds a finished model: it moves to {root}/red.1 if this" in capsys.readouterr().err
     masks = root / "red.work/direct/small/binary/red/masks.safetensors"
     before = masks.stat().st_mtime_ns
     main([*arguments, "--json", "--int8", "--time", "onnxruntime,onnxruntime-int8"])
@@ -243,13 +247,13 @@ def test_the_same_command_does_nothing_again_but_another_does(world, shrunk, cap
     assert {entry["engine"] for entry in card["latency"]} == {"onnxruntime", "onnxruntime-int8"}
     assert "model-int8.onnx" in card["files"] and 0 <= card["accuracy"]["int8"] <= 1
     assert card["classes"] == ["red", "rest"] and card["folder"] == str(root / "red")
-    assert masks.stat().st_mtime_ns == before
+    assert masks.stat().st_mtime_ns == before and not (root / "red.1").exists()
     lines = summary(card, [], root / "red", root / "red.work")
     assert any(line.startswith("model-int8.onnx") and line.endswith(" kB") for line in lines)
     assert any(line.startswith("onnxruntime-int8, 1 image ") and line.endswith(" ms") for line in lines)
     assert any(line.startswith("onnxruntime-int8 and onnxruntime gain nothing from") for line in lines)
     main([*arguments, "--search", "batch_size=16", "--quiet"])
-    assert masks.stat().st_mtime_ns != before
+    assert masks.stat().st_mtime_ns != before and (root / "red.1/model-int8.onnx").is_file()
 
 
 def test_a_search_that_is_interrupted_resumes(world, tmp_path):
@@ -267,11 +271,75 @@ def test_a_search_that_is_interrupted_resumes(world, tmp_path):
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
-    assert process.wait() == 75 and "run the same command again" in rest
+    assert process.wait() == 75 and rest.count("resume") == 1 and "run again to resume from there" in rest
     again = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert again.returncode in (0, 3), again.stderr
     assert "resumes from the checkpoint" in again.stderr and "epoch 1/" not in again.stderr
     assert (tmp_path / "two/card.json").is_file()
+
+
+def test_ctrl_c_at_any_time_is_one_sentence_and_the_same_command_resumes(world, tmp_path):
+    root, _ = world
+    command = [
+        sys.executable, "-m", "seam.cli", "shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data",
+        str(root / "colours"), "--keep", "red,blue", "--out", str(tmp_path / "two"), *COMMON,
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    for beginning in ("preparing the images", "writing the folder"):
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith(beginning))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest = process.stderr.read()
+        assert process.wait() == 75 and rest.endswith("\nStopped; the same command resumes.\n"), rest
+        assert "Traceback" not in rest and not (tmp_path / "two/card.json").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode in (0, 3) and "epoch 1" not in again.stderr, again.stderr
+    assert read_json(tmp_path / "two/card.json")["classes"] == ["red", "blue"]
+
+
+def test_a_step_that_is_interrupted_before_it_is_noted_counts_for_no_command(world, tmp_path, monkeypatch, capsys):
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), "--quiet",
+                 *COMMON]  # fmt: skip
+    assert main(arguments) in (0, 3)
+    before, masks = sha256(tmp_path / "out/model.onnx"), tmp_path / "out.work/direct/small/binary/red/masks.safetensors"
+    digest, note = sha256(masks), Shrinking._note
+
+    def interrupted(shrinking, step, key, **more):
+        if step == "search":
+            raise KeyboardInterrupt
+        note(shrinking, step, key, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shrinking, "_note", interrupted)
+        assert main([*arguments, "--budget", "60%"]) == 75
+    assert capsys.readouterr().err.endswith("\nStopped; the same command resumes.\n") and sha256(masks) != digest
+    assert main(arguments) in (0, 3)  # not with the masks of the other search
+    assert sha256(masks) == digest and sha256(tmp_path / "out/model.onnx") == before
+
+
+def test_the_exit_code_after_ctrl_c_is_75_wherever_it_came(tmp_path):
+    code = "import sys; from seam.cli import main, show; show.run = lambda _: exec('raise KeyboardInterrupt')\n"
+    (tmp_path / "command.py").write_text(f"{code}sys.exit(main.main(['show', '.']))")
+    environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "command"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", "\nStopped.\n")
+
+
+def test_a_delivery_that_is_interrupted_leaves_the_earlier_one(tmp_path):
+    write_json(tmp_path / "out/card.json", {"number": 1})
+    (tmp_path / "out/model.safetensors").write_bytes(b"1")
+    for error in (KeyboardInterrupt, UserError):
+        with pytest.raises(error), replaced(tmp_path / "out", ["model.safetensors"], []) as staging:
+            (staging / "model.safetensors").write_bytes(b"2")
+            raise error
+    assert read_json(tmp_path / "out/card.json") == {"number": 1}
+    assert (tmp_path / "out/model.safetensors").read_bytes() == b"1"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["card.json", "model.safetensors", "out"]
 
 
 def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found(world, tmp_path, capsys):
@@ -282,7 +350,10 @@ def test_only_the_images_of_the_target_are_needed_and_the_normalization_is_found
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
                  "--keep", "blue,red", "--out", str(tmp_path / "out"), *COMMON]  # fmt: skip
     assert main(arguments) == 1  # four outputs, two folders
-    assert "is (4, 64), not (2, 64)" in capsys.readouterr().err
+    sentence = "mine.ckpt has 4 outputs, but the images show 2 classes: name the outputs in order by --classes (cifar10"
+    assert sentence in capsys.readouterr().err
+    assert main([*arguments, "--classes", "blue,green,red"]) == 1
+    assert "mine.ckpt has 4 outputs, but 3 are named: name the outputs in order by --classes" in capsys.readouterr().err
     assert main([*arguments, "--classes", "blue,green,red,yellow"]) in (0, 3)
     shown = capsys.readouterr()
     assert "found by fit on 80 training images" in shown.err and "of the weights kept" in shown.err
@@ -461,8 +532,18 @@ def test_another_choice_leaves_nothing_of_the_last_one_behind(world, narrow, tmp
     result = work / "direct/small/binary/red"
     before, after = sha256(folder / "model.onnx"), json.loads((result / "recovery.json").read_text())["accuracy"]
     masks = (result / "masks.safetensors").stat().st_mtime_ns
+    (folder / "model").touch()  # of `make`
+    earlier = hashes(folder)
     main(arguments)
-    card = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    card = json.loads(shown.out)
+    assert hashes(tmp_path / "narrow.1") == earlier and not (folder / "model").exists()  # nothing is lost
+    assert f"{folder} held another model, which is in {folder}.1 now" in shown.err
+    (folder / "notes.txt").touch()
+    files = hashes(folder).keys()
+    main([*arguments[:-1], CHANNELS[-1], "--licence", "MIT"])  # the same model
+    assert hashes(folder).keys() == files and not (tmp_path / "narrow.2").exists()
+    assert json.loads(capsys.readouterr().out)["source"]["licence"] == "MIT"
     assert (result / "masks.safetensors").stat().st_mtime_ns == masks  # the search is kept
     assert sha256(folder / "model.onnx") != before and card["accuracy"]["reengineered"] == after["before"]
     assert not {"model.c", "model.h", "main.c", "Makefile"} & {path.name for path in folder.iterdir()}
@@ -637,6 +718,21 @@ def test_check_says_what_a_model_can_do(capsys):
     assert "can be masked" in capsys.readouterr().out
 
 
+def test_check_finds_the_number_of_outputs_in_any_file_of_weights(tmp_path, capsys):
+    (tmp_path / "models.py").write_text(MODELS)
+    build = build_model(f"{tmp_path}/models.py:Late", 3)
+    save_tensors(tmp_path / "sorted.safetensors", {f"module.{name}": v for name, v in build.state_dict().items()})
+    arguments = ["check", f"{tmp_path}/models.py:Late", "--size", "16", "--weights"]
+    main([*arguments, str(tmp_path / "sorted.safetensors"), "--json"])
+    assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
+    assert main([*arguments, str(tmp_path / "sorted.safetensors"), "--outputs", "4"]) == 1
+    assert "sorted.safetensors has 3 outputs, not 4: correct --outputs or --classes." in capsys.readouterr().err
+    torch.save(build.state_dict() | {"stem.weight": torch.zeros(9, 3, 3, 3)}, tmp_path / "other.pt")
+    assert main([*arguments, str(tmp_path / "other.pt")]) == 1
+    error = capsys.readouterr().err
+    assert "fc.weight is (3, 8), not (10, 8) (of a model with 10 outputs: --outputs sets another number)." in error
+
+
 MODELS = """
 from torch import nn
 import torch
@@ -647,6 +743,12 @@ class Recurrent(nn.Module):
         self.fc = nn.Linear(32, classes)
     def forward(self, x):
         return self.fc(self.lstm(x.transpose(1, 2).flatten(2))[0][:, -1] * self.scale)
+class Late(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc, self.stem = nn.Linear(8, classes), nn.Conv2d(3, 8, 3)
+    def forward(self, x):
+        return self.fc(self.stem(x).mean((2, 3)))
 class Broken(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -850,6 +952,19 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--classes", "red,blue"], "--classes"),
         (["--epochs", "1"], "--epochs is 1"),
         (["--device", "gpu"], "The device gpu is not known: choose auto"),
+        (["--epochs", "1"], "--epochs is 1, but must be from 2 to 100,000"),
+        (["--size", "100000"], "--size is 100000, but must be from 8 to 1,024"),
+        (["--size", "-3"], "--size is -3"),
+        (["--size", "0"], "--size is 0"),
+        (["--seed", "-1"], "--seed is -1, but must be from 0 to 4,294,967,295"),
+        (["--test-share", "0"], "--test-share is 0.0, but must be from 0.01 to 0.5"),
+        (["--test-share", "nan"], "--test-share is nan"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--lose", "nan"], "--lose is nan"),
+        (["--keep", " , "], "--keep names no class"),
+        (["--budget", ""], "--budget is "),
+        (["--time", ""], "--time  is no engine"),
+        (["--time", "onnxruntime-int8"], "--time onnxruntime-int8 needs a model in int8: add --int8"),
     ],
 )
 def test_mistakes_are_in_the_words_of_the_command_line(world, tmp_path, capsys, change, sentence):
@@ -860,6 +975,42 @@ def test_mistakes_are_in_the_words_of_the_command_line(world, tmp_path, capsys, 
     error = capsys.readouterr().err
     assert error.startswith("Error: ") and sentence in error and error.count("\n") == 1
     assert "datasets.data" not in error and "models.data" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_takes_only_numbers_of_outputs_that_can_be(capsys):
+    assert main(["check", ARCHITECTURE, "--outputs", "0"]) == 1
+    assert capsys.readouterr().err == "Error: --outputs is 0, but must be from 2 to 100,000: choose another.\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["--out", "file"], "--out is file, a folder that cannot be written (Not a directory): name another one."),
+        (["--out", "file/a"], "--out is file/a, a folder that cannot be written (Not a directory)"),
+        (["--out", "a/b"], "--work is a/b.work, a folder that cannot be written (Not a directory)"),
+        (["--out", "/proc/a"], "--out is /proc/a, a folder that cannot be written (No such file or directory)"),
+        (["--out", "new", "--work", "new/work"], "--work is new/work, which lies in the folder to ship, new"),
+        (["--out", "."], "holds other files: name a new folder by --out"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_done(
+    world, shrunk, tmp_path, monkeypatch, capsys, change, sentence
+):
+    root, _ = world
+    monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
+    for name in ("file", "a/b.work"):
+        Path(name).touch()
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", *change]  # fmt: skip
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and sentence in error and error.count("\n") == 1
+    if change[0] == "--out" and len(change) == 2 and change[1] != "a/b":
+        assert main(["export", str(shrunk[1] / "direct/small/binary/red"), *change]) == 1
+        assert sentence in capsys.readouterr().err
+    assert sorted(map(str, tmp_path.rglob("*"))) == [str(tmp_path / name) for name in ("a", "a/b.work", "file")]
 
 
 def test_help_answers_without_torch(tmp_path):

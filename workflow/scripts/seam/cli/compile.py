@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 
-from seam.engine import emit
-from seam.engine.errors import EngineError
 from seam.errors import UserError
 
 NAME = "compile"
@@ -17,11 +15,16 @@ HELP = "write a model as one C file that skips its zeros"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
+    from seam.engine import emit
+
     emit.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the files and print a summary. Raises UserError."""
+    from seam.engine import emit
+    from seam.engine.errors import EngineError
+
     try:
         emit.run(options)
     except EngineError as error:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the folder and print what it holds."""
-    from seam.cli.shrink import require_own
+    from seam.cli.folders import own_folder
     from seam.delivery.package import write_package
     from seam.errors import UserError
     from seam.files import read_json
@@ -48,8 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(
             f"{options.folder} does not lie in the results of a run: there is no datasets/{metrics['dataset']}."
         )
-    out = options.out or Path("shrunk") / f"{metrics['model']}-{metrics['target']}"
-    require_own(out)
+    out = own_folder(options.out or Path("shrunk") / f"{metrics['model']}-{metrics['target']}")
     about = {"weights": options.weights, "licence": options.licence, "data_licence": options.data_licence}
     card = write_package(options.folder, data, out, architecture=options.architecture, about=about)
     print(f"{out} holds {card['name']}:")

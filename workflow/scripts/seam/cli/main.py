@@ -1,8 +1,8 @@
 """The entry of the command `seam`: its subcommands, its errors and its exit codes.
 
 A subcommand is a module with `NAME`, `HELP`, `add_arguments(parser)` and `run(options)`, which returns an exit code.
-It imports heavy packages in functions, so that `seam --help` answers at once. To add one, write it and name it in
-`COMMANDS`.
+It imports heavy packages in functions, so that `seam --help` answers at once. `STOPPED` is the sentence after Ctrl-C,
+if the command resumes. To add one, write it and name it in `COMMANDS`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,26 @@ exit codes:
   3   done, but the result is not what was asked for: it misses the budget, or lost more accuracy than --lose allows;
       for check: something would fail later
   70  an unexpected error, with its traceback
-  75  interrupted: the same command resumes
+  75  interrupted: the same command resumes (shrink) or begins again (all others)
 """
 EXIT_UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+EXIT_STOPPED = 75  # EX_TEMPFAIL
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code. A UserError is one sentence on the terminal and status 1."""
-    options = parser().parse_args(arguments)
+    stopped = "Stopped."
     try:
+        options = parser().parse_args(arguments)
+        stopped = options.stopped
         return options.run(options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        exec("")  # else `python -m` ends by SIGINT if the interrupt came out of an earlier exec, such as torch's
+        return EXIT_STOPPED
     except BrokenPipeError:  # such as `seam show FOLDER | head -1`
         sys.stderr.close()
         return 1
@@ -69,5 +76,5 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, stopped=getattr(module, "STOPPED", "Stopped."))
     return root

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from seam.errors import cannot_write
 from seam.log import log
 from seam.progress import progress
 
@@ -92,7 +93,10 @@ def duration(seconds: float) -> str:
 def show_log(path: str, quiet: bool) -> Progress:
     """Send the package's log to a file and, in short, to the terminal; return what shows it."""
     shown = Progress(quiet)
-    file = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
+    try:
+        file = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise cannot_write(path, error) from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.setLevel(logging.INFO)
     for handler in (shown, file):

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from seam.delivery.card import render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
 from seam.report.measured import read_metrics
@@ -42,6 +41,8 @@ def describe(folder: Path) -> list[str]:
 
 def _describe(folder: Path) -> list[str]:
     if is_delivered(folder):
+        from seam.delivery.card import render_card
+
         return render_card(read_card(folder)).splitlines()
     kinds = {
         "masks": ("re-engineered model", _target),

@@ -1,6 +1,6 @@
 """Shrink a trained model to the classes that you need, and write a folder that you can ship.
 
-  seam shrink resnet20 --weights cifar10.pth --data photos/ --keep cat,dog
+  seam shrink resnet20 --weights cifar10.pth --classes cifar10 --data photos/ --keep cat,dog
   seam shrink resnet50 --data photos/ --keep tabby --budget "25% macs"
   seam shrink my_models.py:build --weights best.ckpt --classes names.txt --data photos/ --keep cat
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from seam.delivery.choices import default_size, resolve_architecture
+from seam.delivery.choices import default_size, option_words, resolve_architecture
 from seam.errors import UserError
 from seam.models.architectures import build_model
 from seam.models.classes import read_class_file
-from seam.models.fitting import find_candidates
-from seam.models.published import read_content, read_weights
+from seam.models.fitting import differing_outputs
+from seam.models.published import read_weights
 from seam.models.weights import is_weights_file, load_state
 
 OUTPUTS = 1000  # of torchvision's classifiers
@@ -36,7 +36,10 @@ def build_from_options(
     size: int | None = None,
     outputs: int | None = None,
 ) -> Built:
-    """Return the model that the arguments name. Raises UserError if it cannot be built or the weights do not fit."""
+    """Return the model that the arguments name. Raises UserError if it cannot be built or the weights do not fit.
+
+    outputs: without it and `classes`, as many as the weights have, if the model differs from them in that alone.
+    """
     architecture = resolve_architecture(model)
     weights = os.path.expanduser(weights) if weights else None
     if outputs is None and classes:
@@ -48,21 +51,21 @@ def build_from_options(
         raise UserError(
             f"--weights is {weights}, but check takes a file: leave it out to check the architecture alone."
         )
-    if outputs is None:
-        outputs = _outputs_of(weights) if weights else (OUTPUTS if architecture.startswith("torchvision:") else 10)
-    module = build_model(architecture, outputs)
+    count = outputs or (OUTPUTS if architecture.startswith("torchvision:") else 10)
+    module = build_model(architecture, count)
     if weights is not None:
-        state = read_weights(weights, architecture, module, weights_key)
+        try:
+            state = read_weights(weights, architecture, module, weights_key)
+            number = differing_outputs(module, state, count)
+            if number and outputs is not None:
+                raise UserError(f"{weights} has {number} outputs, not {count}: correct --outputs or --classes.")
+            if number:
+                count, module = number, build_model(architecture, number)
+                state = read_weights(weights, architecture, module, weights_key)
+        except UserError as error:
+            raise option_words(error) from error
         if problem := load_state(module, state, weights):
-            raise UserError(problem)
+            advice = f" (of a model with {count} outputs: --outputs sets another number)" if outputs is None else ""
+            raise UserError(f"{problem.removesuffix('.')}{advice}.")
         words = f"{architecture}, weights {weights}"
-    return Built(module.eval(), outputs, size or default_size(architecture, weights or ""), words)
-
-
-def _outputs_of(weights: str) -> int:
-    """Return the number of outputs of the weights in a file: the rows of their last matrix."""
-    candidates = find_candidates(read_content(weights), weights)
-    rows = [value.shape[0] for each in candidates for value in each.state.values() if value.dim() >= 2]
-    if not rows:
-        raise UserError(f"{weights} holds no weights: give the state dictionary of a trained model.")
-    return rows[-1]
+    return Built(module.eval(), count, size or default_size(architecture, weights or ""), words)

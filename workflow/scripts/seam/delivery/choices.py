@@ -98,6 +98,14 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
+def option_words(error: UserError) -> UserError:
+    """Return an error about weights with the options of the command line in place of the keys of the config."""
+    text = str(error)
+    for key, option in (("under classes", "by --classes"), ("weights_key", "--weights-key")):
+        text = text.replace(key, option)
+    return UserError(text)
+
+
 def default_weights(architecture: str) -> str:
     """Return the weights to take if none are given. Raises UserError if there are none."""
     if architecture.startswith("torchvision:"):

@@ -18,6 +18,7 @@ from seam.cost.latency import is_disturbed
 from seam.cost.macs import count_macs
 from seam.data.decoding import stored_size
 from seam.delivery.card import Card, limits, listed, render_card
+from seam.delivery.replacing import replaced
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError, one_line
 from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
@@ -57,21 +58,30 @@ def write_package(
 
     dataset_folder: that of the prepared data set. source_folder, architecture: as in `load_reengineered`. about: what
     the results do not say, such as `weights`, `licence`, `data` and `data_licence`. Files that are in the result folder
-    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there, and those of an earlier card
-    in `out` are removed. The card comes last.
+    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there. An earlier delivery in `out`
+    is replaced, or moves to a folder beside it if its model is another one (`replaced`).
     """
-    folder, out, about = Path(result_folder), Path(out), dict(about or {})
-    manifest = read_json(Path(dataset_folder) / "dataset.json")
+    with replaced(Path(out), (NETWORK, WEIGHTS, INT8, *C_FILES), (*MEANINGS, *SNIPPETS, "card.md")) as staging:
+        return _write_files(
+            Path(result_folder), Path(dataset_folder), staging, source_folder, architecture, dict(about or {})
+        )
+
+
+def _write_files(
+    folder: Path,
+    dataset_folder: Path,
+    out: Path,
+    source_folder: str | Path | None,
+    architecture: str | None,
+    about: dict[str, Any],
+) -> Card:
+    """Write all files of a delivery into the empty folder `out`, and return its card. See `write_package`."""
+    manifest = read_json(dataset_folder / "dataset.json")
     size = int(manifest["size"][0])
     shape = (3, size, size)
     model = _measured_model(folder, source_folder, architecture, shape)
     metrics = read_metrics(folder, model.recovered)
     source = open_source(source_folder or _source_of(folder), architecture=architecture)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CARD).unlink(missing_ok=True)  # an unfinished folder has no card
-    for name in (*MEANINGS, *SNIPPETS, *C_FILES, "card.md"):
-        (out / name).unlink(missing_ok=True)
-
     if (folder / NETWORK).is_file():
         shutil.copyfile(folder / NETWORK, out / NETWORK)
     else:
@@ -157,8 +167,8 @@ def write_package(
         "data": {
             "name": str(about.get("data") or metrics["dataset"]),
             "classes": manifest["classes"],
-            "digest": sha256(Path(dataset_folder) / "dataset.json"),
-            "split_here": (Path(dataset_folder) / "split.csv").is_file(),
+            "digest": sha256(dataset_folder / "dataset.json"),
+            "split_here": (dataset_folder / "split.csv").is_file(),
             "licence": about.get("data_licence") or GIVEN_NOWHERE,
         },
         "settings": settings,

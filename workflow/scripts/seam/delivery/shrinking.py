@@ -20,7 +20,7 @@ from seam.data.batches import batches
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
 from seam.delivery.card import Card, counted, listed, percent
-from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors
+from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors, option_words
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
@@ -81,7 +81,7 @@ class Shrinking:
         ]
         key = {"source": dict(source), "files": {file: sha256(file) for file in files}, "data": data.classes}
         if self._is_done("source", key, path):
-            done = read_json(self.work / "steps.json")["source"]
+            done = self._steps()["source"]
             words, doubt = str(done["words"]), done.get("doubt")
         else:
             self.say(f"reading the weights {source['weights']}")
@@ -159,7 +159,7 @@ class Shrinking:
         """Count the MACs, export to ONNX, and time both models in the engines, into the result folder.
 
         int8: whether to quantize both models, too. instructions: what the C code is for, as `seam.engine.emit` takes
-        it; None: no C code. Raises UserError for an unknown engine, or if the model cannot be written as C code.
+        it; None: no C code. Raises UserError if the model cannot be written as C code.
         """
         from seam.cost.accuracy import write_accuracy
         from seam.cost.calibration import quantize_reengineered, quantize_source
@@ -177,27 +177,23 @@ class Shrinking:
             metadata = onnx_metadata(model.classes, model.normalization)
             export(model, self.folder / "model.onnx", shape, metadata=metadata)
         self._write_c(instructions)
-        if int8 and not (self.folder / "model-int8.onnx").is_file():
+        engine = "onnxruntime-int8"
+        path = self.folder / f"accuracy_{engine}.json"  # the last file of these
+        if int8 and not path.is_file():
             self.say("quantizing to int8")
             seed, onnx, quantized = self.choices.seed, "model.onnx", "model-int8.onnx"
             quantize_source(self.model_folder / onnx, self.model_folder / quantized, self.data_folder, seed)
             files = self.folder / onnx, self.folder / quantized, self.data_folder, self.folder / "metrics.json"
             quantize_reengineered(*files)
             models = {"source": str(self.model_folder / quantized), "reengineered": str(self.folder / quantized)}
-            engine = "onnxruntime-int8"
-            path = self.folder / f"accuracy_{engine}.json"
             write_accuracy(path, engine, find_engine(engine), models, self.data_folder, self.folder / "metrics.json")
         if not int8:
             self._remove("model-int8.onnx", "accuracy_*.json")
         self._remove("latency_*.json")
         for engine in engines:
-            if engine not in ENGINES:
-                raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
             facts = ENGINES[engine]
             folders = {"source": self.model_folder, "reengineered": self.folder}
             paths = {name: folder / facts.model for name, folder in folders.items()}
-            if not all(path.is_file() for path in paths.values()):
-                raise UserError(f"--time {engine} needs a model in int8: add --int8.")
             self.say(f"timing in {engine}")
             options: dict[str, Any] = {"gains_from_zeros": facts.gains_from_zeros, "exact": not facts.int8}
             try:
@@ -281,8 +277,11 @@ class Shrinking:
             raise UserError(f"--c: {error}") from error
 
     def _fetch(self, source: dict[str, Any], path: Path) -> None:
-        with staged([path]) as staging:
-            fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
+        try:
+            with staged([path]) as staging:
+                fetch_weights(path=staging(path), cache=self.work / "cache" / "weights", **source)
+        except UserError as error:
+            raise option_words(error) from error
 
     def _fit_normalization(
         self, data: Dataset, given: list[list[float]] | None
@@ -348,13 +347,23 @@ class Shrinking:
         return scores, losses, len(chosen), len(source.classes)
 
     def _is_done(self, step: str, key: Mapping[str, Any], output: Path) -> bool:
-        steps = read_json(self.work / "steps.json") if (self.work / "steps.json").is_file() else {}
-        return output.is_file() and steps.get(step, {}).get("key") == json_digest(dict(key))
+        """Return whether the result of a step is there and belongs to `key`.
+
+        If not, the step is forgotten: until it is noted again, what an interrupted run leaves belongs to no key.
+        """
+        steps = self._steps()
+        if output.is_file() and steps.get(step, {}).get("key") == json_digest(dict(key)):
+            return True
+        if steps.pop(step, None):
+            write_json(self.work / "steps.json", steps)
+        return False
 
     def _note(self, step: str, key: Mapping[str, Any], **more: Any) -> None:
+        write_json(self.work / "steps.json", {**self._steps(), step: {"key": json_digest(dict(key)), **more}})
+
+    def _steps(self) -> dict[str, Any]:
         path = self.work / "steps.json"
-        steps = read_json(path) if path.is_file() else {}
-        write_json(path, {**steps, step: {"key": json_digest(dict(key)), **more}})
+        return read_json(path) if path.is_file() else {}
 
 
 def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:
@@ -369,6 +378,17 @@ def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> 
 def equally_good(accuracies: Mapping[str, float]) -> list[str]:
     """Return the names whose accuracy is at most 0.01 below the highest one."""
     return [name for name in accuracies if accuracies[name] >= max(accuracies.values()) - EQUALLY_GOOD]
+
+
+def require_engines(engines: tuple[str, ...], int8: bool) -> None:
+    """Raise UserError if one of the engines that are to time the models is unknown, or needs a model in int8."""
+    from seam.cost.engines import ENGINES
+
+    for engine in engines:
+        if engine not in ENGINES:
+            raise UserError(f"--time {engine} is no engine: choose among {', '.join(ENGINES)}, or none.")
+        if ENGINES[engine].int8 and not int8:
+            raise UserError(f"--time {engine} needs a model in int8: add --int8.")
 
 
 def latency_engine(settings: Mapping[str, Any]) -> str:

@@ -136,6 +136,23 @@ def choose_state(
     return best.state
 
 
+def differing_outputs(module: torch.nn.Module, state: State, outputs: int) -> int | None:
+    """Return the number of outputs of the weights `state`, if they differ from the module in that alone.
+
+    outputs: of the module. None if the weights fit, or if they differ in anything else.
+    """
+    own, given = (
+        {name: tuple(value.shape) for name, value in each.items() if not name.endswith("num_batches_tracked")}
+        for each in (module.state_dict(), state)
+    )
+    if own.keys() != given.keys():
+        return None
+    differing = [(own[name], given[name]) for name in own if own[name] != given[name]]
+    numbers = {shape[0] for expected, shape in differing if shape and expected == (outputs, *shape[1:])}
+    is_alone = all(shape and expected == (outputs, *shape[1:]) for expected, shape in differing)
+    return numbers.pop() if is_alone and len(numbers) == 1 else None
+
+
 def _fits(candidate: Candidate, module: torch.nn.Module) -> list[Fit]:
     """Return the ways in which a candidate fits a module, or the one that fits best."""
     own = module.state_dict()

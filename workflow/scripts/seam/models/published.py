@@ -17,7 +17,7 @@ from seam.errors import UserError
 from seam.log import log
 from seam.models.architectures import AUXILIARY, build_model, torchvision_name
 from seam.models.classes import find_names, match_classes, names_in
-from seam.models.fitting import choose_state, describe_content, find_candidates
+from seam.models.fitting import choose_state, describe_content, differing_outputs, find_candidates
 from seam.models.unpickling import read_checkpoint
 from seam.models.weights import Source, is_weights_file, load_state, save_source
 
@@ -95,6 +95,10 @@ def fetch_weights(
         problem = load_state(module, own, weights)
         if problem is None:
             return save_source(path, Source(module, list(classes), normalization, architecture))
+        if number := differing_outputs(module, own, len(classes)):
+            named = f"the images show {len(classes)} classes" if outputs is None else f"{len(classes)} are named"
+            advice = "name the outputs in order under classes (cifar10, a list, or a file)"
+            problem = f"{weights} has {number} outputs, but {named}: {advice}."
     raise UserError(problem)
 
 
