@@ -445,9 +445,7 @@ WEIGHTS = {
     "a checkpoint with code in it": (
         "pt", lambda path: torch.save({"a": Harm()}, path), "holds no state dictionary", "state_dict()",
     ),
-    "another module": (
-        "pt", lambda path: torch.save(build(7), path), "has 7 outputs, but the images show 4 classes", "",
-    ),
+    "another module": ("pt", lambda path: torch.save(build(7), path), "has 7 outputs, but the images show 4", ""),
     "TorchScript": ("pt", script, "is TorchScript", HARMFUL),
     "an unreadable file": (
         "pt", lambda path: (torch.save(build(4).state_dict(), path), forbidden(path)),

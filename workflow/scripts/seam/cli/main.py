@@ -14,6 +14,7 @@ from types import ModuleType
 
 from seam import __version__
 from seam.cli import check, compile, evaluate, export, show, shrink
+from seam.cli.ranges import require_ranges
 from seam.errors import UserError, one_line
 
 COMMANDS: tuple[ModuleType, ...] = (shrink, check, evaluate, show, export, compile)
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         stopped = options.stopped
+        require_ranges(options)
         return options.run(options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -32,6 +32,7 @@ HELP = "shrink a model to the classes that you need, and write a folder to ship"
 BUDGETS = {"weight": "25%", "channel": "50% macs"}  # by granularity, if none is given
 INSTRUCTIONS = ("portable", "avx2", "avx512", "neon")  # that C code can be for
 EXIT_WORSE = 3
+STOPPED = "Stopped; the same command resumes."
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,21 +130,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Shrink the model; print the summary; return the exit code."""
+    from seam.cli.folders import own_folder, work_folder
     from seam.cli.progress import hide_log, show_log
     from seam.delivery.card import counted
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
-    from seam.delivery.shrinking import Shrinking, use_one_thread
+    from seam.delivery.replacing import free_folder
+    from seam.delivery.shrinking import Shrinking, require_engines, use_one_thread
     from seam.device import select_device
     from seam.errors import UserError
-    from seam.reuse.cards import WORK
+    from seam.reuse.cards import WORK, is_delivered
     from seam.settings import SearchSettings, for_few_images
 
     keep = [name.strip() for name in options.keep.split(",") if name.strip()]
-    given = options.budget or BUDGETS[options.granularity]
+    if not keep:
+        raise UserError("--keep names no class: give the classes to keep, separated by commas.")
+    given = BUDGETS[options.granularity] if options.budget is None else options.budget
     budget = None if given == "none" else parse_budget(given)
-    if options.epochs is not None and options.epochs < 2:
-        raise UserError(f"--epochs is {options.epochs}, but must be at least 2.")
+    # seam.engine leaves networks without zeros to ONNX Runtime, so that its times would be the same.
+    timed = "onnxruntime" if options.granularity == "channel" else "onnxruntime,seam"
+    timed = timed + ",onnxruntime-int8" * options.int8 if options.time is None else options.time
+    engines = () if timed == "none" else tuple(timed.split(","))
+    require_engines(engines, options.int8)
     augmentation = None
     if options.augmentation is not None:
         augmentation = [] if options.augmentation == "none" else options.augmentation.split(",")
@@ -155,9 +163,9 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     choices.recovery = recovery_choice(options.recovery)
     search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
-    out = options.out or Path("shrunk") / f"{choices.model}-{choices.target}"
-    work = options.work or out.with_name(f"{out.name}{WORK}")
-    require_own(out)
+    out = own_folder(options.out or Path("shrunk") / f"{choices.model}-{choices.target}")
+    work = work_folder(options.work or out.with_name(f"{out.name}{WORK}"), out)
+    select_device(options.device)  # one that is missing is told at once
     work.mkdir(parents=True, exist_ok=True)
     progress = show_log(str(work / "log.txt"), options.quiet or options.json)
 
@@ -170,9 +178,10 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
         use_one_thread(options.threads)
-        select_device(options.device)  # one that is missing is told at once
         for note in choices.notes:
             say(note)
+        if is_delivered(out):
+            say(f"{out} holds a finished model: it moves to {free_folder(out)} if this run makes another one")
         shrinking = Shrinking(choices, work, options.device, say)
         images = shrinking.prepare_data()
         say(f"normalization: {shrinking.fetch_source(images)}")
@@ -198,18 +207,10 @@ def run(options: argparse.Namespace) -> int:
         progress.close_line()
         shrinking.recover()
         progress.close_line()
-        # seam.engine leaves networks without zeros to ONNX Runtime, so that its times would be the same.
-        timed = options.time or ("onnxruntime" if options.granularity == "channel" else "onnxruntime,seam")
-        if options.int8 and not options.time:
-            timed += ",onnxruntime-int8"
-        engines = () if timed == "none" else tuple(timed.split(","))
         shrinking.measure(images, engines, options.int8, options.c)
         say("writing the folder")
         about = {"licence": options.licence, "data_licence": options.data_licence, "data": Path(options.data).name}
         card = shrinking.deliver(out, about)
-    except SystemExit:
-        print(f"To resume, run the same command again; {work} keeps what is done.", file=sys.stderr)
-        raise
     finally:
         progress.close_line()
         hide_log()
@@ -219,15 +220,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(summary(card, verdict, out, work)))
     return EXIT_WORSE if verdict else 0
-
-
-def require_own(out: Path) -> None:
-    """Raise UserError if the folder to write holds something else than a delivered model."""
-    from seam.errors import UserError
-    from seam.reuse.cards import WEIGHTS
-
-    if out.is_dir() and any(out.iterdir()) and not (out / WEIGHTS).is_file():
-        raise UserError(f"{out} holds other files: name a new folder by --out.")
 
 
 def training_images(labels: Any, classes: list[str], choices: Any) -> tuple[int, int]:
