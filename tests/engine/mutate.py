@@ -18,7 +18,7 @@ import numpy as np
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "helpers"), str(TESTS.parent / "workflow/scripts")]
 
-from random_models import ComputedModel, RandomModel  # noqa: E402
+from random_models import ComputedModel, RandomGraph, RandomModel  # noqa: E402
 
 SECONDS = 30  # of processor time for one file, so that a busy machine is no failure
 MEMORY = 8 << 30  # bytes of address space beyond what the process begins with; reserved, not used
@@ -119,7 +119,7 @@ def check(first: int, last: int) -> dict[str, int]:
         current = Path(tempfile.gettempdir()) / f"mutate-{first}.txt"  # which file it was, after a crash
         for index in range(first, last):
             random = np.random.default_rng(index)
-            kind = ComputedModel if index % 8 > 5 else RandomModel
+            kind = (*(RandomModel,) * 4, *(RandomGraph,) * 2, *(ComputedModel,) * 2)[index % 8]
             data = kind(index % 200, largest=17).draw(1 + index % 4)
             data = (damage_bytes if index % 2 else damage_fields)(data, random)
             path.write_bytes(data)

@@ -31,11 +31,16 @@ def model(tmp_path):
     return path
 
 
+def note(path, **metadata):
+    """Note metadata in a file, as text."""
+    file = onnx.load(path)
+    onnx.helper.set_model_props(file, metadata)
+    onnx.save(file, path)
+
+
 def describe(path, **metadata):
     """Note metadata in a file."""
-    file = onnx.load(path)
-    onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in metadata.items()})
-    onnx.save(file, path)
+    note(path, **{key: json.dumps(value) for key, value in metadata.items()})
 
 
 def make(folder, **variables):
@@ -151,6 +156,13 @@ def test_classes_and_preprocessing(model, tmp_path):
     assert np.allclose(np.frombuffer(done.stdout, np.float32).reshape(engine.input_shape), expected.transpose(2, 0, 1))
 
 
+def test_metadata_that_are_no_classes(model, tmp_path):
+    for classes in ("{", "[1]", 100_000 * "["):
+        note(model, classes=classes)
+        emit(model, tmp_path / "out", "net")
+        assert "net_classes" not in (tmp_path / "out/net.h").read_text()
+
+
 @needs_compiler
 def test_the_command(model, tmp_path, capsys):
     folder = tmp_path / "Oak tree"
@@ -184,9 +196,10 @@ def test_errors(tmp_path, model, capsys):
     ):
         with pytest.raises(EngineError, match=wanted):
             emit(*arguments, tmp_path / "out", **options)
-    describe(model, mean=["a"], std=[1])
-    with pytest.raises(EngineError, match="mean and std of .* are not numbers"):
-        emit(model, tmp_path / "out")
+    for mean in ('["a"]', f"[1{400 * '0'}]", 100_000 * "["):
+        note(model, mean=mean, std="[1]")
+        with pytest.raises(EngineError, match="mean and std of .* are not numbers"):
+            emit(model, tmp_path / "out")
     describe(model, mean=[0.5] * 99, std=[1] * 99)
     with pytest.raises(EngineError, match="are not those of"):
         emit(model, tmp_path / "out")

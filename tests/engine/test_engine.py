@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from conftest import INSTRUCTIONS, assert_agrees, images, needs_compiler, refere
 from onnx import TensorProto, helper, numpy_helper
 from random_models import RandomModel, SparseModel
 
+import seam.engine
 from seam.engine import EngineError, UnsupportedError, load, native
 from seam.engine.compiler import build_all
+from seam.engine.emit import emit
 
 ROOM = Path(native.__file__).parents[2]
 
@@ -156,6 +159,72 @@ def test_malformed_models(tmp_path, model):
     node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[9, 2])
     with pytest.raises(EngineError, match="does not fit into a map of 8 x 8"):
         load(one_operation(tmp_path / "pool.onnx", node))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        for call in (load, seam.engine.session, lambda path: emit(path, tmp_path / "out")):
+            with pytest.raises(EngineError, match="is a pipe, a socket or a device, not a file"):
+                call(path)
+    with pytest.raises(EngineError, match="Cannot read .*: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operation", "attribute"),
+    [
+        ("AveragePool", "auto_pad"),
+        ("AveragePool", "ceil_mode"),
+        ("AveragePool", "count_include_pad"),
+        ("AveragePool", "dilations"),
+        ("AveragePool", "kernel_shape"),
+        ("Flatten", "axis"),
+        ("LeakyRelu", "alpha"),
+        ("ReduceMean", "axes"),
+        ("ReduceMean", "keepdims"),
+    ],
+)
+def test_a_tensor_in_the_place_of_an_attribute(operation, attribute, tmp_path):
+    attributes = {"AveragePool": {"kernel_shape": [2, 2]}, "ReduceMean": {"axes": [2, 3]}}.get(operation, {})
+    attributes = {**attributes, attribute: numpy_helper.from_array(np.ones(2, np.int64))}
+    path = one_operation(tmp_path / "tensor.onnx", helper.make_node(operation, ["images"], ["y"], **attributes))
+    with pytest.raises(EngineError, match=f"its attribute {attribute} is a tensor"):
+        load(path, fallback=False)
+    with pytest.raises(Exception, match="onnxruntime|ONNXRuntimeError"):  # which judges the model itself
+        seam.engine.session(path)
+
+
+def test_a_constant_without_values_that_is_too_large_for_any_array(tmp_path, model):
+    damaged = onnx.load(model)
+    damaged.graph.initializer.append(TensorProto(name="none", data_type=TensorProto.FLOAT, dims=[0] + 3 * [1 << 31]))
+    onnx.save(damaged, model)
+    with pytest.raises(EngineError, match=r"'none' has the impossible shape \[0, 2147483648"):
+        load(model)
+
+
+def test_a_model_without_inputs(tmp_path):
+    node = helper.make_node("Constant", [], ["y"], value_float=1.0)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
+    graph = helper.make_graph([node], "constant", [], [result])
+    path = tmp_path / "constant.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    with pytest.raises(EngineError, match="has 0 inputs .* Its inputs are not one batch of images"):
+        load(path)
+
+
+@needs_compiler
+def test_a_large_window_takes_no_memory_per_pixel_of_it(tmp_path):
+    node = helper.make_node("AveragePool", ["images"], ["y"], kernel_shape=[32768, 1])
+    path = one_operation(tmp_path / "pool.onnx", node, (1, 65536, 1), ("n", 1, 32769, 1))
+    runner = load(path, fallback=False)._run
+    tracemalloc.start()
+    try:
+        runner.program(1)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_maps_times_matrices(tmp_path):

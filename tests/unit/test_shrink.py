@@ -141,12 +141,12 @@ def test_the_folder_works_anywhere_without_the_source_model_and_its_code(shrunk,
     assert str(world[0]) not in (moved / "card.json").read_text()  # no path of the machine that made it
 
 
-def onnx_file(operation, domain="", **tensors):
-    """Return the bytes of an ONNX file with one operation, on images or on tensors."""
+def onnx_file(operation, domain="", logits=None, **tensors):
+    """Return the bytes of an ONNX file with one operation, on images or on tensors. logits: of another type."""
     from onnx import TensorProto, helper
 
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 16, 16])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    logits = logits or helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
     node = helper.make_node(operation, list(tensors) or ["images"], ["logits"], domain=domain)
     graph = helper.make_graph([node], "graph", [images], [logits], list(tensors.values()))
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
@@ -173,6 +173,19 @@ def test_a_delivered_folder_of_a_stranger_is_a_sentence(shrunk, tmp_path, conten
     seal_onnx(folder / "model.onnx")
     with pytest.raises(UserError, match="ONNX Runtime cannot run .*model.onnx .*: ask for the folder once more"):
         seam.load(folder)
+
+
+def test_a_model_whose_output_is_not_numbers_is_a_sentence(tmp_path):
+    from onnx import TensorProto, helper
+
+    names = helper.make_tensor("w", TensorProto.STRING, [1], [b"red"])
+    text = helper.make_tensor_value_info("logits", TensorProto.STRING, [1])
+    sequence = helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, None)
+    for content in (onnx_file("Identity", logits=text, w=names), onnx_file("SequenceConstruct", logits=sequence)):
+        (tmp_path / "model.onnx").write_bytes(content)
+        seal_onnx(tmp_path / "model.onnx")
+        with pytest.raises(UserError, match="is not a model with images as its input and logits as its output"):
+            OnnxModule(tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize("crop", [0, -(10**12), 10**9, 16.0, None])

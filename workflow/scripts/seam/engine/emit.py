@@ -26,7 +26,7 @@ from seam.engine.layers import convert
 from seam.engine.native import ACTIVATIONS, CONVOLVE, Map, Op
 from seam.engine.plan import Planner
 from seam.engine.program import Program
-from seam.engine.reader import read
+from seam.engine.reader import content, parse
 from seam.engine.tiling import Machine
 
 FIRST_CACHE, SECOND_CACHE = 32 << 10, 512 << 10  # bytes; of the device, unless the caller knows better
@@ -78,15 +78,16 @@ def emit(
     if min(caches) < 1 << 10 or max(caches) > 1 << 30:
         raise EngineError(f"The caches must have from 1 KiB to 1 GiB, not {caches[0]} and {caches[1]} bytes.")
     prefix = c_name(name, path)
+    data = content(path)
     try:
-        file = read(path)
+        file = parse(data, str(path))
         network = fuse(convert(file))
         planner = Planner(network, Machine(target.lanes, *caches, kernel_shapes(), target.registers))
         program = Program(planner, planner.plan(batch))
     except UnsupportedError as error:
         raise EngineError(f"Cannot compile {path}, because {error}.") from error
     writer = _Writer(prefix, target, program, network.shapes[network.input], network.shapes[network.output])
-    writer.origin = f"{_comment(path.name)} (SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
+    writer.origin = f"{_comment(path.name)} (SHA-256 {hashlib.sha256(data).hexdigest()[:16]})"
     writer.classes = _classes(file.metadata, writer.outputs)
     writer.mean, writer.std = _normalization(file.metadata, path, writer.input[0])
     return writer.write(Path(folder))
@@ -347,7 +348,7 @@ def _classes(metadata: dict[str, str], outputs: int) -> list[str]:
     """Return the names of the outputs that the file states, or none if they are not names of these outputs."""
     try:
         names = json.loads(metadata.get("classes", "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     fits = isinstance(names, list) and len(names) == outputs and all(isinstance(name, str) for name in names)
     return [name.encode("utf-8", "replace").decode() for name in names] if fits else []
@@ -359,7 +360,7 @@ def _normalization(metadata: dict[str, str], path: Path, channels: int) -> tuple
         return [], []
     try:
         both = [[float(v) for v in json.loads(metadata[key])] for key in ("mean", "std")]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise EngineError(f"The metadata mean and std of {path} are not numbers: export the model again.") from error
     if any(len(v) != channels or not all(map(math.isfinite, v)) for v in both) or min(both[1]) <= 0:
         raise EngineError(f"The metadata mean and std of {path} are not those of {channels} channels: export it again.")

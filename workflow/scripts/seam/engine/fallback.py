@@ -24,8 +24,8 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
     except Exception as error:  # onnxruntime's own errors have no common class
         raise EngineError(f"{reason} ONNX Runtime does not, either: {_first_line(error)}.") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    shape = tuple(inputs[0].shape[1:])
-    if len(inputs) != 1 or len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+    shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
+    if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
         raise EngineError(f"{reason} Its inputs are not one batch of images of a fixed size.")
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -147,6 +147,9 @@ class _Converter:
             raise UnsupportedError(f"it uses other than the first output of {node.operation}")
         if not node.inputs and node.operation != "Constant" or "" in node.inputs[:1]:
             raise EngineError("it has no input.")
+        for name, value in node.attributes.items():
+            if isinstance(value, np.ndarray) and (name != "value" or node.operation not in _HOLDING_TENSORS):
+                raise EngineError(f"its attribute {name} is a tensor.")
         convert(node)
 
     # What nodes read
@@ -726,6 +729,8 @@ def _computed(operation: str, first: np.ndarray, second: np.ndarray) -> np.ndarr
 
 
 _FLATTENING = ("Flatten", "Reshape", "Shape", "Identity", "Dropout")  # what can read a map that is flat in memory
+
+_HOLDING_TENSORS = ("Constant", "ConstantOfShape")  # in their attribute `value`
 
 _SIMPLE: dict[str, Callable[[Callable[[str, float], float]], Activation]] = {
     "Relu": lambda number: Activation(low=0.0),

@@ -188,10 +188,10 @@ def _shares(layer: Layer, source: Placement, output: Placement, split: Split, la
     counts = []
     for axis in (0, 1):
         size, result = source.shape[1 + axis], output.shape[1 + axis]
-        begin = np.arange(result)[:, None] * window.stride[axis] - window.before[axis]
-        taps = begin + np.arange(window.kernel[axis])
+        begin = np.arange(result) * window.stride[axis] - window.before[axis]
+        end = begin + window.kernel[axis]
         low, high = (-window.before[axis], size + window.after[axis]) if layer.count_padding else (0, size)
-        counts.append(((taps >= low) & (taps < high)).sum(axis=1))
+        counts.append(np.maximum(np.minimum(end, high) - np.maximum(begin, low), 0))
     share = 1 / np.maximum(counts[0][:, None] * counts[1], 1)
     whole = np.zeros((output.height * split.rows, output.width * split.columns))
     height, width = min(whole.shape[0], share.shape[0]), min(whole.shape[1], share.shape[1])

@@ -1,7 +1,10 @@
 """Reads an ONNX file into plain nodes and arrays, and refuses what is malformed, too large or beyond float32."""
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 
@@ -45,14 +48,33 @@ def read(path: str | Path) -> Model:
     Raises EngineError if the file cannot be read or is malformed, UnsupportedError if it uses what the engine
     leaves to others: several inputs or outputs, free sizes other than the batch, other types, functions.
     """
-    path = Path(path)
+    return parse(content(path), str(path))
+
+
+def content(path: str | Path) -> bytes:
+    """Return the bytes of an ONNX file.
+
+    Raises EngineError if it cannot be read, is larger than 2 GiB, or is a pipe, a socket or a device, which could be
+    waited for without end.
+    """
+    no_file = EngineError(f"{path} is a pipe, a socket or a device, not a file: give the path of an ONNX file.")
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise EngineError(f"{path} is larger than 2 GiB, which no ONNX file can be: is it the right file?")
-        data = path.read_bytes()
+        if not S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise no_file
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not S_ISREG(status.st_mode):
+                raise no_file
+            if status.st_size > LARGEST_FILE:
+                raise EngineError(f"{path} is larger than 2 GiB, which no ONNX file can be: is it the right file?")
+            return file.read(status.st_size)
     except OSError as error:
         raise EngineError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return parse(data, str(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, or a pipe that has taken its place since, without waiting for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse(data: bytes, name: str) -> Model:
@@ -95,13 +117,11 @@ def array(tensor) -> np.ndarray:
         raise UnsupportedError(f"the constant {tensor.name!r} is neither float32, int32 nor int64")
     dtype = np.dtype(_DTYPES[tensor.data_type])
     shape = tuple(tensor.dims)
-    count = 1
-    for size in shape:
-        if size < 0 or size > LARGEST_FILE:
-            raise EngineError(f"{label} has the impossible shape {list(shape)}.")
-        count *= size
     if len(shape) > 8:
         raise EngineError(f"{label} has more than 8 dimensions.")
+    if min(shape, default=0) < 0 or math.prod(max(size, 1) for size in shape) > LARGEST_FILE:
+        raise EngineError(f"{label} has the impossible shape {list(shape)}.")
+    count = math.prod(shape)
     if tensor.raw_data:
         values = np.frombuffer(tensor.raw_data, np.uint8)
         if len(values) != count * dtype.itemsize:

@@ -74,7 +74,10 @@ def rewrite(path: str | Path, threads: int = 1) -> tuple[bytes, list[int]]:
 
     path = Path(path)
     try:
-        model = onnx.load(path)
+        model = onnx.load_model_from_string(reader.content(path))
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except EngineError:
+        raise
     except Exception as error:
         raise EngineError(f"Cannot read {path}: {next(iter(str(error).splitlines()), 'no ONNX file')}.") from error
     try:

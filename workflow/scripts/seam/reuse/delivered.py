@@ -69,7 +69,8 @@ class OnnxModule(nn.Module):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no class in common
             raise self._cannot_run(error) from error
-        if len(self.session.get_inputs()) != 1 or len(self.session.get_outputs()) != 1:
+        outputs = [output.type for output in self.session.get_outputs()]
+        if len(self.session.get_inputs()) != 1 or outputs != ["tensor(float)"]:
             raise UserError(
                 f"{path} is not a model with images as its input and logits as its output: ask for another."
             )
