@@ -743,7 +743,8 @@ def test_check_finds_the_number_of_outputs_in_any_file_of_weights(tmp_path, caps
     torch.save(build.state_dict() | {"stem.weight": torch.zeros(9, 3, 3, 3)}, tmp_path / "other.pt")
     assert main([*arguments, str(tmp_path / "other.pt")]) == 1
     error = capsys.readouterr().err
-    assert "fc.weight is (3, 8), not (10, 8) (of a model with 10 outputs: --outputs sets another number)." in error
+    assert "fc.weight is (3, 8), not (10, 8)" in error
+    assert "The model was built with 10 outputs: --outputs sets another number." in error
 
 
 MODELS = """

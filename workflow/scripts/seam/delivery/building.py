@@ -65,7 +65,7 @@ def build_from_options(
         except UserError as error:
             raise option_words(error) from error
         if problem := load_state(module, state, weights):
-            advice = f" (of a model with {count} outputs: --outputs sets another number)" if outputs is None else ""
-            raise UserError(f"{problem.removesuffix('.')}{advice}.")
+            guessed = f" The model was built with {count} outputs: --outputs sets another number."
+            raise UserError(problem + (guessed if outputs is None else ""))
         words = f"{architecture}, weights {weights}"
     return Built(module.eval(), count, size or default_size(architecture, weights or ""), words)
