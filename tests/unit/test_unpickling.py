@@ -251,13 +251,13 @@ def storage_of_a_nested_tuple():
 
 
 def unfolded_tensor(kind):
-    """A pickle that calls a container with a tensor of a billion values over a single one, as its only argument."""
+    """A pickle that calls a container with a tensor of 300,000 values over a single one, as its only argument."""
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00J\x00\xca\x9a\x3b\x85K\x00\x85tR"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00J\xe0\x93\x04\x00\x85K\x00\x85tR"
     return b"\x80\x02" + kind + b"(" + tensor + b"tR."
 
 
-def repeated_bytes(items=1_000_000, calls=200):
+def repeated_bytes(items=100_000, calls=200):
     """A pickle that makes a tuple of the same long bytes again and again."""
     data = b"B" + struct.pack("<I", items) + bytes(items) + b"q\x010ctorch\nSize\nq\x020"
     return b"\x80\x03" + data + b"]" + b"h\x02h\x01\x85Ra" * calls + b"."
