@@ -31,10 +31,12 @@ from seam.delivery.choices import find_kept, parse_budget, resolve_architecture,
 from seam.delivery.shrinking import choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
+from seam.models import unallocated
 from seam.models.architectures import build_model
 from seam.models.published import fetch_weights
 from seam.models.surgery import with_head
 from seam.models.weights import open_source
+from seam.reuse.cards import MOST_PIXELS
 from seam.reuse.delivered import OnnxModule
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +174,7 @@ def test_a_delivered_folder_of_a_stranger_is_a_sentence(shrunk, tmp_path, conten
         seam.load(folder)
 
 
-@pytest.mark.parametrize("crop", [0, -(10**12), 10**9, 16.0, None])
+@pytest.mark.parametrize("crop", [0, -(10**12), 513, 10**9, 16.0, None])
 def test_a_card_with_an_impossible_size_is_a_sentence(shrunk, tmp_path, crop):
     folder = shutil.copytree(shrunk[0], tmp_path / "elsewhere")
     card = read_json(folder / "card.json")
@@ -486,6 +488,45 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
     delivered, images = seam.load(tmp_path), torch.randn(2, 3, 32, 32)
     assert type(delivered).__name__ == "Sequential" and delivered.size == 32
     torch.testing.assert_close(delivered(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outputs", "changes", "sentence"),
+    [
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(0)}, "The model in .* does not run on images of 32 x 32"),
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(10**6, 1, 1, 1)}, "model.onnx is missing"),
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(16, 3, 1, 1)}, "model.onnx is missing"),
+        ("resnet20", 10, {"source.fc.weight": torch.zeros(10, 64, dtype=torch.int64)}, "model.onnx is missing"),
+        ("torchvision:vgg16", 100_000, {}, "model.onnx is missing"),
+        ("torchvision:vgg16", 10**12, {}, "model.onnx is missing"),
+        ("torchvision:regnet_y_128gf", 10, {}, "model.onnx is missing"),
+    ],
+)
+def test_shapes_of_a_stranger_allocate_nothing(tmp_path, monkeypatch, architecture, outputs, changes, sentence):
+    def allocate(*_):
+        assert sentence != "model.onnx is missing", "a file that does not fit got memory"
+        real_allocate(*_)
+
+    real_allocate = unallocated.allocate
+    monkeypatch.setattr(unallocated, "allocate", allocate)
+    built, build = [], unallocated.build_unallocated
+    monkeypatch.setattr(
+        "seam.reuse.delivered.build_unallocated", lambda *given: built.append(build(*given)) or built[0]
+    )
+    state = with_head(build_model("resnet20", 10), 10, 2).state_dict() | changes
+    metadata = {"architecture": architecture, "source_classes": outputs, "classes": ["a", "b"]}
+    save_tensors(tmp_path / "model.safetensors", state, {**metadata, "normalization": [[0.5] * 3] * 2})
+    write_json(tmp_path / "card.json", {"format": "seam-delivery", "preprocessing": {"crop": 32}})
+    with pytest.raises(UserError, match=sentence):
+        seam.load(tmp_path)
+    if sentence == "model.onnx is missing":
+        assert all(parameter.is_meta for module in built for parameter in module.parameters())
+
+
+def test_the_largest_image_is_that_of_the_config():
+    schema = (ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")
+    sizes = yaml.safe_load(schema)["$defs"]["dataset"]["properties"]["size"]
+    assert sizes["maximum"] == MOST_PIXELS
 
 
 def test_models_of_timm_are_built_by_name_where_it_is_installed(tmp_path, monkeypatch):
