@@ -279,9 +279,6 @@ def equal_hashes(count=40_000):
 
 
 YEARS = {
-    "a tensor": (lambda: unfolded_tensor(b"ctorch\nSize\n"), "is not a whole weights file"),
-    "a set of a tensor": (lambda: unfolded_tensor(b"c__builtin__\nset\n"), "is not a whole weights file"),
-    "pairs of a tensor": (lambda: unfolded_tensor(b"ccollections\nOrderedDict\n"), "is not a whole weights file"),
     "bytes": (repeated_bytes, "is not a whole weights file"),
     "equal hashes": (equal_hashes, "repeats parts of itself too often: save the state_dict"),
     "a key": (nested_key, "repeats parts of itself too often: save the state_dict"),
@@ -313,6 +310,13 @@ def test_what_would_take_years_or_the_memory_is_refused(tmp_path, write, content
     with pytest.raises(UserError, match=f"keys.pt {words}"):
         read_content(tmp_path / "keys.pt")
     assert time.monotonic() - began < 20  # seconds; on a busy machine, too
+
+
+@pytest.mark.parametrize("kind", [b"ctorch\nSize\n", b"c__builtin__\nset\n", b"ccollections\nOrderedDict\n"])
+def test_a_container_unfolds_no_tensor(tmp_path, kind):
+    pack(tmp_path / "size.pt", {"a/data.pkl": unfolded_tensor(kind), "a/data/0": bytes(4)})
+    with pytest.raises(pickle.UnpicklingError, match="a container of something other than a list"):
+        read_checkpoint(tmp_path / "size.pt")
 
 
 def test_an_archive_that_two_readers_see_differently(tmp_path):
