@@ -283,17 +283,30 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
     def large(tensors, metadata):
         metadata["size"] = [10**9, 10**9]
 
+    def larger(tensors, metadata):
+        metadata["size"] = [513, 512]
+
     def fewer_weights(tensors, metadata):
         name = next(name for name in tensors if name.startswith("weight/"))
         tensors[name] = tensors[name][:1]
 
     tensors, metadata = load_tensors(red / "masks.safetensors")
-    for change in (drop, stranger, empty, shift, no_size, large, fewer_weights):
+    for change in (drop, stranger, empty, shift, no_size, large, larger, fewer_weights):
         changed = dict(tensors), dict(metadata)
         change(*changed)
         save_tensors(tmp_path / "masks.safetensors", *changed)
         with pytest.raises(UserError, match="masks.safetensors"):
             load(tmp_path, source=results / "models/small")
+
+
+def test_a_size_that_the_model_is_not_made_for_is_a_sentence(red, results, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("Given groups=1")
+
+    monkeypatch.setattr("seam.reuse.load.find_groups", refuse)
+    shutil.copy(red / "masks.safetensors", tmp_path)
+    with pytest.raises(UserError, match="masks.safetensors .*the model does not run on images of 16 x 16 px"):
+        load(tmp_path, source=results / "models/small")
 
 
 def same_state(before, after):

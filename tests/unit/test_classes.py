@@ -1,6 +1,7 @@
 """The names of a model's outputs, matched with the classes of a data set."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -70,10 +71,17 @@ def test_files_of_names(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"1": "dog", "0": "cat"}))
     assert read_class_file(tmp_path / "a.txt") == ["cat", "Grand piano"]
     assert read_class_file(tmp_path / "a.json") == ["cat", "dog"]
-    for name, content in (("twice.txt", "a\na\n"), ("empty.txt", ""), ("b.json", '{"a": 5}'), ("c.json", "{")):
+    deep = "[" * 100_000 + "]" * 100_000
+    for name, content in (
+        *(("twice.txt", "a\na\n"), ("empty.txt", ""), ("b.json", '{"a": 5}'), ("c.json", "{"), ("deep.json", deep)),
+        ("d.json", '{"cat": Infinity}'),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=name):
             read_class_file(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UserError, match="pipe.txt is a pipe"):
+        read_class_file(tmp_path / "pipe.txt")
 
 
 def fetched(tmp_path, weights, class_lists, **options):

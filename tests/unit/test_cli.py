@@ -1,5 +1,8 @@
 """The command `seam`."""
 
+import functools
+from typing import Any
+
 import pytest
 
 import seam
@@ -82,11 +85,44 @@ def test_another_folder_is_a_sentence(name, sentence, target, capsys):
 
 
 @pytest.mark.parametrize(
-    "metrics", [{}, [], {"accuracy": 1}, {"accuracy": {"source": "x", "reengineered": None}}, None]
+    "metrics",
+    [
+        *({}, [], {"accuracy": 1}, {"accuracy": {"source": "x", "reengineered": None}}, None),
+        {"model": "m", "dataset": "d", "problem": "p", "target": "t", "classes": [], "weights": 1, "kept": 1}
+        | {"retention": 1, "accuracy": {"source": 10**400, "reengineered": 1}},
+    ],
 )
 def test_a_malformed_result_of_somebody_else_is_a_sentence(metrics, tmp_path, capsys):
     (tmp_path / "masks.safetensors").touch()
     write_json(tmp_path / "metrics.json", metrics)
+    assert main(["show", str(tmp_path)]) == 1
+    assert "holds no result of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card["size"].update(weights=0),
+        lambda card: card["accuracy"].update(source=10**400),
+        lambda card: card.update(settings=functools.reduce(lambda inner, _: {"a": inner}, range(490), {})),
+    ],
+    ids=["no weights", "a large number", "nested settings"],
+)
+def test_a_card_of_a_stranger_is_a_sentence(change, tmp_path, capsys):
+    card: dict[str, Any] = {
+        **{"format": "seam-delivery", "preprocessing": {"crop": 32, "resize": 32, "mean": [0], "std": [1]}},
+        **{"name": "n", "classes": ["a", "b"], "problem": {"sentence": "s"}, "latency": [], "settings": {}},
+        **{"accuracy": {"source": 0.5, "reengineered": 0.5, "per_class": {}}, "files": {}, "limits": [], "seed": 0},
+        **{"size": {"kept": 1, "weights": 1, "bytes": {"model.onnx": 1}}, "data": {"name": "n", "licence": "l"}},
+        **{"source": {"architecture": "a", "weights": "w", "sha256": "x", "licence": "l"}, "versions": {}},
+        **{"images": {"train": 1, "holdout": 1, "test": 1}, "selected_epoch": 1, "epochs": 1, "selection": "last"},
+    }
+    (tmp_path / "model.safetensors").touch()
+    write_json(tmp_path / "card.json", card | {"name": "\ud800 \u202ex\u2066"})
+    assert main(["show", str(tmp_path)]) == 0
+    assert "# \\ud800 \\u202ex\\u2066" in capsys.readouterr().out
+    change(card)
+    write_json(tmp_path / "card.json", card)
     assert main(["show", str(tmp_path)]) == 1
     assert "holds no result of this version" in capsys.readouterr().err
 

@@ -623,6 +623,12 @@ def test_a_list_without_splits_is_split(tmp_path):
     assert (len(found.train), len(found.test)) == (8, 2) and (tmp_path / "a" / "out" / "split.csv").is_file()
 
 
+def test_a_pipe_as_a_list_is_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "photos.csv")
+    with pytest.raises(UserError, match="photos.csv is a pipe"):
+        prepare(tmp_path / "photos.csv", tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -631,6 +637,11 @@ def test_a_list_without_splits_is_split(tmp_path):
         ("path,label\nnone.png,cat\n", "line 2 of .* names the image none.png"),
         ("path,label\n,cat\n", "line 2 of .* has no path or no label"),
         ("path,label,split\nphotos/cat/0.png,cat,train\n", "must have train and test"),
+        (f"path,label\nphotos/cat/0.png,{'a' * 131_073}\n", "is not a CSV file .field larger than"),
+        ('path,label\nphotos/cat/0.png,"a\nb"\n', "line 3 of .* has the label 'a.nb', which cannot be printed"),
+        ("path,label\nphotos/cat/0.png,a\0b\n", "line 2 of .* has the label 'a.x00b', which cannot be printed"),
+        ("path,label\nphotos/cat/0.png,a\x1b[1mb\n", "line 2 of .* has the label 'a.x1b.1mb'"),
+        ("path,label\nphotos/cat/0.png,a\u2028b\n", "line 2 of .* has the label 'a.u2028b'"),
     ],
 )
 def test_a_wrong_list_is_one_sentence(tmp_path, text, sentence):

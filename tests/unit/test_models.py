@@ -21,7 +21,9 @@ from seam.models import published
 from seam.models.architectures import build_model, require_classifier
 from seam.models.published import HUB, HUB_NORMALIZATION, SHA256, fetch_weights, read_weights
 from seam.models.surgery import find_last_layer, initialise_head
+from seam.models.unallocated import build_unallocated
 from seam.models.weights import Source, load_state, open_source, save_source
+from seam.reuse.load import load_student
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
 
@@ -521,6 +523,47 @@ def test_malformed_metadata_are_one_sentence(tmp_path, changes):
         open_source(tmp_path, architecture="vgg16_bn")
     resent(tmp_path, **changes)
     with pytest.raises(UserError, match=r"source.safetensors"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision:regnet_x_400mf", "torchvision:swin_t"])
+def test_a_model_without_memory_becomes_the_one_that_is_loaded(name):
+    torch.manual_seed(0)
+    model, shell, images = build_model(name, 5).eval(), build_unallocated(name, 5), torch.randn(2, 3, 64, 64)
+    assert all(parameter.is_meta for parameter in shell.parameters())
+    assert load_state(shell, {**model.state_dict(), "more": torch.ones(1)}, "x") is not None
+    assert all(parameter.is_meta for parameter in shell.parameters())  # a file that does not fit allocates nothing
+    assert load_state(shell, model.state_dict(), "x") is None
+    with torch.no_grad():
+        assert torch.equal(shell.eval()(images), model(images))
+    assert not any(parameter.is_meta for parameter in nn.Linear(2, 2).parameters())
+
+
+def test_an_architecture_that_needs_its_weights_is_made_with_them(monkeypatch):
+    class Computing(nn.Linear):
+        def __init__(self, classes):
+            super().__init__(3, classes)
+            self.total = float(self.weight.sum())
+
+    monkeypatch.setattr("seam.models.cifar.resnet20", Computing)
+    assert not build_unallocated("resnet20", 2).weight.is_meta
+
+
+@pytest.mark.parametrize("outputs", [10**12, 10**30, 100_001, 0, -1, 2.0, True, None])
+def test_an_impossible_number_of_outputs_of_a_student_is_a_sentence(tmp_path, outputs):
+    metadata = {"architecture": "resnet20", "last_layer": "fc", "classes": ["a"], "normalization": [[0.5] * 3] * 2}
+    state = build_model("resnet20", 1).state_dict()
+    save_tensors(tmp_path / "student.safetensors", state, {**metadata, "source_classes": 100_000})
+    assert load_student(tmp_path).classes == ["a"]
+    save_tensors(tmp_path / "student.safetensors", state, {**metadata, "source_classes": outputs})
+    with pytest.raises(UserError, match="student.safetensors was not written by this workflow"):
+        load_student(tmp_path)
+
+
+def test_more_classes_than_a_model_has_are_a_sentence(tmp_path):
+    source = Source(build_model("resnet20", 2), ["a"] * 100_001, ((0.5,) * 3, (0.2,) * 3), "resnet20")
+    save_source(tmp_path / "source.safetensors", source)
+    with pytest.raises(UserError, match="source.safetensors has more than 100,000 classes"):
         open_source(tmp_path)
 
 

@@ -34,10 +34,12 @@ from seam.delivery.replacing import replaced
 from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
+from seam.models import unallocated
 from seam.models.architectures import build_model
 from seam.models.published import fetch_weights
 from seam.models.surgery import with_head
 from seam.models.weights import open_source
+from seam.reuse.cards import MOST_PIXELS
 from seam.reuse.delivered import OnnxModule
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +190,7 @@ def test_a_model_whose_output_is_not_numbers_is_a_sentence(tmp_path):
             OnnxModule(tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("crop", [0, -(10**12), 10**9, 16.0, None])
+@pytest.mark.parametrize("crop", [0, -(10**12), 513, 10**9, 16.0, None])
 def test_a_card_with_an_impossible_size_is_a_sentence(shrunk, tmp_path, crop):
     folder = shutil.copytree(shrunk[0], tmp_path / "elsewhere")
     card = read_json(folder / "card.json")
@@ -685,6 +687,45 @@ def test_an_architecture_of_the_package_is_a_torch_module_again(tmp_path):
     torch.testing.assert_close(delivered(images), model(images))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "outputs", "changes", "sentence"),
+    [
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(0)}, "The model in .* does not run on images of 32 x 32"),
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(10**6, 1, 1, 1)}, "model.onnx is missing"),
+        ("resnet20", 10, {"source.conv1.weight": torch.zeros(16, 3, 1, 1)}, "model.onnx is missing"),
+        ("resnet20", 10, {"source.fc.weight": torch.zeros(10, 64, dtype=torch.int64)}, "model.onnx is missing"),
+        ("torchvision:vgg16", 100_000, {}, "model.onnx is missing"),
+        ("torchvision:vgg16", 10**12, {}, "model.onnx is missing"),
+        ("torchvision:regnet_y_128gf", 10, {}, "model.onnx is missing"),
+    ],
+)
+def test_shapes_of_a_stranger_allocate_nothing(tmp_path, monkeypatch, architecture, outputs, changes, sentence):
+    def allocate(*_):
+        assert sentence != "model.onnx is missing", "a file that does not fit got memory"
+        real_allocate(*_)
+
+    real_allocate = unallocated.allocate
+    monkeypatch.setattr(unallocated, "allocate", allocate)
+    built, build = [], unallocated.build_unallocated
+    monkeypatch.setattr(
+        "seam.reuse.delivered.build_unallocated", lambda *given: built.append(build(*given)) or built[0]
+    )
+    state = with_head(build_model("resnet20", 10), 10, 2).state_dict() | changes
+    metadata = {"architecture": architecture, "source_classes": outputs, "classes": ["a", "b"]}
+    save_tensors(tmp_path / "model.safetensors", state, {**metadata, "normalization": [[0.5] * 3] * 2})
+    write_json(tmp_path / "card.json", {"format": "seam-delivery", "preprocessing": {"crop": 32}})
+    with pytest.raises(UserError, match=sentence):
+        seam.load(tmp_path)
+    if sentence == "model.onnx is missing":
+        assert all(parameter.is_meta for module in built for parameter in module.parameters())
+
+
+def test_the_largest_image_is_that_of_the_config():
+    schema = (ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8")
+    sizes = yaml.safe_load(schema)["$defs"]["dataset"]["properties"]["size"]
+    assert sizes["maximum"] == MOST_PIXELS
+
+
 def test_models_of_timm_are_built_by_name_where_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not
     with pytest.raises(UserError, match="needs the package timm"):
@@ -967,7 +1008,7 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--epochs", "1"], "--epochs is 1"),
         (["--device", "gpu"], "The device gpu is not known: choose auto"),
         (["--epochs", "1"], "--epochs is 1, but must be from 2 to 100,000"),
-        (["--size", "100000"], "--size is 100000, but must be from 8 to 1,024"),
+        (["--size", "100000"], "--size is 100000, but must be from 8 to 512"),
         (["--size", "-3"], "--size is -3"),
         (["--size", "0"], "--size is 0"),
         (["--seed", "-1"], "--seed is -1, but must be from 0 to 4,294,967,295"),

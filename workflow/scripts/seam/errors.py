@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal acts on them: they could hide or forge lines
+# A terminal acts on control characters and on those of the direction of writing, which could hide or forge lines.
+# Surrogates stand for bytes that are not UTF-8, and cannot be printed.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -20,7 +22,7 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     r"""Return a text with its control characters written as \x1b and the like; line breaks and tabs stay."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1] if ord(found[0]) > 255 else f"\\x{ord(found[0]):02x}", text)
 
 
 def one_line(error: BaseException) -> str:

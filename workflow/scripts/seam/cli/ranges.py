@@ -11,7 +11,7 @@ RANGES: dict[str, tuple[float, float]] = {  # by the name of the option: the lea
     "lose": (-100, 100),
     "outputs": (2, 100_000),
     "seed": (0, 2**32 - 1),
-    "size": (8, 1024),  # pixels; more would not fit into memory in a search
+    "size": (8, 512),  # pixels, as in the schema of the config
     "test_share": (0.01, 0.5),
     "threads": (1, 1024),
 }

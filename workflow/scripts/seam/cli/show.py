@@ -33,7 +33,7 @@ def describe(folder: Path) -> list[str]:
     """
     try:
         return _describe(folder)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UserError(
             f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
         ) from error

@@ -73,7 +73,7 @@ def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
     """Give the layers of `module` the widths that the weights in `state` have, in place; return the module.
 
     Layers of removed branches, whose weights are empty, are replaced by `Removed`. The values are left to `load_state`,
-    which also says what does not fit: layers whose weights have another number of dimensions stay as they are.
+    which also says what does not fit: layers whose weights differ in more than fewer channels stay as they are.
     """
     for name, layer in list(module.named_modules()):
         weight = state.get(f"{name}.weight")
@@ -88,14 +88,17 @@ def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
         if not isinstance(old, torch.Tensor) or old.dim() != weight.dim() or old.shape == weight.shape:
             continue
         out_axis, in_axis = weight_axes(layer)
+        sizes = enumerate(zip(weight.shape, old.shape, strict=True))
+        if any(new > before or (new < before and axis not in (out_axis, in_axis)) for axis, (new, before) in sizes):
+            continue
         inputs, outputs = (0 if axis is None else weight.shape[axis] for axis in (in_axis, out_axis))
         if isinstance(layer, CONVOLUTIONS):  # the axis that a grouped one lacks is in proportion to the other
             inputs = inputs or outputs * layer.in_channels // layer.out_channels
             outputs = outputs or inputs * layer.out_channels // layer.in_channels
-        _set_parameter(layer, "weight", torch.zeros_like(weight))
+        _set_parameter(layer, "weight", old.new_zeros(weight.shape))
         for key in ("bias", "running_mean", "running_var"):
-            if isinstance(getattr(layer, key, None), torch.Tensor):
-                _set_parameter(layer, key, torch.zeros(outputs))
+            if isinstance(value := getattr(layer, key, None), torch.Tensor):
+                _set_parameter(layer, key, value.new_zeros(outputs))
         _set_sizes(layer, inputs, outputs)
     return module
 

@@ -52,10 +52,17 @@ def build_model(architecture: str, classes: int, checksum: str | None = None) ->
     return _model_of_file(architecture, path, factory, classes, checksum)
 
 
-def require_classifier(module: torch.nn.Module, outputs: int, size: tuple[int, int], owner: str) -> None:
+def require_classifier(
+    module: torch.nn.Module,
+    outputs: int,
+    size: tuple[int, int],
+    owner: str,
+    advice: str = "correct its architecture, or the size of its data set",
+) -> None:
     """Raise UserError unless `module` has parameters and maps images [B, 3, *size] to logits [B, outputs].
 
-    Sets the module to eval mode. `owner` begins the sentence of an error: "The model mine".
+    Sets the module to eval mode. `owner` begins the sentence of an error: "The model mine". `advice` ends it if the
+    module does not run.
     """
     import torch
 
@@ -68,8 +75,7 @@ def require_classifier(module: torch.nn.Module, outputs: int, size: tuple[int, i
             logits = module.eval()(torch.zeros(2, 3, height, width, device=parameter.device))
     except Exception as error:  # the user's own code can raise anything
         raise UserError(
-            f"{owner} does not run on images of {height} x {width} px ({one_line(error)}): correct its architecture, "
-            "or the size of its data set."
+            f"{owner} does not run on images of {height} x {width} px ({one_line(error)[:300]}): {advice}."
         ) from error
     if not isinstance(logits, torch.Tensor):
         kind = type(logits).__name__

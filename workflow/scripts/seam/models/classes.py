@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seam.errors import UserError, cannot_read
+from seam.files import open_file
 
 KEYS = ("classes", "class_names", "categories", "labels", "idx_to_class", "id2label", "class_to_idx", "label2id")
 MOST_BYTES = 10_000_000  # of a file of names
@@ -68,9 +69,11 @@ def read_class_file(path: str | os.PathLike[str]) -> list[str]:
     JSON is a list of names, {"0": name, ...} or {name: 0, ...}. Raises UserError for any other content.
     """
     try:
-        if os.path.getsize(path) > MOST_BYTES:
+        with open_file(path) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise UserError(f"{path} is too large for a file of class names: give one with a name a line.")
-        text = Path(path).read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not in UTF-8: save the class names with that encoding.") from error
     except OSError as error:
@@ -78,7 +81,7 @@ def read_class_file(path: str | os.PathLike[str]) -> list[str]:
     if Path(path).suffix == ".json":
         try:
             names = names_in(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} is not a JSON file ({error}): correct it.") from error
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
@@ -96,7 +99,7 @@ def names_in(value: Any) -> list[str] | None:
     pairs = [(key, name) if isinstance(name, str) else (name, key) for key, name in value.items()]
     try:
         numbered = {int(number): name for number, name in pairs if isinstance(name, str)}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return [numbered[place] for place in range(len(pairs))] if numbered.keys() == set(range(len(pairs))) else None
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from seam.errors import UserError
 from seam.files import load_tensors, save_tensors, sha256
-from seam.models.architectures import build_model, describe_architecture, trusted_architecture
+from seam.models.architectures import describe_architecture, trusted_architecture
 
 if TYPE_CHECKING:
     import torch
 
 
+MOST_OUTPUTS = 100_000  # of a model
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin", ".pth.tar", ".pt2")
 
 
@@ -46,7 +47,12 @@ def weights_origin(weights: str) -> str:
 
 
 def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: str | os.PathLike[str]) -> str | None:
-    """Load `state` into `module`. Returns None if it fits, else a sentence about `origin` that says why not."""
+    """Load `state` into `module`. Returns None if it fits, else a sentence about `origin` that says why not.
+
+    Weights of `module` that take no memory get some if it fits (seam.models.unallocated).
+    """
+    from seam.models.unallocated import allocate
+
     own = module.state_dict()
     # Checkpoints older than torch 0.4.1 lack this counter, which inference does not use.
     state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | state
@@ -66,6 +72,7 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
     for name in own:
         if problem := _numeric_problem(name, state[name], own[name]):
             return f"{origin} cannot be used: {name} {problem}."
+    allocate(module)
     module.load_state_dict(state)
     return None
 
@@ -112,6 +119,8 @@ def open_source(folder: str | os.PathLike[str], checksum: str | None = None, arc
     model's folder, and it must be the file that the model was made with. Raises UserError if the file is missing or
     damaged, or does not have the SHA-256 `checksum`, if one is given.
     """
+    from seam.models.unallocated import build_unallocated
+
     path = Path(folder) / "source.safetensors"
     state, metadata = load_tensors(path)
     if not {"architecture", "classes", "normalization"} <= metadata.keys():
@@ -122,7 +131,7 @@ def open_source(folder: str | os.PathLike[str], checksum: str | None = None, arc
         )
     classes, normalization = read_classes(metadata, path), read_normalization(metadata, path)
     trusted, digest = trusted_architecture(path, metadata, architecture)
-    module = build_model(trusted, len(classes), digest)
+    module = build_unallocated(trusted, len(classes), digest)
     problem = load_state(module, state, path)
     if problem:
         raise UserError(problem)
@@ -134,6 +143,8 @@ def read_classes(metadata: dict[str, Any], path: str | os.PathLike[str]) -> list
     classes = metadata.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{path} has no list of classes: delete it and run the workflow again.")
+    if len(classes) > MOST_OUTPUTS:
+        raise UserError(f"{path} has more than {MOST_OUTPUTS:,} classes: delete it and run the workflow again.")
     return classes
 
 

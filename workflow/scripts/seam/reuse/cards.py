@@ -8,7 +8,7 @@ from typing import Any
 from seam.errors import UserError
 from seam.files import read_json
 
-MOST_PIXELS = 10_000  # of the side of an image
+MOST_PIXELS = 512  # of the side of an image, as in the schema of the config
 WORK = ".work"  # the end of the name of a working folder, beside the delivered one
 CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
 

@@ -11,9 +11,10 @@ from torch import nn
 from seam.errors import UserError, one_line
 from seam.files import check_onnx_seal, load_tensors
 from seam.masks.shrink import resize
-from seam.models.architectures import ARCHITECTURES, build_model
+from seam.models.architectures import ARCHITECTURES, require_classifier
 from seam.models.surgery import with_head
-from seam.models.weights import load_state, read_classes, read_normalization
+from seam.models.unallocated import build_unallocated, unallocated
+from seam.models.weights import MOST_OUTPUTS, load_state, read_classes, read_normalization
 from seam.reuse.cards import NETWORK, WEIGHTS, read_card
 
 
@@ -30,7 +31,10 @@ def load_delivered(folder: str | Path) -> Any:
     classes, normalization = read_classes(metadata, folder / WEIGHTS), read_normalization(metadata, folder / WEIGHTS)
     module: Any = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
     module.classes, module.normalization = classes, normalization
-    module.size = card["preprocessing"]["crop"]
+    module.size = side = card["preprocessing"]["crop"]
+    if not isinstance(module, OnnxModule):
+        advice = "ask for the folder once more"
+        require_classifier(module, len(classes), (side, side), f"The model in {folder}", advice)
     return module.eval().requires_grad_(False)
 
 
@@ -39,15 +43,17 @@ def _torch_module(
 ) -> nn.Module | None:
     """Return the module if its architecture is known to the package and the weights fit it; else None."""
     architecture, width = metadata.get("architecture"), metadata.get("source_classes")
-    if not isinstance(architecture, str) or type(width) is not int or not 0 < width < 1_000_000:
+    if not isinstance(architecture, str) or type(width) is not int or not 0 < width <= MOST_OUTPUTS:
         return None
     if architecture not in ARCHITECTURES and not architecture.startswith(("torchvision:", "timm:")):
         return None
     try:
-        network = build_model(architecture, width)
+        network = build_unallocated(architecture, width)
     except UserError:  # timm is not installed
         return None
-    module = resize(with_head(network, width, outputs), tensors)
+    with unallocated():
+        module = with_head(network, width, outputs)
+    resize(module, tensors)
     return module if load_state(module, tensors, folder / WEIGHTS) is None else None
 
 

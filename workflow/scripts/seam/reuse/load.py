@@ -16,10 +16,11 @@ from seam.masks.bits import bake, unpack_bits, unpack_groups
 from seam.masks.channels import find_groups, require_channels
 from seam.masks.layers import maskable
 from seam.masks.shrink import shrink
-from seam.models.architectures import build_model, trusted_architecture
+from seam.models.architectures import trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
-from seam.models.weights import load_state, open_source, read_classes, read_normalization
-from seam.reuse.cards import is_delivered, require_result
+from seam.models.unallocated import build_unallocated, unallocated
+from seam.models.weights import MOST_OUTPUTS, load_state, open_source, read_classes, read_normalization
+from seam.reuse.cards import MOST_PIXELS, is_delivered, require_result
 from seam.reuse.delivered import load_delivered
 
 RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
@@ -64,7 +65,8 @@ def load_reengineered(
     classes = read_classes(metadata, path)
     origin = open_source(source or folder / place, checksum, architecture)
     groups = _by_kind(tensors)
-    model = with_head(origin.module, len(origin.classes), len(classes))
+    with unallocated():
+        model = with_head(origin.module, len(origin.classes), len(classes))
     try:
         by_channel = "channels" in groups or "size" in metadata  # no mask of channels is stored if all branches stay
         masks, others = ("channels", {"weight"}) if by_channel else ("mask", {"weight", "shift"})
@@ -105,10 +107,15 @@ def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
     """Remove the channels of a model that its masks do not keep. Raises ValueError if they do not fit it."""
     size = metadata.get("size")
-    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)
+    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= MOST_PIXELS for n in size)
     if not isinstance(size, list) or not fits or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
-    found = find_groups(module, torch.zeros(1, 3, *size))
+    try:
+        found = find_groups(module, torch.zeros(1, 3, *size))
+    except UserError:
+        raise
+    except Exception as error:  # the model's code can raise anything for a size that it is not made for
+        raise ValueError(f"the model does not run on images of {size[0]} x {size[1]} px") from error
     kept = found.completed(unpack_groups(groups.get("channels", {}), found.sizes))
     require_channels(found, kept)
     shrink(module, found, found.joined(kept))
@@ -152,14 +159,15 @@ def load_student(folder: str | Path, architecture: str | None = None) -> Any:
     path = Path(folder) / "student.safetensors"
     state, metadata = load_tensors(path)
     outputs, last_layer = metadata.get("source_classes"), metadata.get("last_layer")
-    if type(outputs) is not int or outputs < 1 or not isinstance(last_layer, str):
+    if type(outputs) is not int or not 0 < outputs <= MOST_OUTPUTS or not isinstance(last_layer, str):
         raise UserError(f"{path} was not written by this workflow: delete it and run the workflow again.")
     classes, normalization = read_classes(metadata, path), read_normalization(metadata, path)
     trusted, digest = trusted_architecture(path, metadata, architecture)
-    module = build_model(trusted, outputs, digest)
+    module = build_unallocated(trusted, outputs, digest)
     if not isinstance(dict(module.named_modules()).get(last_layer), (nn.Linear, nn.Conv2d)):
         raise UserError(f"{path} does not fit its architecture, which has no layer {last_layer}: run again.")
-    replace_last_layer(module, last_layer, len(classes))
+    with unallocated():
+        replace_last_layer(module, last_layer, len(classes))
     if problem := load_state(module, state, path):
         raise UserError(problem)
     return _for_inference(module, classes, normalization)

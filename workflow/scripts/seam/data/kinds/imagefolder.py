@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from seam.data.kinds.kind import Entry, Kind
-from seam.data.kinds.listing import TEST_SHARE, Files, draw_test_images, is_table, read_table, table_splits, test_folder
+from seam.data.kinds.listing import (
+    TEST_SHARE,
+    Files,
+    draw_test_images,
+    is_line,
+    is_table,
+    read_table,
+    table_splits,
+    test_folder,
+)
 from seam.errors import UserError
 from seam.log import log
 
@@ -115,8 +123,7 @@ def _folder_names(folder: Path) -> list[str]:
             names = sorted(item.name for item in items if not item.name.startswith(".") and item.is_dir())
     except OSError as error:
         _cannot_read(error)
-    # The category of bytes that are not UTF-8 is Cs.
-    if unprintable := [name for name in names if {"Cc", "Cs"} & set(map(unicodedata.category, name))]:
+    if unprintable := [name for name in names if not is_line(name)]:
         raise UserError(f"root: {folder} has a folder {unprintable[0]!a}, whose name cannot be printed: rename it.")
     if not names:
         raise UserError(f"root: {folder} has no folders in it: put the images of each class into one of their own.")

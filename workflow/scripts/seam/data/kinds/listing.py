@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seam.errors import UserError, cannot_read
+from seam.files import open_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,12 @@ Files = dict[str, list[str]]  # class: sorted paths
 def is_table(root: str | Path) -> bool:
     """Return whether the root of a data set is a CSV file."""
     return str(root).lower().endswith((".csv", ".tsv"))
+
+
+def is_line(name: str) -> bool:
+    """Return whether the name of a class can be printed and is a single line, as labels.txt has it."""
+    # Cc: control characters; Cs: bytes that are not UTF-8; Zl and Zp: other ends of lines.
+    return not {"Cc", "Cs", "Zl", "Zp"} & set(map(unicodedata.category, name))
 
 
 def test_folder(root: str | Path) -> str | None:
@@ -67,11 +75,19 @@ def read_table(path: str | Path) -> dict[str | None, Files]:
     Paths begin at the folder of the CSV file. Without a column of splits, the only split is None. Raises UserError,
     which names the line, if a column, a label or an image is missing.
     """
-    path = Path(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
+        return _read_table(Path(path))
+    except csv.Error as error:  # such as a cell of 131,073 characters
+        raise UserError(f"root: {path} is not a CSV file ({error}): correct it.") from error
+
+
+def _read_table(path: Path) -> dict[str | None, Files]:
+    try:
+        with open_file(path) as table:
+            content = table.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise UserError(f"root: {path} is too large for a list of images: split it.")
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"root: {path} is not in UTF-8: save it with that encoding.") from error
     except OSError as error:
@@ -92,6 +108,11 @@ def read_table(path: str | Path) -> dict[str | None, Files]:
         place, name = (str(row.get(column) or "").strip() for column in (file, label))
         if not place or not name:
             raise UserError(f"root: line {reader.line_num} of {path} has no path or no label: complete or remove it.")
+        if not is_line(name):
+            raise UserError(
+                f"root: line {reader.line_num} of {path} has the label {name[:80]!a}, which cannot be printed as one "
+                "line: rename it."
+            )
         image = os.path.join(os.path.abspath(path.parent), place)
         if not os.path.isfile(image):
             raise UserError(
