@@ -262,7 +262,7 @@ def test_the_clock_of_a_start_gives_each_second_to_one_part(monkeypatch):
     "arguments, sentence",
     [
         (["--architectures", "resnet21"], "resnet21 is no known architecture"),
-        (["--device", "cuda"], "device: cuda is asked for"),
+        (["--device", "cuda"], "The device cuda is asked for"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence(arguments, sentence, tmp_path, monkeypatch):
