@@ -317,7 +317,7 @@ def test_the_record_names_a_missing_device(copied: Path, tmp_path: Path) -> None
     ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "large: failed" in done.stdout
-    assert record(tmp_path, "large")["message"].startswith("device: mps is asked for")
+    assert record(tmp_path, "large")["message"].startswith("The device mps is asked for")
 
 
 def test_the_message_of_an_earlier_call_is_not_repeated(tmp_path: Path) -> None:

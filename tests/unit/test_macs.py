@@ -42,6 +42,18 @@ class Attention(nn.Module):
         return self.classes(self.block(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
 
 
+class ByName(nn.Module):
+    """Layers that are called with keywords."""
+
+    def __init__(self):
+        super().__init__()
+        self.wider, self.attention = nn.ConvTranspose2d(3, 8, 2, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images):
+        tokens = self.wider(input=images).flatten(2).transpose(1, 2)
+        return self.attention(query=tokens, key=tokens, value=tokens, need_weights=False)[0].mean(1)
+
+
 class Tied(nn.Module):
     """Convolutions and linear layers that share their weights."""
 
@@ -53,7 +65,7 @@ class Tied(nn.Module):
         self.again.weight = self.rows.weight
 
     def forward(self, images):
-        return self.again(self.rows(self.second(self.first(images)).permute(0, 2, 3, 1)).mean((1, 2)))
+        return self.again(self.rows(self.second(self.first(input=images)).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
 def by_hand(module, image_shape):
@@ -116,6 +128,7 @@ OTHERS = {
         nn.Conv2d(3, 6, 3, dilation=2, padding="same", groups=3), nn.Conv2d(6, 4, 3, padding="valid"),
         nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular"), nn.Flatten(), nn.LazyLinear(4),
     ),
+    "called by name": ByName,
     "transposed": lambda: nn.Sequential(
         nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3), nn.Conv2d(6, 4, 3, dilation=2), nn.Flatten(), nn.LazyLinear(4)
     ),

@@ -72,8 +72,12 @@ def input_shapes(module: nn.Module, images: torch.Tensor) -> dict[str, list[tupl
 
 def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[..., None]) -> None:
     """Run the module, and call `note` with the name, layer, inputs and outputs of each call of a layer."""
+
+    def called(name: str, layer: nn.Module, inputs: Any, by_name: dict[str, Any], output: Any) -> None:
+        note(name, layer, inputs or tuple(by_name.values()), output)
+
     hooks = [
-        layer.register_forward_hook(partial(note, name))
+        layer.register_forward_hook(partial(called, name), with_kwargs=True)
         for name, layer in module.named_modules()
         if isinstance(layer, (_ConvNd, nn.Linear, nn.MultiheadAttention))
     ]
