@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from seam.errors import UserError
+from seam.reuse.cards import MOST_PIXELS
 
 RANGES: dict[str, tuple[float, float]] = {  # by the name of the option: the least and the greatest value
     "epochs": (2, 100_000),
     "lose": (-100, 100),
     "outputs": (2, 100_000),
     "seed": (0, 2**32 - 1),
-    "size": (8, 512),  # pixels, as in the schema of the config
+    "size": (8, MOST_PIXELS),
     "test_share": (0.01, 0.5),
     "threads": (1, 1024),
 }

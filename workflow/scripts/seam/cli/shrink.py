@@ -149,7 +149,10 @@ def run(options: argparse.Namespace) -> int:
     budget = None if given == "none" else parse_budget(given)
     # seam.engine leaves networks without zeros to ONNX Runtime, so that its times would be the same.
     timed = "onnxruntime" if options.granularity == "channel" else "onnxruntime,seam"
-    timed = timed + ",onnxruntime-int8" * options.int8 if options.time is None else options.time
+    if options.int8:
+        timed += ",onnxruntime-int8"
+    if options.time is not None:
+        timed = options.time
     engines = () if timed == "none" else tuple(timed.split(","))
     require_engines(engines, options.int8)
     augmentation = None

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from seam.data.batches import batches
 from seam.data.storage import open_dataset
@@ -341,7 +340,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     model = model.to(each.device).requires_grad_(True)
     own = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
     settings = TrainingSettings(**{**training, **own})
-    weight = None if each.class_weights is None else torch.tensor(each.class_weights, device=each.device)
+    loss_of = each.loss(settings.label_smoothing)
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
@@ -356,10 +355,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = forward(model, images)
-        smoothing = settings.label_smoothing
-        loss = cross_entropy(logits, labels, label_smoothing=smoothing)
-        if weight is not None:  # the mean over all images, not over their weights
-            loss = cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing).mean()
+        loss = loss_of(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -182,13 +182,14 @@ def _taylor_scores(each: Reengineering, groups: ChannelGroups, seed: int) -> tor
     network = model.get_submodule("source")
     network.requires_grad_(False)
     model.eval()
-    step = train_head(model, Adam([(model.get_submodule("head").parameters(), head_rate(each.settings))]), each.loss())
+    loss = each.loss()
+    step = train_head(model, Adam([(model.get_submodule("head").parameters(), head_rate(each.settings))]), loss)
     for images, labels in each.train:
         step(images, labels)
     masks = ChannelMasks(network.requires_grad_(True), groups)
     for images, labels in each.train:
         model.zero_grad()
-        each.loss()(forward(model, images), labels).backward()
+        loss(forward(model, images), labels).backward()
         masks.restore()
     return masks.worth.cpu()
 

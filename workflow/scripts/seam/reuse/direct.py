@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -268,9 +269,11 @@ class Reengineering:
             frequencies = [1] * len(frequencies)
         return Distillation(self.model.get_submodule("source"), outputs, frequencies, share)
 
-    def loss(self) -> Loss:
+    def loss(self, label_smoothing: float = 0.0) -> Loss:
         """Return the loss of the search: cross entropy, weighted if the balanced accuracy decides."""
-        return cross_entropy if self.class_weights is None else weighted_cross_entropy(self.class_weights, self.device)
+        if self.class_weights is None:
+            return partial(cross_entropy, label_smoothing=label_smoothing)
+        return weighted_cross_entropy(self.class_weights, self.device, label_smoothing)
 
     def test_accuracies(self, name: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
         """Return what metrics.json says of the accuracy of a model, which it calls `name`, and of the source model.

@@ -69,9 +69,9 @@ def recover(
 
     settings: a dictionary of `RecoverySettings`. All other arguments are those of `seam.reuse.direct.Reengineering`.
     Recovery does not train on the images that the search held out, so that accuracies on them can be compared. If the
-    balanced accuracy decided the search, the loss weighs all classes alike, as in the search. Both stand in the
-    metrics.json of `masks_folder`. The last epoch is the result. Returns the metrics. Raises UserError if the result
-    gives the same answer for all test images, unless `allow_one_answer`.
+    balanced accuracy decided the search, the loss weighs all classes alike, as in the search. The metrics.json of
+    `masks_folder` says what the search held out and what decided it. The last epoch is the result. Returns the metrics.
+    Raises UserError if the result gives the same answer for all test images, unless `allow_one_answer`.
     """
     folder, place = Path(folder), select_device(device)
     chosen = RecoverySettings(**settings)

@@ -117,12 +117,12 @@ def prepare_training(
     )  # fmt: skip
 
 
-def weighted_cross_entropy(weights: Sequence[float], device: torch.device) -> Loss:
-    """Return the mean cross entropy in which an image of class c counts `weights[c]` times."""
+def weighted_cross_entropy(weights: Sequence[float], device: torch.device, label_smoothing: float = 0.0) -> Loss:
+    """Return the cross entropy in which an image of class c counts `weights[c]` times: the mean over all images."""
     weight = torch.tensor(weights, device=device)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits, labels, weight, reduction="none").mean()
+        return cross_entropy(logits, labels, weight, reduction="none", label_smoothing=label_smoothing).mean()
 
     return loss
 
