@@ -7,6 +7,7 @@ import torch
 import torchvision
 from networks import Residual, prune, vgg
 from torch import nn
+from torch.nn import functional
 
 from seam.cost.macs import count_macs, write_macs
 from seam.masks.bits import bake
@@ -68,6 +69,55 @@ class Tied(nn.Module):
         return self.again(self.rows(self.second(self.first(input=images)).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
+class Cross(nn.Module):
+    """Attention of 16 tokens to 10 others, called by keyword, with one matrix of projections and with three."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.narrow = nn.Linear(8, 6)
+        self.one = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.three = nn.MultiheadAttention(8, 2, batch_first=True, kdim=6, vdim=6, add_bias_kv=True)
+        self.classes = nn.Linear(8, 4)
+
+    def forward(self, images):
+        tokens = self.patches(input=images).flatten(2).transpose(1, 2)
+        others = tokens[:, :10]
+        tokens, _ = self.one(query=tokens, key=others, value=others)
+        others = self.narrow(input=others)
+        tokens, _ = self.three(query=tokens, key=others, value=others, need_weights=False)
+        return self.classes(tokens.mean(1))
+
+
+class Functions(nn.Module):
+    """Functions that use the weights of layers, one weight in parts, and weights that belong to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters, self.up = nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 6, 2, stride=2)
+        self.free = nn.Parameter(torch.randn(6, 6, 1, 1))
+        self.rows, self.classes = nn.Linear(6, 12), nn.Linear(6, 4)
+
+    def forward(self, images):
+        places = functional.conv2d(images, weight=self.filters.weight, bias=self.filters.bias)
+        tokens = functional.conv2d(self.up(input=places), self.free).flatten(2).transpose(1, 2)
+        first, second = self.rows.weight.chunk(2)
+        tokens = functional.linear(input=tokens, weight=first) + functional.linear(tokens[:, :1], second)
+        return functional.linear(tokens.mean(1), self.classes.weight)
+
+
+class Blur(nn.Module):
+    """A convolution with a fixed filter, before a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("filter", torch.ones(3, 1, 2, 2) / 4)
+        self.classes = nn.Linear(3, 4)
+
+    def forward(self, images):
+        return self.classes(functional.conv2d(images, self.filter, groups=3).mean((2, 3)))
+
+
 def by_hand(module, image_shape):
     """{"convolution", "linear"}: MACs of the non-zero weights, counted while the module runs."""
     macs = {"convolution": 0, "linear": 0}
@@ -123,6 +173,8 @@ def test_dense_is_fvcores_and_sparse_is_the_count_by_hand(name):
 
 OTHERS = {
     "attention": Attention,
+    "cross-attention": Cross,
+    "functions": Functions,
     "tied": Tied,
     "padded by name": lambda: nn.Sequential(
         nn.Conv2d(3, 6, 3, dilation=2, padding="same", groups=3), nn.Conv2d(6, 4, 3, padding="valid"),
@@ -162,6 +214,29 @@ def test_layers_that_fvcore_does_not_count_are_a_warning(caplog, monkeypatch):
     assert "fvcore finds 0 multiply-accumulates of the kind convolution for an image, but the layers have 6912" in (
         caplog.text
     )
+
+
+def test_fixed_filters_are_counted_without_a_warning(caplog):
+    macs = count_macs(prune(Blur(), 0.7), (3, 8, 8))
+    assert macs["dense"]["convolution"] == macs["sparse"]["convolution"] == 7 * 7 * 12
+    assert not caplog.records
+
+
+def test_cross_attention_has_the_mean_of_its_uses():
+    uses = count_uses(Cross(), torch.zeros(2, 3, 16, 16))
+    assert uses["one.in_proj_weight"] == (16 + 10 + 10) / 3
+    projections = [uses[f"three.{name}_proj_weight"] for name in ("q", "k", "v")]
+    assert projections == [16, 10, 10] and uses["three.out_proj.weight"] == 16
+
+
+def test_torchvisions_swin_counts_whole():
+    from torchvision.models import SwinTransformer
+
+    module = SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=4).eval()
+    parameters, dense = dict(module.named_parameters()), count_macs(module, (3, 32, 32))["dense"]
+    uses = count_uses(module, torch.zeros(1, 3, 32, 32))
+    assert uses["features.1.0.attn.qkv.weight"] == 64
+    assert sum(uses[name] * parameters[name].numel() for name in uses) == dense["convolution"] + dense["linear"]
 
 
 def test_a_network_without_weights_left_keeps_what_is_not_weights():

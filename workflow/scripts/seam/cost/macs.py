@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from seam.files import write_json
 from seam.log import log
 from seam.models.surgery import plain_attention
-from seam.models.uses import count_uses
+from seam.models.uses import count_uses_by_kind
 
 OPERATORS = {"conv": "convolution", "linear": "linear", "addmm": "linear"}  # fvcore's names to ours
 
@@ -43,20 +42,16 @@ def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Mac
     for operator, macs in operators.items():
         dense[OPERATORS.get(operator, "other")] += int(macs)
 
-    sparse, least = dict(dense), {"convolution": 0, "linear": 0}
-    kinds = {layer.weight: "convolution" for layer in module.modules() if isinstance(layer, _ConvNd)}
-    parameters = dict(module.named_parameters())
-    for name, times in count_uses(module, torch.zeros(1, *image_shape)).items():
-        weight = parameters[name]
-        kind = kinds.get(weight, "linear")
-        sparse[kind] -= int(times) * int((weight == 0).sum())
-        least[kind] += int(times) * weight.numel()
-    for kind, macs in least.items():
-        if dense[kind] < macs:
+    sparse, parameters = dict(dense), dict(module.named_parameters())
+    uses = count_uses_by_kind(module, torch.zeros(1, *image_shape))
+    for kind, times in uses.items():
+        sparse[kind] -= round(sum(times[name] * int((parameters[name] == 0).sum()) for name in times))
+        least = round(sum(times[name] * parameters[name].numel() for name in times))
+        if dense[kind] < least:
             log.warning(
                 "fvcore finds %d multiply-accumulates of the kind %s for an image, but the layers have %d: do not rely "
                 "on this count",
-                dense[kind], kind, macs,
+                dense[kind], kind, least,
             )  # fmt: skip
     uncounted = sorted(analysis.unsupported_ops().items())
     if uncounted:

@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
+TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
 
 def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
-    """Return {name: uses} of the weights of all convolutions and linear layers, for one of `images` [B, 3, H, W].
+    """Return {name: uses} of the weights of all convolutions and linear operations, for one of `images` [B, 3, H, W].
 
     A use is a multiply-accumulate: a convolution uses each weight once for each place of its output (of its input, if
-    it is transposed), a linear layer once for each input vector, an attention layer once for each token. Uses add up
-    if the model calls a layer several times, or if several layers share a weight, which has the name that it has in
-    `named_parameters`. A layer that the model does not call has none. The module stays as it is.
+    it is transposed), a linear layer once for each input vector, an attention layer once for each token of the query,
+    key or value that it projects. If one matrix projects all three, its weights have the mean of their uses. Uses add
+    up if the model uses a weight several times, or if several layers share it. It has the name that it has in
+    `named_parameters`. A weight that the model does not use has none, nor has one from which the model computes
+    another. The module stays as it is.
     """
-    uses: dict[str, float] = {}
-    count = len(images)
-    names: dict[torch.Tensor | None, str] = {weight: name for name, weight in module.named_parameters()}
+    return dict(sum((Counter(uses) for uses in count_uses_by_kind(module, images).values()), Counter()))
 
-    def add(weight: torch.Tensor | None, times: float) -> None:
-        if weight in names:  # an attention layer has some of its projections only
-            uses[names[weight]] = uses.get(names[weight], 0.0) + times / count
 
-    def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(layer, nn.MultiheadAttention):
-            tokens = math.prod(inputs[0].shape[:-1])
-            projections = layer.in_proj_weight, layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight
-            for weight in (*projections, layer.out_proj.weight):
-                add(weight, tokens)
-            return
-        if isinstance(layer, nn.Linear):
-            times = math.prod(output.shape[:-1])
+def count_uses_by_kind(module: nn.Module, images: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return {"convolution": {name: uses}, "linear": {name: uses}}, the uses that `count_uses` adds up."""
+    counter = _UseCounter(module, len(images))
+    with counter:
+        _run(module, images)
+    return counter.uses
+
+
+class _UseCounter(TorchFunctionMode):
+    """Count the uses of each parameter as the weight of an operation, whichever layer or function calls it.
+
+    While it is active, torch does not take its fused path through attention, which would hide the operations.
+    """
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        """count: the number of images on which the module runs."""
+        super().__init__()
+        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+        self.count = count
+        self.uses: dict[str, dict[str, float]] = {"convolution": {}, "linear": {}}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func is functional.multi_head_attention_forward:
+            self._add_attention(inspect.signature(func).bind(*args, **kwargs).arguments)
+        elif func in CONVOLUTIONS or func in TRANSPOSED or func is functional.linear:
+            inputs = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if func is functional.linear:
+                self._add("linear", weight, math.prod(inputs.shape[:-1]))
+            else:
+                places = inputs if func in TRANSPOSED else output
+                self._add("convolution", weight, places.numel() // places.shape[1 - weight.dim()])
+        return output
+
+    def _add_attention(self, arguments: dict[str, Any]) -> None:
+        query, key, value = (math.prod(arguments[name].shape[:-1]) for name in ("query", "key", "value"))
+        if arguments.get("use_separate_proj_weight"):
+            for name, tokens in (("q", query), ("k", key), ("v", value)):
+                self._add("linear", arguments[f"{name}_proj_weight"], tokens)
         else:
-            assert isinstance(layer, _ConvNd)
-            places = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
-            times = places[:, 0].numel()
-        add(layer.weight, times)
+            self._add("linear", arguments["in_proj_weight"], (query + key + value) / 3)
+        self._add("linear", arguments["out_proj_weight"], query)
 
-    _run_with_hooks(module, images, note)
-    return uses
+    def _add(self, kind: str, weight: torch.Tensor, times: float) -> None:
+        whole = weight if weight in self.names or weight._base is None else weight._base  # a part is a view
+        if name := self.names.get(whole):
+            uses = self.uses[kind]
+            uses[name] = uses.get(name, 0.0) + times * weight.numel() / whole.numel() / self.count
 
 
 def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:
@@ -81,13 +118,20 @@ def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[...,
         for name, layer in module.named_modules()
         if isinstance(layer, (_ConvNd, nn.Linear, nn.MultiheadAttention))
     ]
+    try:
+        _run(module, images)
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _run(module: nn.Module, images: torch.Tensor) -> None:
+    """Run the module in eval mode, without gradients, and restore the modes of its layers."""
     modes = {layer: layer.training for layer in module.modules()}
     module.eval()  # draws no random numbers
     try:
         with torch.no_grad():
             module(images)
     finally:
-        for hook in hooks:
-            hook.remove()
         for layer, training in modes.items():
             layer.training = training
