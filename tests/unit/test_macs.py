@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from seam.cost.macs import count_macs, write_macs
+from seam.errors import UserError
 from seam.masks.bits import bake
-from seam.masks.costs import macs_cost
+from seam.masks.costs import macs_cost, make_cost
 from seam.masks.masks import Masks
 from seam.models.uses import count_uses
 
@@ -118,6 +119,33 @@ class Blur(nn.Module):
         return self.classes(functional.conv2d(images, self.filter, groups=3).mean((2, 3)))
 
 
+class Computed(nn.Module):
+    """A layer whose operation has another weight than the layer, computed from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.standard, self.classes = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.classes(functional.conv2d(images, 2 * self.standard.weight).mean((2, 3)))
+
+
+class Hidden(nn.Module):
+    """A layer whose operation fvcore does not see."""
+
+    class Operation(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, images, weight):
+            return images.mean((2, 3)) @ weight.T
+
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Linear(3, 4)
+
+    def forward(self, images):
+        return self.Operation.apply(images, self.classes.weight)
+
+
 def by_hand(module, image_shape):
     """{"convolution", "linear"}: MACs of the non-zero weights, counted while the module runs."""
     macs = {"convolution": 0, "linear": 0}
@@ -220,6 +248,26 @@ def test_fixed_filters_are_counted_without_a_warning(caplog):
     macs = count_macs(prune(Blur(), 0.7), (3, 8, 8))
     assert macs["dense"]["convolution"] == macs["sparse"]["convolution"] == 7 * 7 * 12
     assert not caplog.records
+
+
+def test_weights_from_which_others_are_computed_are_a_warning(caplog):
+    module = Computed()
+    count_macs(module, (3, 8, 8))
+    macs_cost(Masks(module, ["standard"]), count_uses(module, torch.zeros(1, 3, 8, 8)), dict(module.named_parameters()))
+    assert not caplog.records
+    macs_cost(Masks(module), count_uses(module, torch.zeros(1, 3, 8, 8)), dict(module.named_parameters()))
+    assert "no MACs are counted for standard.weight (parameters: 1)" in caplog.text
+    macs = count_macs(prune(module, 0.7), (3, 8, 8))
+    assert macs["dense"]["convolution"] == macs["sparse"]["convolution"] == 36 * 108
+    assert "standard.weight has weights that are zero, but" in caplog.text
+
+
+def test_a_model_without_any_counted_operation_is_one_sentence(caplog):
+    module = Hidden()
+    assert count_macs(module, (3, 8, 8))["dense"]["total"] == 0
+    assert "fvcore finds no multiply-accumulates in the model" in caplog.text
+    with pytest.raises(UserError, match="No multiply-accumulates are found in the model: set a budget or penalty of"):
+        make_cost("macs", Masks(module), module, torch.zeros(1, 3, 8, 8))
 
 
 def test_cross_attention_has_the_mean_of_its_uses():

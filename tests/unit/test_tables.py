@@ -70,6 +70,13 @@ def test_values_are_those_of_the_files(made):
         assert row["weights_origin"] == "train"
 
 
+def test_a_source_model_without_counted_macs_has_no_reduction(made):
+    folder = Path(made["metrics.json"][0]).parent
+    rewrite(folder / "macs.json", lambda data: [data[name].update(total=0) for name in ("source", "reengineered")])
+    binary = collect(made)["binary"]
+    assert binary["macs_reduction"].isna().tolist() == [True] + [False] * (len(binary) - 1)
+
+
 def test_derived_values(made):
     folder = Path(made["metrics.json"][0]).parent
     rewrite(folder / "metrics.json", lambda data: data["accuracy"].update(source=0.5, reengineered=0.75))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from seam.files import write_json
@@ -53,6 +54,16 @@ def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Mac
                 "on this count",
                 dense[kind], kind, least,
             )  # fmt: skip
+    weights = {layer.weight for layer in module.modules() if isinstance(layer, (_ConvNd, nn.Linear))}
+    for name, value in parameters.items():
+        if value in weights and not any(name in times for times in uses.values()) and (value == 0).any():
+            log.warning(
+                "%s has weights that are zero, but no convolution or linear operation multiplies by it directly: its "
+                "zeros save no multiply-accumulates in this count",
+                name,
+            )  # fmt: skip
+    if not any(dense.values()):
+        log.warning("fvcore finds no multiply-accumulates in the model: there is no share of them to report")
     uncounted = sorted(analysis.unsupported_ops().items())
     if uncounted:
         log.info("fvcore does not count: %s", ", ".join(f"{name} ({times} times)" for name, times in uncounted))

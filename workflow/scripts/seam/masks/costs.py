@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
+from seam.log import log
 from seam.masks.masks import Masks
 from seam.models.uses import count_uses
 from seam.settings import budget_words
@@ -122,8 +123,22 @@ def macs_cost(masks: Masks, uses: Mapping[str, float], parameters: Mapping[str, 
     """Return the multiply-accumulates (MACs) for one image as a cost.
 
     uses: of each weight, from `seam.models.uses.count_uses`. parameters: all of the model. Weights without masks count
-    as fixed. Biases cost nothing, as `seam.cost.macs` counts them.
+    as fixed. Biases cost nothing, as `seam.cost.macs` counts them. Raises UserError if no weight has uses, and warns of
+    weights with masks that have none.
     """
+    if not uses:
+        raise UserError("No multiply-accumulates are found in the model: set a budget or penalty of weights.")
+    free = [
+        name
+        for name, value in masks.values.items()
+        if value.dim() > 1 and name not in uses and "bias" not in name.rpartition(".")[2]
+    ]
+    if free:
+        log.warning(
+            "no MACs are counted for %s (parameters: %d): the model computes other weights from them, or multiplies by "
+            "them outside of convolutions and linear layers, so that a budget of MACs leaves them out",
+            ", ".join(free[:3]) + ", ..." * (len(free) > 3), len(free),
+        )  # fmt: skip
     fixed = sum(times * parameters[name].numel() for name, times in uses.items() if name not in masks.values)
     return LinearCost({name: uses.get(name, 0.0) for name in masks.values}, masks, fixed)
 

@@ -117,7 +117,7 @@ def row(
         "weights_kept": problem["kept"],
         "macs_source": dense,
         "macs_reengineered": sparse,
-        "macs_reduction": 1 - sparse / dense,
+        "macs_reduction": 1 - sparse / dense if dense else float("nan"),
         **{f"images_{subset}": problem["images", subset] for subset in ("train", "holdout", "test")},
         **{f"search_{name}": problem["settings"].get(name) for name in settings},
         "folder": problem.path.parent.as_posix(),
