@@ -29,3 +29,22 @@ def test_a_weight_of_a_larger_map_costs_more_and_the_table_adds_up():
 def test_a_model_that_the_engine_does_not_run_ends_in_a_sentence():
     with pytest.raises(UserError, match="latency budget needs"):
         measure_layer_costs(nn.Sequential(Residual().eval(), nn.Softplus()), (3, 16, 16), 1)
+
+
+def test_a_weight_that_layers_share_costs_in_each_of_them():
+    torch.manual_seed(0)
+    alone, shared = (nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(6))) for _ in range(2))
+    shared[5].weight = shared[0].weight
+    tables = [measure_layer_costs(module.eval(), (32, 32, 32), 1)["weight_ms"] for module in (alone, shared)]
+    assert list(tables[1]) == [f"{number}.weight" for number in range(5)]
+    one, both = tables
+    alone_and_last = (one["0.weight"] + one["5.weight"]) / one["3.weight"]
+    assert both["0.weight"] / both["3.weight"] == pytest.approx(alone_and_last, rel=0.2)
+
+
+def test_attention_ends_in_a_sentence():
+    from torchvision.models import VisionTransformer
+
+    module = VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=3).eval()
+    with pytest.raises(UserError, match="latency budget needs"):
+        measure_layer_costs(module, (3, 16, 16), 1)

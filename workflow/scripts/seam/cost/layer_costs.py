@@ -42,7 +42,6 @@ def measure_layer_costs(module: nn.Module, image_shape: tuple[int, ...], batch: 
     parameters = dict(module.named_parameters())
     sizes = [parameters[name].numel() for name in names]
     passes, expected = {}, {}
-    slopes: dict[str, float] = dict.fromkeys(names, 0.0)
     images = np.random.default_rng(0).standard_normal((batch, *image_shape), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         for density in DENSITIES:
@@ -60,9 +59,10 @@ def measure_layer_costs(module: nn.Module, image_shape: tuple[int, ...], batch: 
                 )
             passes[density], expected[density] = run, costs
         low, high = (expected[density] for density in (DENSITIES[0], DENSITIES[-1]))
-        for name, few, many in zip(names, low, high, strict=True):
-            more = many.nonzeros - few.nonzeros
-            slopes[name] += max(0.0, (many.cycles - few.cycles) / more) if more else 0.0
+        slopes = [
+            max(0.0, (many.cycles - few.cycles) / more) if (more := many.nonzeros - few.nonzeros) else 0.0
+            for few, many in zip(low, high, strict=True)
+        ]
         times: dict[float, list[float]] = {density: [] for density in DENSITIES}
         for _ in range(PASSES):
             for density, run in passes.items():
@@ -71,12 +71,15 @@ def measure_layer_costs(module: nn.Module, image_shape: tuple[int, ...], batch: 
                 times[density].append(1000 * (time.perf_counter() - start))
     quiet = {density: float(np.percentile(values, 10)) for density, values in times.items()}
     removable = {
-        density: sum(slopes[name] * cost.nonzeros for name, cost in zip(names, expected[density], strict=True))
+        density: sum(slope * cost.nonzeros for slope, cost in zip(slopes, expected[density], strict=True))
         for density in DENSITIES
     }
     scale, fixed = np.polyfit([removable[density] for density in DENSITIES], [quiet[d] for d in DENSITIES], 1)
     if scale <= 0 or fixed < 0:  # noise: the line through the origin
         scale, fixed = quiet[DENSITIES[-1]] / max(removable[DENSITIES[-1]], 1e-9), 0.0
+    weight_ms = dict.fromkeys(names, 0.0)
+    for name, slope in zip(names, slopes, strict=True):  # a weight that several layers share costs in each of them
+        weight_ms[name] += float(scale * slope)
     log.info("%s ms at %s of the weights; %.3f ms are fixed", list(quiet.values()), list(DENSITIES), fixed)
     return {
         "engine": "seam",
@@ -85,7 +88,7 @@ def measure_layer_costs(module: nn.Module, image_shape: tuple[int, ...], batch: 
         "densities": list(DENSITIES),
         "measured_ms": list(quiet.values()),
         "fixed_ms": float(fixed),
-        "weight_ms": {name: float(scale * slope) for name, slope in slopes.items()},
+        "weight_ms": weight_ms,
     }
 
 
@@ -100,7 +103,7 @@ def write_layer_costs(
 def _with_random_zeros(module: nn.Module, density: float) -> nn.Module:
     module = copy.deepcopy(module).cpu()
     generator = torch.Generator().manual_seed(0)
-    for layer in module.modules():
-        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
-            layer.weight.mul_(torch.rand(layer.weight.shape, generator=generator) < density)
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))]
+    for weight in {layer.weight: None for layer in layers}:  # once, if layers share it
+        weight.mul_(torch.rand(weight.shape, generator=generator) < density)
     return module

@@ -135,8 +135,8 @@ def macs_cost(masks: Masks, uses: Mapping[str, float], parameters: Mapping[str, 
     ]
     if free:
         log.warning(
-            "no MACs are counted for %s (parameters: %d): the model computes other weights from them, or multiplies by "
-            "them outside of convolutions and linear layers, so that a budget of MACs leaves them out",
+            "no MACs are counted for %s (parameters: %d): no convolution or linear operation multiplies by them "
+            "directly, so that a budget of MACs leaves them out",
             ", ".join(free[:3]) + ", ..." * (len(free) > 3), len(free),
         )  # fmt: skip
     fixed = sum(times * parameters[name].numel() for name, times in uses.items() if name not in masks.values)

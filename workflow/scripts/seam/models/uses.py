@@ -85,11 +85,17 @@ class _UseCounter(TorchFunctionMode):
 
 
 def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:
-    """Return the names of the weights of convolutions and linear layers, in the order in which the model calls them."""
+    """Return the names of the weights of convolutions and linear layers, in the order in which the model calls them.
+
+    A weight that layers share has the name that it has in `named_parameters`. Attention layers are left out.
+    """
     names: list[str] = []
+    known: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
 
     def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        names.append(f"{name}.weight" if name else "weight")
+        if not isinstance(layer, nn.MultiheadAttention):
+            assert isinstance(layer.weight, torch.Tensor)
+            names.append(known[layer.weight])
 
     _run_with_hooks(module, images, note)
     return names
