@@ -1008,6 +1008,7 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--data", "nowhere"], "--data is 'nowhere', but there is no such folder"),
         (["--keep", "purple"], "--keep names purple"),
         (["--problem", "binary", "--keep", "red,blue"], "--problem binary takes one class"),
+        (["--problem", "group", "--keep", "red,blue,green,yellow"], "--problem group needs images of other classes"),
         (["--normalization", "best"], "--normalization is best, but must be imagenet"),
         (["--classes", "red,blue"], "--classes"),
         (["--epochs", "1"], "--epochs is 1"),

@@ -354,6 +354,11 @@ def make_choices(
         raise UserError(text) from error
     kept = find_kept(keep, entry["classes"])
     kind = choose_problem(kept, problem)
+    if kind != "multiclass" and len(kept) == len(entry["classes"]):
+        raise UserError(
+            f"--problem {kind} needs images of other classes, but --keep names all the classes of {data} that can be "
+            "used: add folders of images of what else the model sees."
+        )
     base = folder_name(name or _base_name(architecture))
     fetch: dict[str, Any] = {
         "architecture": architecture,
