@@ -7,10 +7,15 @@ if the command resumes. To add one, write it and name it in `COMMANDS`.
 
 from __future__ import annotations
 
+import _thread
 import argparse
+import contextlib
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 from seam import __version__
 from seam.cli import check, compile, evaluate, export, show, shrink
@@ -37,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code. A UserError is one sentence on the terminal and status 1."""
     stopped = "Stopped."
     try:
-        options = parser().parse_args(arguments)
-        stopped = options.stopped
-        require_ranges(options)
-        return options.run(options)
+        with _interrupts_kept():
+            options = parser().parse_args(arguments)
+            stopped = options.stopped
+            require_ranges(options)
+            return options.run(options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -57,6 +63,26 @@ def main(arguments: list[str] | None = None) -> int:
             f"\nError: {one_line(error)} (this is not expected: please report it with the lines above)", file=sys.stderr
         )
         return EXIT_UNEXPECTED
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Raise Ctrl-C again where Python drops it, because it comes while a finalizer or a C library's callback runs."""
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        timer = threading.Timer(0.05, _thread.interrupt_main)  # when the callback has returned
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def parser() -> argparse.ArgumentParser:
