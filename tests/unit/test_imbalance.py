@@ -31,7 +31,7 @@ from seam.reuse.direct import Reengineering, reengineer
 from seam.reuse.recovered_baselines import recover_baseline
 from seam.reuse.recovery import recover
 from seam.search.stack import losses
-from seam.search.training import weighted_cross_entropy
+from seam.training.losses import class_loss
 
 SETTINGS = {"epochs": 10, "batch_size": 16, "lr_mask": 0.05, "lr_head": 0.05, "alpha": 0.3, "few_images": 0}
 SOURCE = ["a", "b", "c", "d"]
@@ -126,7 +126,7 @@ def test_the_weighted_loss_is_that_of_images_repeated():
     weights = [2.0, 1.0, 0.5]
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (each * torch.tensor(weights)[labels]).mean()
-    torch.testing.assert_close(weighted_cross_entropy(weights, torch.device("cpu"))(logits, labels), expected)
+    torch.testing.assert_close(class_loss(weights, torch.device("cpu"))(logits, labels), expected)
     stacked = losses(torch.stack([logits, -logits], 1), torch.stack([labels, labels], 1), torch.tensor(weights))
     torch.testing.assert_close(stacked[0], expected)
 
@@ -204,11 +204,11 @@ def test_a_baseline_is_trained_and_judged_as_the_search(arguments, name, monkeyp
     searched = reengineer(**arguments)
     weighed = []
     monkeypatch.setattr(
-        "seam.reuse.direct.weighted_cross_entropy",
-        lambda weights, *others: weighed.append(weights) or weighted_cross_entropy(weights, *others),
+        "seam.reuse.direct.class_loss",
+        lambda weights, *others: weighed.append(weights) or class_loss(weights, *others),
     )
     metrics = baseline_of(arguments, name)
-    assert weighed
+    assert weighed and None not in weighed
     assert metrics["decided_by"] == "balanced_accuracy"
     assert metrics["balanced_accuracy"]["source"] == searched["balanced_accuracy"]["source"]
     assert metrics["holdout_accuracy"]["source"] == searched["holdout_accuracy"]["source"]

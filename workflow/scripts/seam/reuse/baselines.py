@@ -53,12 +53,13 @@ from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
 from seam.search.budget import bias_rate
 from seam.search.distillation import Distillation
-from seam.search.training import Loss, cosine, train_head
+from seam.search.training import cosine, train_head
 from seam.seeds import derive_seed
 from seam.settings import BUDGET_OPTIONS, SearchSettings, TrainingSettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.graphs import with_cuda_graph
+from seam.training.losses import Loss
 from seam.training.run import Step
 from seam.training.selecting import train_and_select
 from seam.training.supervised import one_cycle

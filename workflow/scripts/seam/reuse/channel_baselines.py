@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from seam.data.storage import open_dataset
 from seam.errors import UserError
@@ -50,6 +49,7 @@ from seam.settings import DISTILLED, RecoverySettings, TrainingSettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
+from seam.training.losses import class_loss
 from seam.training.mixing import UNMIXED, Mixing
 from seam.training.run import Batch, Batches, TrainingRun
 from seam.training.supervised import one_cycle
@@ -244,7 +244,7 @@ def train_from_nothing(
     SGD with Nesterov momentum and a one-cycle rate, which suits random weights; batch norm trains. weights: as those of
     `seam.reuse.recovery.train`. mixing: of the batches.
     """
-    weight = None if weights is None else torch.tensor(weights, device=next(model.parameters()).device)
+    loss_of = class_loss(weights, next(model.parameters()).device, settings.label_smoothing)
     source, relu, head = (model.get_submodule(name) for name in ("source", "relu", "head"))
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
@@ -255,11 +255,7 @@ def train_from_nothing(
         images, targets = mixing.apply(images, labels, run.epoch, run.batch)
         features = forward(source, images)
         logits = head(relu(features))
-        smoothing = settings.label_smoothing
-        if weight is None:
-            loss = cross_entropy(logits, targets, label_smoothing=smoothing)
-        else:  # the mean over all images, not over their weights
-            loss = cross_entropy(logits, targets, weight, reduction="none", label_smoothing=smoothing).mean()
+        loss = loss_of(logits, targets)
         total = loss if teacher is None else loss + teacher.loss(features, images)
         optimizer.zero_grad()
         total.backward()

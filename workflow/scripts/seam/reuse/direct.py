@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.data.batches import batches
@@ -48,10 +46,10 @@ from seam.search.by_channel import search_channels
 from seam.search.distillation import Distillation, source_outputs
 from seam.search.mask_search import SearchResult
 from seam.search.plain import search
-from seam.search.training import Loss, weighted_cross_entropy
 from seam.seeds import derive_seed
 from seam.settings import SearchSettings, choose_batch_size, for_few_images
 from seam.training.checkpoint import Checkpoint
+from seam.training.losses import Loss, class_loss
 
 
 def reengineer(**arguments: Any) -> dict[str, Any]:
@@ -271,9 +269,7 @@ class Reengineering:
 
     def loss(self, label_smoothing: float = 0.0) -> Loss:
         """Return the loss of the search: cross entropy, weighted if the balanced accuracy decides."""
-        if self.class_weights is None:
-            return partial(cross_entropy, label_smoothing=label_smoothing)
-        return weighted_cross_entropy(self.class_weights, self.device, label_smoothing)
+        return class_loss(self.class_weights, self.device, label_smoothing)
 
     def test_accuracies(self, name: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
         """Return what metrics.json says of the accuracy of a model, which it calls `name`, and of the source model.

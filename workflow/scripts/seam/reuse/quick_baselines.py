@@ -17,8 +17,9 @@ import torch
 from seam.files import read_json
 from seam.precision import exact
 from seam.reuse.baselines import Baseline, apply_bits, head_rate
-from seam.search.training import Loss, cosine
+from seam.search.training import cosine
 from seam.training.adam import Adam
+from seam.training.losses import Loss
 
 
 def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **arguments: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from seam.data.batches import batches
 from seam.data.drawing import draw_problem, held_out_share
@@ -41,6 +40,7 @@ from seam.settings import RecoverySettings
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
+from seam.training.losses import class_loss
 from seam.training.mixing import Mixing
 from seam.training.run import Batch, Batches, Step, TrainingRun
 from seam.training.schedules import warm_cosine
@@ -169,7 +169,7 @@ def train(
     batches that are mixed (`settings.cutmix`). In the history, a mixed image is right if the network names the class of
     the image that another was pasted into.
     """
-    weight = None if weights is None else torch.tensor(weights, device=next(network.parameters()).device)
+    loss_of = class_loss(weights, next(network.parameters()).device)
     source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
     groups = [(list(source.parameters()), settings.lr), (list(head.parameters()), settings.lr_head)]
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
@@ -181,9 +181,7 @@ def train(
         batch, targets = mixing.apply(batch, labels, run.epoch, run.batch)
         features = forward(source, batch)
         logits = head(relu(features))
-        loss = cross_entropy(logits, targets)
-        if weight is not None:
-            loss = cross_entropy(logits, targets, weight, reduction="none").mean()
+        loss = loss_of(logits, targets)
         total = loss if teacher is None else loss + teacher.loss(features, batch)
         optimizer.zero_grad()
         total.backward()

@@ -26,9 +26,10 @@ from seam.masks.masks import Masks
 from seam.precision import forward
 from seam.search.distillation import Distillation
 from seam.search.mask_search import MaskSearch, Measure, SearchResult, Tensors
-from seam.search.training import Loss, MaskTraining, cosine
+from seam.search.training import MaskTraining, cosine
 from seam.settings import SearchSettings, budget_share, budget_unit, budget_words
 from seam.training.adam import Adam
+from seam.training.losses import Loss
 from seam.training.run import Step, TrainingRun
 
 WITHIN = 1.05  # an epoch that costs up to this many times the budget can be selected

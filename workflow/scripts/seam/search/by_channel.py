@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from seam import evaluation
 from seam.errors import UserError
@@ -26,11 +25,12 @@ from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
-from seam.search.training import train_head, weighted_cross_entropy
+from seam.search.training import train_head
 from seam.settings import TIMES, SearchSettings, budget_share, budget_unit, budget_words
 from seam.training.adam import Adam
 from seam.training.checkpoint import Checkpoint
 from seam.training.distillation import Teacher
+from seam.training.losses import class_loss
 from seam.training.run import Batch, Batches, TrainingRun
 
 ADVICE = "lower channels.lr, or lr_head of the budget"  # if the loss is not finite
@@ -112,7 +112,7 @@ def search_channels(
             masks.kept = kept
 
     device = next(head.parameters()).device
-    of_batch = cross_entropy if class_weights is None else weighted_cross_entropy(class_weights, device)
+    of_batch = class_loss(class_weights, device)
     training = ChannelTraining(
         model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
         train_weights=channels.train_weights, after_step=remove, loss=of_batch,

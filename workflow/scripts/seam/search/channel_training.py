@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from seam.masks.channels import ChannelGroups, Gate, gated_parameters
 from seam.models.surgery import set_training_mode
 from seam.precision import forward
-from seam.search.training import Loss
 from seam.training.adam import Adam
 from seam.training.distillation import Teacher
+from seam.training.losses import Loss
 from seam.training.run import Stateful, Step
 from seam.training.schedules import warm_cosine
 

@@ -16,9 +16,10 @@ from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, bias_rate, prepare_budget, prepare_budget_training
 from seam.search.distillation import Distillation
 from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
-from seam.search.training import prepare_training, weighted_cross_entropy
+from seam.search.training import prepare_training
 from seam.settings import SearchSettings
 from seam.training.checkpoint import Checkpoint
+from seam.training.losses import class_loss
 from seam.training.run import Batch, Batches, TrainingRun
 
 
@@ -57,7 +58,7 @@ def search(
         masks = Masks(network, exclude)
     weighted = {}
     if class_weights is not None:
-        weighted["loss"] = weighted_cross_entropy(class_weights, next(head.parameters()).device)
+        weighted["loss"] = class_loss(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
         biases = Biases(network, masks) if bias_rate(settings, budget.steps) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -18,9 +18,8 @@ from seam.precision import forward
 from seam.settings import SearchSettings
 from seam.training.adam import Adam, RateFactor
 from seam.training.graphs import with_cuda_graph
+from seam.training.losses import Loss
 from seam.training.run import Stateful, Step
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, labels -> the mean loss
 
 
 class Constraint(Stateful, Protocol):
@@ -115,16 +114,6 @@ def prepare_training(
         model, head, masks, lr_mask=settings.lr_mask, lr_head=settings.lr_head, alpha=settings.alpha,
         rate_factor=rate_factor, loss=loss,
     )  # fmt: skip
-
-
-def weighted_cross_entropy(weights: Sequence[float], device: torch.device, label_smoothing: float = 0.0) -> Loss:
-    """Return the cross entropy in which an image of class c counts `weights[c]` times: the mean over all images."""
-    weight = torch.tensor(weights, device=device)
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits, labels, weight, reduction="none", label_smoothing=label_smoothing).mean()
-
-    return loss
 
 
 def cosine(steps: int) -> RateFactor:
