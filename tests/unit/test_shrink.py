@@ -28,7 +28,7 @@ from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
-from seam.delivery.card import limits
+from seam.delivery.card import limits, milliseconds
 from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
 from seam.delivery.replacing import replaced
 from seam.delivery.shrinking import Shrinking, choose_fit
@@ -676,6 +676,46 @@ def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     (tmp_path / "other/file").touch()
     assert main(["export", str(result), "--out", str(tmp_path / "other"), "--architecture", ARCHITECTURE]) == 1
     assert "holds other files" in capsys.readouterr().err
+
+
+def test_folders_are_compared_in_a_table(narrow, tmp_path, capsys):
+    folder, card = narrow[0], read_json(narrow[0] / "card.json")
+    assert main(["show", str(folder), str(folder)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    heads, *rows = shown[-3:]
+    assert "!" not in "".join(shown) and rows[0] == rows[1] and rows[0].startswith(f"{folder}  40 ")
+    assert f"{100 * card['accuracy']['reengineered']:.2f} %" in rows[0]
+    for entry in card["latency"]:  # a cell stands below its head
+        place = heads.index(f"{entry['engine']}, {entry['batch_size']} image")
+        assert rows[0][place:].startswith(f"{milliseconds(entry['reengineered_ms'])} (")
+
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    changed = read_json(other / "card.json")
+    changed["seed"], changed["source"]["sha256"] = 1, "0"
+    for entry in changed["latency"]:
+        entry["cpu"] = "another"
+    write_json(other / "card.json", changed)
+    assert main(["show", str(folder), str(other)]) == 0
+    shown = capsys.readouterr().out
+    for sentence in ("tested on different images", "different source models", "measured on different processors"):
+        assert sentence in shown
+    changed["classes"] = ["blue", "rest"]
+    write_json(other / "card.json", changed)
+    assert main(["show", str(folder), str(other)]) == 0
+    assert "! The models answer different questions" in capsys.readouterr().out
+
+    for path, sentence in (
+        (tmp_path / "nope", "There is no folder"),
+        (tmp_path, "holds no result"),
+        (narrow[1] / "direct/small/binary/red", "cannot be compared: give folders that seam shrink or seam export"),
+    ):
+        assert main(["show", str(folder), str(path)]) == 1
+        assert sentence in capsys.readouterr().err
+    del changed["size"]
+    write_json(other / "card.json", changed)
+    assert main(["show", str(folder), str(other)]) == 1
+    assert "One of the folders was not delivered by this version ('size')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("act", [["show"], ["evaluate", "--data", "photos"], ["export"]], ids=lambda act: act[0])

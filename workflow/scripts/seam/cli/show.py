@@ -1,8 +1,9 @@
-"""Print what a result folder holds."""
+"""Print what a result folder holds, or delivered folders side by side."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from seam.report.measured import read_metrics
 from seam.reuse.cards import is_delivered, read_card, require_result
 
 NAME = "show"
-HELP = "print what a result folder holds"
+HELP = "print what a result folder holds, or compare several"
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)  # files of strangers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="such as results/direct/MODEL/binary/TARGET")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER",
+        help="such as results/direct/MODEL/binary/TARGET; several that seam shrink wrote become rows of one table",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the lines of `describe`."""
-    print(printable("\n".join(describe(options.folder))))
+    """Print the lines of `describe`, or of `compare` for several folders."""
+    folders = options.folders
+    print(printable("\n".join(describe(folders[0]) if len(folders) == 1 else describe_all(folders))))
     return 0
 
 
@@ -33,9 +39,21 @@ def describe(folder: Path) -> list[str]:
     """
     try:
         return _describe(folder)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except MALFORMED as error:
         raise UserError(
             f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
+        ) from error
+
+
+def describe_all(folders: Sequence[Path]) -> list[str]:
+    """Return the lines of a table of delivered folders. Raises UserError if one of them is another folder."""
+    from seam.delivery.comparison import compare
+
+    try:
+        return compare(folders)
+    except MALFORMED as error:
+        raise UserError(
+            f"One of the folders was not delivered by this version ({one_line(error)}): show each of them alone."
         ) from error
 
 
@@ -78,13 +96,15 @@ def _target(folder: Path) -> dict[str, str]:
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
+    from seam.delivery.card import milliseconds
+
     for path in sorted(folder.glob("latency_*.json")):
         latency = read_json(path)
         first, statistic = latency["measurements"][0], latency["statistic"]
         fast, slow = (first[name][f"{statistic}_ms"] for name in ("reengineered", "source"))
         size, threads = first["batch_size"], first["threads"]
         rows[latency["engine"]] = (
-            f"{fast:.2f} ms (source model: {slow:.2f} ms, {slow / fast:.2f} times as fast; "
+            f"{milliseconds(fast)} (source model: {milliseconds(slow)}, {slow / fast:.2f} times as fast; "
             f"{size} image{'s' * (size != 1)}, {threads} thread{'s' * (threads != 1)}; "
             f"version {latency['version']}, gains from zeros: {'yes' if latency['gains_from_zeros'] else 'no'})"
         )

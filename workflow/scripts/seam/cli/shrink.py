@@ -307,6 +307,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         kilobytes,
         listed,
         lost_points,
+        millions,
+        milliseconds,
         percent,
     )
 
@@ -335,8 +337,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         rows.append(
             (
                 f"{entry['engine']}, {counted(entry['batch_size'], 'image')}",
-                f"{entry['source_ms']:.2f} ms",
-                f"{entry['reengineered_ms']:.2f} ms",
+                milliseconds(entry["source_ms"]),
+                milliseconds(entry["reengineered_ms"]),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -370,12 +372,3 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     lines.append(f"{out} holds the model, its card and a program for each runtime: copy it anywhere.")
     lines.append(f"{work} is needed only to resume or repeat: delete it when you like.")
     return lines
-
-
-def millions(value: float) -> str:
-    """Return a number in millions, with three digits at least.
-
-    >>> millions(41_213_440), millions(134_400)
-    ('41.2 M', '0.134 M')
-    """
-    return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e6:.3g} M"

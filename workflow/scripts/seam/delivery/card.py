@@ -75,7 +75,7 @@ def render_card(card: Card) -> str:
         rows.append(("MACs for one image", f"{macs['source']:,}", f"{macs['reengineered']:,}"))
     for entry in card["latency"]:
         label = f"{entry['engine']}, {counted(entry['batch_size'], 'image')}, {counted(entry['threads'], 'thread')}"
-        rows.append((label, f"{entry['source_ms']:.2f} ms", f"{entry['reengineered_ms']:.2f} ms"))
+        rows.append((label, milliseconds(entry["source_ms"]), milliseconds(entry["reengineered_ms"])))
     table = ["| | source model | this model |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     verdict = ""
     if lost := lost_points(card):
@@ -192,6 +192,24 @@ def kilobytes(size: int) -> str:
     '1,095 kB'
     """
     return f"{size / 1e3:,.0f} kB"
+
+
+def millions(value: float) -> str:
+    """Return a number in millions, with three digits at least.
+
+    >>> millions(41_213_440), millions(134_400)
+    ('41.2 M', '0.134 M')
+    """
+    return f"{value / 1e6:,.1f} M" if value >= 1e7 else f"{value / 1e6:.3g} M"
+
+
+def milliseconds(value: float) -> str:
+    """Return a time in milliseconds, with three digits at least.
+
+    >>> milliseconds(5.886), milliseconds(0.0866), milliseconds(1280.25)
+    ('5.89 ms', '0.0866 ms', '1280.25 ms')
+    """
+    return f"{value:.2f} ms" if value >= 1 else f"{value:.3g} ms"
 
 
 def lost_points(card: Card) -> float:
