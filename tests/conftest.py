@@ -1,11 +1,16 @@
 """A small world for the tests: images of four colours as files, a small network trained on them."""
 
+import signal
+
 import pytest
 from colours import ARCHITECTURE, PLAIN_ARCHITECTURE, paint, trained_model
 from devices import pretend_gpus, restored_device  # noqa: F401 (fixtures)
 
 # What takes minutes begins first, so that the processes of `make test` end at about the same time.
 LONG = ("test_slurm", "test_workflow", "test_interrupted", "test_check", "test_torture", "test_wheel", "test_golden")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

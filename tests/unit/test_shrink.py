@@ -276,7 +276,7 @@ def test_a_search_that_is_interrupted_resumes(world, tmp_path):
     command = [
         sys.executable, "-m", "seam.cli", "shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data",
         str(root / "colours"), "--keep", "green,blue", "--normalization", normalization, "--out", str(tmp_path / "two"),
-        *COMMON[:2], "--time", "none", "--epochs", "60",
+        *COMMON[:2], "--time", "none", "--epochs", "60", "--size", "64", "--recovery", "none",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -356,14 +356,14 @@ class Finalizer:
 
 def run(_):
     Finalizer()
-    time.sleep(10)
+    time.sleep(60)
     print("not stopped")
 
 show.run = run
 sys.exit(main.main(["show", "."]))
 """
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (75, "", "\nStopped.\n")
 
 

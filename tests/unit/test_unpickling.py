@@ -275,7 +275,8 @@ def equal_hashes(count=40_000):
         if abs(other) <= 1 << 60 and other != -1:
             keys.append((one, other))
     assert len({hash(key) for key in keys}) == 1 and len(keys) > count
-    return pickle.dumps(dict.fromkeys(keys), 2)
+    items = b"".join(pickle.dumps(key, 2)[2:-1] + b"N" for key in keys)  # to build the dictionary takes a minute
+    return b"\x80\x02}(" + items + b"u."
 
 
 YEARS = {

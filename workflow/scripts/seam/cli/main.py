@@ -7,9 +7,9 @@ if the command resumes. To add one, write it and name it in `COMMANDS`.
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
+import signal
 import sys
 import threading
 import traceback
@@ -74,7 +74,8 @@ def _interrupts_kept() -> Iterator[None]:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before(dropped)
             return
-        timer = threading.Timer(0.05, _thread.interrupt_main)  # when the callback has returned
+        # When the callback has returned; by a signal, which also ends a wait of the main thread.
+        timer = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         timer.daemon = True
         timer.start()
 
