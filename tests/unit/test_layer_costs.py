@@ -42,6 +42,7 @@ def test_a_weight_that_layers_share_costs_in_each_of_them():
     assert both["0.weight"] / both["3.weight"] == pytest.approx(alone_and_last, rel=0.2)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_attention_ends_in_a_sentence():
     from torchvision.models import VisionTransformer
 
