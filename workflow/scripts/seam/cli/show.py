@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seam.delivery.card import counted, milliseconds, render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
 from seam.report.measured import read_metrics
@@ -59,8 +60,6 @@ def describe_all(folders: Sequence[Path]) -> list[str]:
 
 def _describe(folder: Path) -> list[str]:
     if is_delivered(folder):
-        from seam.delivery.card import render_card
-
         return render_card(read_card(folder)).splitlines()
     kinds = {
         "masks": ("re-engineered model", _target),
@@ -96,8 +95,6 @@ def _target(folder: Path) -> dict[str, str]:
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
-    from seam.delivery.card import milliseconds
-
     for path in sorted(folder.glob("latency_*.json")):
         latency = read_json(path)
         first, statistic = latency["measurements"][0], latency["statistic"]
@@ -105,7 +102,7 @@ def _target(folder: Path) -> dict[str, str]:
         size, threads = first["batch_size"], first["threads"]
         rows[latency["engine"]] = (
             f"{milliseconds(fast)} (source model: {milliseconds(slow)}, {slow / fast:.2f} times as fast; "
-            f"{size} image{'s' * (size != 1)}, {threads} thread{'s' * (threads != 1)}; "
+            f"{counted(size, 'image')}, {counted(threads, 'thread')}; "
             f"version {latency['version']}, gains from zeros: {'yes' if latency['gains_from_zeros'] else 'no'})"
         )
     for path in sorted(folder.glob("accuracy_*.json")):

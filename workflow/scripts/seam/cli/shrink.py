@@ -302,6 +302,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     from seam.delivery.card import (
         DISTURBED_TIMES,
         counted,
+        deciding_accuracy,
         has_channels_removed,
         is_balanced,
         kilobytes,
@@ -313,7 +314,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     )
 
     accuracy, size, images = card["accuracy"], card["size"], counted(card["images"]["test"], "test image")
-    decided = accuracy["balanced"] if is_balanced(card) else accuracy
+    decided = deciding_accuracy(card)
     before, after = accuracy.get("before_recovery"), decided["reengineered"]
     rows = [("", "source model", "result")]
     rows.append((f"accuracy ({images})", percent(accuracy["source"], 2), percent(accuracy["reengineered"], 2)))

@@ -143,6 +143,11 @@ def is_balanced(card: Card) -> bool:
     return card["accuracy"].get("decided_by") == "balanced_accuracy"
 
 
+def deciding_accuracy(card: Card) -> dict[str, float]:
+    """Return `source` and `reengineered` of the accuracy that decides, the balanced one or the plain one."""
+    return card["accuracy"]["balanced"] if is_balanced(card) else card["accuracy"]
+
+
 def has_channels_removed(card: Card) -> bool:
     """Return whether channels were removed, so that the model is smaller and dense, and not a network with zeros."""
     return card.get("granularity") == "channel"
@@ -217,5 +222,5 @@ def lost_points(card: Card) -> float:
 
     The balanced accuracy counts where classes differ much in their number of images.
     """
-    accuracy = card["accuracy"]["balanced"] if is_balanced(card) else card["accuracy"]
+    accuracy = deciding_accuracy(card)
     return max(0.0, 100 * (accuracy["source"] - accuracy["reengineered"]))

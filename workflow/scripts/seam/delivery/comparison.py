@@ -9,6 +9,7 @@ from seam.delivery.card import (
     DISTURBED_TIMES,
     Card,
     counted,
+    deciding_accuracy,
     is_balanced,
     kilobytes,
     millions,
@@ -43,7 +44,7 @@ def compare(folders: Sequence[Path]) -> list[str]:
 def _row(folder: Path, card: Card) -> dict[str, str]:
     """Return {head of the column: cell} of a folder."""
     accuracy, size, files = card["accuracy"], card["size"], card["size"]["bytes"]
-    decided, name = (accuracy["balanced"], "balanced accuracy") if is_balanced(card) else (accuracy, "accuracy")
+    decided, name = deciding_accuracy(card), "balanced accuracy" if is_balanced(card) else "accuracy"
     row = {
         "folder": str(folder),
         "test images": f"{card['images']['test']:,}",

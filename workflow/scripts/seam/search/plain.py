@@ -56,22 +56,18 @@ def search(
     exclude = unused_parameters(network, images)
     with own_mappings():
         masks = Masks(network, exclude)
-    weighted = {}
-    if class_weights is not None:
-        weighted["loss"] = class_loss(class_weights, next(head.parameters()).device)
+    loss = class_loss(class_weights, next(head.parameters()).device)
     if settings.budget is not None:
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
         biases = Biases(network, masks) if bias_rate(settings, budget.steps) else None
-        training = prepare_budget_training(
-            model, head, masks, budget, settings, distillation, biases=biases, **weighted
-        )
+        training = prepare_budget_training(model, head, masks, budget, settings, distillation, biases=biases, loss=loss)
         with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure, biases=biases)
             mask_search.search(training, selection)
         return _restore(mask_search.result(network), model, masks, biases)
     cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
-    training = prepare_training(model, head, masks, settings, len(batches), **weighted)
+    training = prepare_training(model, head, masks, settings, len(batches), loss=loss)
     with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
         mask_search = MaskSearch(run, settings, source_accuracy, measure=measure)
         if cost is not None:
