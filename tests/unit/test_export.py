@@ -92,6 +92,18 @@ def test_the_module_is_left_as_it_is_and_nothing_is_warned_of(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
+class Sized(nn.Module):
+    def forward(self, images):
+        assert images.shape[2] == 8  # torch warns that the trace will not check this
+        return images.mean((2, 3))
+
+
+def test_torch_does_not_warn_of_a_trace_that_is_checked(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(Sized(), tmp_path / "model.onnx", (3, 8, 8))
+
+
 class Inexpressible(nn.Module):
     def forward(self, images):
         return torch.special.i0(images)
@@ -100,6 +112,12 @@ class Inexpressible(nn.Module):
 class Random(nn.Module):
     def forward(self, images):
         return images + torch.rand(1)
+
+
+class Branching(nn.Module):
+    def forward(self, images):
+        means = images.mean((2, 3))
+        return means if means[0].sum() > 0 else 2 * means  # the trace holds one of the two
 
 
 class OneBatch(nn.Module):
@@ -118,6 +136,7 @@ class NotANumber(nn.Module):
     [
         (Inexpressible(), r"Cannot export the model of .*model.onnx to ONNX \(.*i0.*\): rewrite that operation"),
         (Random(), "does not compute what the model does"),
+        (Branching(), "does not compute what the model does"),
         (OneBatch(), "for 1 image.*any number of images"),
         (NotANumber(), "does not compute what the model does .*nan"),
     ],

@@ -55,9 +55,9 @@ INTRODUCTION = """\
 {models}
 
 *Masked* is the share of the parameters that masks can remove, and of the multiply-accumulates (MACs) that they can
-save. *Channels* is the number of sets of channels that can be removed physically. The engines' numbers are the largest
-difference from torch, as a share of the largest output ("no": the engine does not run the model). {threads} thread,
-PyTorch {torch}, ONNX Runtime {onnxruntime}.
+save. *Channels* and *branches* are the numbers of sets of channels and of residual branches that can be removed
+physically. The engines' numbers are the largest difference from torch, as a share of the largest output ("no": the
+engine does not run the model). {threads} thread, PyTorch {torch}, ONNX Runtime {onnxruntime}.
 
 """
 
@@ -148,13 +148,15 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
-    rows = ["| model | px | parameters | masked | MACs | masked | channels | export | ONNX Runtime | seam.engine |"]
-    rows.append("| --- " * 10 + "|")
+    columns = ["model", "px", "parameters", "masked", "MACs", "masked", "channels", "branches", "export"]
+    columns += ["ONNX Runtime", "seam.engine"]
+    rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, entry in sorted(found.items()):
         engines = entry.get("engines", {})
         cells = [
             name, str(entry["size"]), number(entry.get("parameters")), share(entry.get("maskable")),
-            number(entry.get("macs")), share(entry.get("maskable_macs")), f"{entry.get('channels', 0):,}",
+            number(entry.get("macs")), share(entry.get("maskable_macs")),
+            f"{entry.get('channels', 0):,}", str(entry.get("branches", 0)),
             "no" if {"export", "runs"} & set(entry["failed"]) else "yes",
             *(engine(engines.get(key)) for key in ("onnxruntime", "seam")),
         ]  # fmt: skip

@@ -151,27 +151,33 @@ def require_better_than_guessing(
         log.warning("%s: it is no better than that", comparison)
 
 
+def mistaken_by_one_answer(confusion: Sequence[Sequence[int]]) -> int:
+    """Return how many images a model gets wrong that has the same answer for all; 0 if it has several answers.
+
+    confusion: the number of images, with a row for each true class and a column for each answer.
+
+    >>> mistaken_by_one_answer([[30, 0], [70, 0]]), mistaken_by_one_answer([[30, 0], [69, 1]])
+    (70, 0)
+    """
+    matrix = torch.tensor(confusion)
+    return int(matrix.sum() - matrix.trace()) if torch.count_nonzero(matrix.sum(0)) == 1 else 0
+
+
 def require_several_answers(
-    predictions: torch.Tensor,
-    labels: torch.Tensor,
-    classes: Sequence[str],
-    what: str,
-    advice: str,
-    *,
-    allowed: bool = False,
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], what: str, advice: str, *, allowed: bool = False
 ) -> None:
     """Raise UserError if a model gives the same answer for all images, though several have another label.
 
-    predictions, labels: int64 [N]. what, advice: begin and end the sentence. Fewer than ten images of other classes
-    may all be mistaken by chance: then the log has a warning, as it has if this is `allowed`.
+    confusion: as `mistaken_by_one_answer` takes it. what, advice: begin and end the sentence. Fewer than ten images of
+    other classes may all be mistaken by chance: then the log has a warning, as it has if this is `allowed`.
     """
-    answer = int(predictions[0])
-    others = int((labels != answer).sum())
-    if not others or not bool((predictions == answer).all()):
+    others = mistaken_by_one_answer(confusion)
+    if not others:
         return
+    answers = torch.tensor(confusion).sum(0)
     sentence = (
-        f"{what} says {classes[answer]} for each of the {len(labels)} test images, of which {others} are of other "
-        f"classes: {advice}"
+        f"{what} says {classes[int(answers.argmax())]} for each of the {int(answers.sum())} test images, of which "
+        f"{others} are of other classes: {advice}"
     )
     if others >= FEWEST_OTHERS and not allowed:
         raise UserError(sentence)

@@ -50,8 +50,8 @@ def export(
                 f"Cannot export the model of {path} to ONNX ({_export_reason(error)}): rewrite that operation in the "
                 "model's code."
             ) from error
-        for size in {batch_size, 1}:
-            _check(module, temporary, _random_images(size, image_shape), path)
+        for size in {batch_size, 1}:  # other images than those of the trace, so that no number of theirs stays
+            _check(module, temporary, -_random_images(size, image_shape), path)
         seal_onnx(temporary)
 
 
@@ -70,6 +70,7 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # `_check` says whether one was right
         torch.onnx.export(
             module,
             (images,),

@@ -24,7 +24,7 @@ from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors, op
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
 from seam.errors import UserError
-from seam.evaluation import FEWEST_OTHERS, accuracy, predict
+from seam.evaluation import FEWEST_OTHERS, accuracy, mistaken_by_one_answer, predict
 from seam.files import json_digest, read_json, sha256, write_json
 from seam.log import log
 from seam.memory import use_threads
@@ -120,7 +120,8 @@ class Shrinking:
         may_be_constant = bool(self.choices.recovery)
         is_done = self._is_done("search", key, self.folder / "metrics.json")
         if is_done and not may_be_constant:  # as it may be since a run with a recovery
-            is_done = not _is_constant(read_json(self.folder / "metrics.json")["confusion"]["reengineered"])
+            confusion = read_json(self.folder / "metrics.json")["confusion"]["reengineered"]
+            is_done = mistaken_by_one_answer(confusion) < FEWEST_OTHERS
         if not is_done:
             for stale in self.folder.glob("*") if self.folder.is_dir() else ():  # of other settings
                 stale.unlink() if stale.is_file() else shutil.rmtree(stale)
@@ -412,9 +413,3 @@ def _listing_digest(root: str) -> str:
             status = os.stat(os.path.join(place, name))
             entries.append([os.path.relpath(os.path.join(place, name), root), status.st_size, status.st_mtime_ns])
     return json_digest({"files": entries})
-
-
-def _is_constant(confusion: list[list[int]]) -> bool:
-    """Return whether a model gives the same answer for all images, and not by chance (`require_several_answers`)."""
-    matrix = np.array(confusion)
-    return np.count_nonzero(matrix.sum(axis=0)) == 1 and matrix.sum() - matrix.trace() >= FEWEST_OTHERS

@@ -300,8 +300,8 @@ class Reengineering:
         what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
         remedy = "give the search a larger budget or more epochs" if self.settings.budget else "lower alpha or lr_mask"
         advice = f"{remedy}, so that the search removes less, or add training images of the other classes."
-        answers = logits.argmax(1)
-        require_several_answers(answers, labels, problem.classes, what, advice, allowed=self.allow_one_answer)
+        allowed = self.allow_one_answer
+        require_several_answers(matrices["reengineered"], problem.classes, what, advice, allowed=allowed)
         return {
             **self.test_accuracies("reengineered", logits, labels),
             "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),

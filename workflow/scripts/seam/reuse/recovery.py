@@ -111,7 +111,7 @@ def recover(
     if not allow_one_answer:
         what = f"The model of the {problem} problem {target}, after its recovery,"
         advice = "lower recovery.lr, or leave recovery out."
-        require_several_answers(logits.argmax(1), labels, task.classes, what, advice)
+        require_several_answers(matrix, task.classes, what, advice)
     metadata = {"masks_sha256": states["masks"]}
     save_tensors(folder / RECOVERED, copy_state(network), metadata)
     import pandas as pd
