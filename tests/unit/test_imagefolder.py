@@ -187,6 +187,26 @@ def test_a_much_larger_jpeg_is_reduced_while_decoding(tmp_path):
     assert abs(found - expected).mean() < 2
 
 
+def test_a_digest_of_the_files_sees_what_is_read_and_nothing_else(root, tmp_path):
+    """Images below links and those that a CSV file lists, but neither hidden files nor those of other kinds."""
+    linked, table = tmp_path / "linked", tmp_path / "images.csv"
+    linked.mkdir()
+    for name in ("cat", "dog"):
+        (linked / name).symlink_to(root / "train" / name)
+    files = sorted((root / "train").rglob("*.png"))
+    table.write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in files))
+    places = (root, linked, table)
+    before = [imagefolder.listing_digest(place) for place in places]
+    (root / "train/cat/.#lock.png").symlink_to("nowhere")  # of an editor
+    (root / "train/cat/notes.txt").touch()
+    assert [imagefolder.listing_digest(place) for place in places] == before
+    save(root, {"train/cat/a.png": noise((40, 40), 9)})
+    assert all(a != b for a, b in zip(before, map(imagefolder.listing_digest, places), strict=True))
+    (root / "train/cat/gone.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match="gone.png cannot be read"):
+        imagefolder.listing_digest(root)
+
+
 @pytest.mark.parametrize("content", [b"no image at all", b"", "truncated"])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_damaged_file_is_named(root, tmp_path, content, suffix):

@@ -1,5 +1,6 @@
 """`seam shrink` and its kin: from a model and images to a folder that works anywhere."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 import yaml
 from colours import ARCHITECTURE, paint, trained_model
 from mistakes import hashes
+from PIL import Image
 
 import seam
 from seam.cli.main import main
@@ -36,6 +38,7 @@ from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models import unallocated
 from seam.models.architectures import build_model
+from seam.models.classes import read_class_file
 from seam.models.published import fetch_weights
 from seam.models.surgery import with_head
 from seam.models.weights import open_source
@@ -216,6 +219,23 @@ def test_the_programs_in_the_folder_run_alone_and_agree(shrunk, world, tmp_path,
     expected = model(seam.image(photo, 16, model.normalization)).softmax(1)[0].tolist()
     assert list(scores) == ["red", "rest"]
     np.testing.assert_allclose([float(score) for score in scores.values()], expected, atol=2e-3)
+
+
+def test_the_programs_read_photos_as_the_package_does(shrunk, tmp_path):
+    """A phone's photo that lies on its side, and one of 16 bits."""
+    random = np.random.default_rng(0)
+    lying = Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    lying.save(tmp_path / "lying.png", exif=exif)
+    Image.fromarray(random.integers(0, 65536, (40, 40)).astype(np.uint16)).save(tmp_path / "grey.png")
+    model = seam.load(shrunk[0])
+    for photo in ("lying.png", "grey.png"):
+        program = [sys.executable, shrunk[0] / "use_onnxruntime.py", tmp_path / photo]
+        shown = subprocess.check_output(program, cwd=tmp_path, text=True)
+        scores = [float(line.split(": ")[1]) for line in shown.splitlines()]
+        expected = model(seam.image(tmp_path / photo, 16, model.normalization)).softmax(1)[0].tolist()
+        np.testing.assert_allclose(scores, expected, atol=2e-3)
 
 
 def test_the_card_says_what_the_model_is(shrunk):
@@ -445,6 +465,18 @@ def test_a_source_model_that_hardly_beats_guessing_is_said_with_its_size(world, 
     assert re.search(sentence, caplog.text)
 
 
+def test_another_size_or_other_images_mean_another_fit_of_the_normalization(world, tmp_path, caplog):
+    root, normalization = world
+    words = {}
+    for size in (16, 8):
+        choices = command.make_choices(ARCHITECTURE, str(root / "colours"), ["red"], weights=str(root / "mine.ckpt"),
+                                       size=size, classes="blue,green,red,yellow")  # fmt: skip
+        shrinking = Shrinking(choices, tmp_path / "work", "cpu")
+        with contextlib.suppress(UserError):  # at 8 px it may be hardly better than guessing
+            words[size] = shrinking.fetch_source(shrinking.prepare_data())
+    assert words.get(8) != words[16]
+
+
 @pytest.fixture(scope="module")
 def narrow(world):
     """The folder of a search of channels with a recovery, with C code, and its working folder."""
@@ -629,6 +661,13 @@ def test_a_recovery_may_mend_a_search_that_ends_in_one_answer(world, tmp_path, m
         (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
         (["--recovery", "3,foo=3"], "foo=3 is no setting of a recovery: known are epochs, batch_size, lr, "),
         (["--recovery", "-1"], "-1 does not fit: this setting takes a whole number of at least 1, such as 45"),
+        (
+            ["--recovery", "2,batch_size=0"],
+            "batch_size=0 does not fit: this setting takes a whole number of at least 2",
+        ),
+        (["--recovery", "2,temperature=0"], "temperature=0 does not fit: this setting takes a number above 0, such as"),
+        (["--search", "holdout=0"], "this setting takes a number above 0 and at most 0.5, such as 0.2"),
+        (["--search", "holdout=1"], "this setting takes a number above 0 and at most 0.5, such as 0.2"),
     ],
 )
 def test_mistakes_in_settings_are_told_before_anything_is_done(world, tmp_path, capsys, arguments, sentence):
@@ -838,11 +877,18 @@ def test_check_finds_the_number_of_outputs_in_any_file_of_weights(tmp_path, caps
     (tmp_path / "models.py").write_text(MODELS)
     build = build_model(f"{tmp_path}/models.py:Late", 3)
     save_tensors(tmp_path / "sorted.safetensors", {f"module.{name}": v for name, v in build.state_dict().items()})
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\nox\r\n")  # as Windows saves it
+    assert read_class_file(tmp_path / "names.txt") == ["cat", "dog", "ox"]
     arguments = ["check", f"{tmp_path}/models.py:Late", "--size", "16", "--weights"]
     main([*arguments, str(tmp_path / "sorted.safetensors"), "--json"])
     assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
     assert main([*arguments, str(tmp_path / "sorted.safetensors"), "--outputs", "4"]) == 1
     assert "sorted.safetensors has 3 outputs, not 4: correct --outputs or --classes." in capsys.readouterr().err
+    for classes in ("weights", str(tmp_path / "names.txt")):
+        main([*arguments, str(tmp_path / "sorted.safetensors"), "--classes", classes, "--json"])
+        assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
+    assert main([*arguments, str(tmp_path / "sorted.safetensors"), "--classes", "nosuch.txt"]) == 1
+    assert "--classes is nosuch.txt, but there is no such file" in capsys.readouterr().err
     torch.save(build.state_dict() | {"stem.weight": torch.zeros(9, 3, 3, 3)}, tmp_path / "other.pt")
     assert main([*arguments, str(tmp_path / "other.pt")]) == 1
     error = capsys.readouterr().err
@@ -1010,6 +1056,9 @@ def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["budget"] is None and card["settings"]["initial_head"] == "source" and card["selection"] == "last"
     assert card["accuracy"]["reengineered"] >= card["accuracy"]["source"] - 0.02
+    for option in (["--epochs", "5"], ["--search", "lr_mask=0.1"], ["--search", "alpha=3"]):
+        assert main([*arguments, "--budget", "none", *option]) == 1
+        assert f"{' '.join(option)} has no effect with so few images" in capsys.readouterr().err
     problem = SimpleNamespace(problem="multiclass_rest", keep=["a"])
     assert training_images(np.repeat([0, 1, 2], [30, 5, 9]), ["a", "b", "c"], problem) == (35, 14)
     assert is_few(50, []) and not is_few(51, []) and not is_few(5, ["few_images=0"])
@@ -1040,7 +1089,8 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         path.unlink()
     (tmp_path / "photos/red/a.heic").touch()
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(tmp_path / "photos"),
-                 "--normalization", normalization, *COMMON, "--epochs", "2", "--budget", "none"]  # fmt: skip
+                 "--normalization", normalization, *COMMON, "--epochs", "2", "--budget", "none", "--search",
+                 "few_images=0"]  # fmt: skip
     assert main([*arguments, "--keep", "red", "--out", str(tmp_path / "out")]) in (0, 3)
     shown = capsys.readouterr().err
     assert "classes of the data that have too few images are left out: blue, green" in shown
@@ -1082,11 +1132,13 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--keep", " , "], "--keep names no class"),
         (["--budget", ""], "--budget is "),
         (["--time", ""], "--time  is no engine"),
+        (["--out", "DATA/train/new"], "train/new, which lies among the folders of the images: name another one."),
         (["--time", "onnxruntime-int8"], "--time onnxruntime-int8 needs a model in int8: add --int8"),
     ],
 )
 def test_mistakes_are_in_the_words_of_the_command_line(world, tmp_path, capsys, change, sentence):
     root, _ = world
+    change = [text.replace("DATA", str(root / "colours")) for text in change]
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
                  "--keep", "red", "--out", str(tmp_path / "out"), *change]  # fmt: skip
     assert main(arguments) == 1
@@ -1158,6 +1210,46 @@ def test_a_data_set_by_name_becomes_a_folder_once(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=sentence):
             fetching.image_folder(name, tmp_path)
     assert fetching.image_folder("photos", tmp_path) == "photos"
+
+
+def test_data_sets_by_name_are_split_as_they_are_or_later(tmp_path, monkeypatch):
+    import torchvision
+
+    class Pets(torchvision.datasets.FakeData):
+        classes = ["cat", "dog"]
+
+        def __init__(self, root, split="trainval", download=False):
+            if split not in ("trainval", "test"):
+                raise ValueError(f"Unknown value {split!r}")
+            super().__init__({"trainval": 6, "test": 4}[split], (3, 8, 8), 2)
+
+    class Whole(torchvision.datasets.FakeData):
+        classes = ["cat", "dog"]
+
+        def __init__(self, root, download=False):
+            super().__init__(10, (3, 8, 8), 2)
+
+    for kind in (Pets, Whole):
+        monkeypatch.setattr(torchvision.datasets, kind.__name__, kind, raising=False)
+    folder = Path(fetching.image_folder("torchvision:Pets", tmp_path))
+    assert [len(list(folder.glob(f"{split}/*/*.png"))) for split in ("train", "test")] == [6, 4]
+    folder = Path(fetching.image_folder("torchvision:Whole", tmp_path))
+    assert {path.name for path in folder.iterdir()} == {"cat", "dog", ".complete"}  # to be split, without overlap
+    assert len(list(folder.glob("*/*.png"))) == 10
+
+
+def test_ranges_of_settings_are_those_of_the_config():
+    rules = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())["$defs"]
+    blocks = [rules["search"]["properties"], rules["recovery"]["properties"]]
+    for properties in (*blocks, blocks[0]["channels"]["properties"]):
+        for name, rule in properties.items():
+            if rule.get("type") not in ("integer", "number"):
+                continue
+            assert ("exclusiveMinimum" in rule) == (name in command.POSITIVE), name
+            assert command.MOST.get(name, ...) == rule.get("maximum", ...), name
+            least = rule.get("minimum", 0)
+            # A recovery of no epochs is `none`, and batches of a single image, which only a search takes, are too few.
+            assert command.LEAST.get(name, 0) == least or name in ("epochs", "batch_size"), name
 
 
 def test_names_of_settings_are_those_of_the_search():

@@ -29,9 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the accuracy, that of each class, and the confusion matrix."""
-    from seam.delivery.card import counted, percent
+    from seam.delivery.card import counted, listed, percent
     from seam.delivery.evaluating import evaluate_folder
+    from seam.errors import printable
     from seam.memory import use_threads
+
+    def show(text: str) -> None:  # names of classes come from the folder
+        print(printable(text))
 
     use_threads(1)
     results = evaluate_folder(options.folder, options.data, options.size, options.device, options.architecture)
@@ -40,14 +44,16 @@ def run(options: argparse.Namespace) -> int:
         return 0
     low, high = results["interval"]
     number = f"{percent(results['accuracy'], 2)} of {counted(results['images'], 'image')}"
-    print(f"accuracy           {number} (95 % interval {percent(low)} to {percent(high)})")
-    print(f"balanced accuracy  {percent(results['balanced_accuracy'], 2)}, the mean of the classes")
+    show(f"accuracy           {number} (95 % interval {percent(low)} to {percent(high)})")
+    show(f"balanced accuracy  {percent(results['balanced_accuracy'], 2)}, the mean of the classes")
+    if left := results["left_out"]:
+        show(f"left out           {listed(left)}: the model does not know {'it' if len(left) == 1 else 'them'}")
     width = max(map(len, results["classes"]))
-    print("\nof the images of     were called")
+    show("\nof the images of     were called")
     for name, row in zip(results["classes"], results["confusion"], strict=True):
         own = results["per_class"].get(name)
         share = f"{percent(own['accuracy'], 2):>8} right" if own else "   no images"
-        print(
+        show(
             f"  {name:<{width}}  {share}  "
             + "  ".join(f"{n} {other}" for n, other in zip(row, results["classes"], strict=True))
         )

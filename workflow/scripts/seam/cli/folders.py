@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from seam.errors import UserError
@@ -23,6 +24,16 @@ def own_folder(out: Path) -> Path:
     if out.is_dir() and any(path.name != STAGING for path in out.iterdir()) and not (out / WEIGHTS).is_file():
         raise UserError(f"{out} holds other files: name a new folder by --out.")
     return out
+
+
+def require_outside(folders: Mapping[str, Path], data: str) -> None:
+    """Raise UserError if a folder {option: path} lies among the folders of the classes, and would be taken for one."""
+    from seam.data.kinds.imagefolder import class_places
+
+    for option, folder in folders.items():
+        for place in map(Path.resolve, class_places(data)):
+            if place in folder.resolve().parents:
+                raise UserError(f"{option} is {folder}, which lies among the folders of the images: name another one.")
 
 
 def work_folder(work: Path, out: Path) -> Path:

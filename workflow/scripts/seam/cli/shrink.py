@@ -21,6 +21,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Shrink the model; print the summary; return the exit code."""
-    from seam.cli.folders import own_folder, work_folder
+    from seam.cli.folders import own_folder, require_outside, work_folder
     from seam.cli.progress import hide_log, show_log
     from seam.delivery.card import counted
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
@@ -168,6 +169,7 @@ def run(options: argparse.Namespace) -> int:
     search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
     out = own_folder(options.out or Path("shrunk") / f"{choices.model}-{choices.target}")
     work = work_folder(options.work or out.with_name(f"{out.name}{WORK}"), out)
+    require_outside({"--out": out, "--work": work}, data)
     select_device(options.device)  # one that is missing is told at once
     work.mkdir(parents=True, exist_ok=True)
     progress = show_log(str(work / "log.txt"), options.quiet or options.json)
@@ -202,6 +204,8 @@ def run(options: argparse.Namespace) -> int:
                 images_of_it = counted(fewest, "training image")
                 say(f"! the smallest class has {images_of_it}: without --budget the result is more accurate")
         choices.settings = search_choice(count, budget, options.epochs, options.search, options.granularity, few)
+        if few:
+            require_effect(choices.settings, fewest, options.epochs, options.search)
         if options.recovery is None and budget is not None and not few:
             choices.recovery = recovery_choice(RECOVERY)
         epochs = for_few_images(SearchSettings(**choices.settings), fewest).epochs
@@ -248,6 +252,26 @@ def is_few(images: int, search: list[str]) -> bool:
 
     given = [text.partition("=")[2] for text in search if text.startswith("few_images=")]
     return images <= (int(given[-1]) if given else SearchSettings().few_images)
+
+
+def require_effect(settings: Mapping[str, Any], fewest: int, epochs: int | None, search: list[str]) -> None:
+    """Raise UserError if a given option is none that a search takes whose smallest class has `fewest` images.
+
+    settings: of the search, with what is given. epochs, search: as they are given.
+    """
+    from seam.errors import UserError
+    from seam.settings import SearchSettings, for_few_images
+
+    wanted = SearchSettings(**settings)
+    taken = for_few_images(wanted, fewest)
+    given = {text.partition("=")[0]: f"--search {text}" for text in search}
+    given |= {"epochs": f"--epochs {epochs}"} if epochs else {}
+    options = [words for name, words in given.items() if getattr(taken, name, None) != getattr(wanted, name, None)]
+    if options:
+        raise UserError(
+            f"{options[0]} has no effect with so few images, for which the search has settings of its own: leave it "
+            "out, or add --search few_images=0."
+        )
 
 
 def judge(card: Card, lose: float) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit._trace import TracerWarning
 
 from seam.cost.branches import drop_zero_branches, has_removed_branches
 from seam.errors import UserError, first_line
@@ -70,7 +71,7 @@ def _write(module: nn.Module, images: torch.Tensor, path: Path, metadata: dict[s
         # dynamo=False selects the TorchScript exporter, because DeepSparse cannot run the newer one's models.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # `_check` says whether one was right
+        warnings.filterwarnings("ignore", category=TracerWarning)  # `_check` says whether one was right
         torch.onnx.export(
             module,
             (images,),

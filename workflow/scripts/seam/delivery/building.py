@@ -42,8 +42,13 @@ def build_from_options(
     """
     architecture = resolve_architecture(model)
     weights = os.path.expanduser(weights) if weights else None
-    if outputs is None and classes:
+    if outputs is None and classes and classes != "weights":
         outputs = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}.get(classes)
+        if outputs is None and "," not in classes and not os.path.isfile(classes):
+            raise UserError(
+                f"--classes is {classes}, but there is no such file: name one, or write cifar10, cifar100, imagenet, "
+                "weights, or names with commas."
+            )
         if outputs is None:
             outputs = len(read_class_file(classes) if os.path.isfile(classes) else classes.split(","))
     words = f"{architecture}, random weights"

@@ -95,7 +95,8 @@ def render_card(card: Card) -> str:
         settings += ". Recovery: " + worded(card["recovery"])
     crop, counts = steps["crop"], card["images"]
     preprocessing = (
-        f"RGB, the shorter side resized to {steps['resize']} px (bilinear), the central {crop} x {crop} px, "
+        f"RGB, upright as EXIF says, the shorter side resized to {steps['resize']} px (bilinear), the central "
+        f"{crop} x {crop} px, "
         f"values from 0 to 1, minus mean {steps['mean']}, divided by std {steps['std']}. Input `images` "
         f"[batch, 3, {crop}, {crop}], output `logits` [batch, {len(card['classes'])}] in the order of `labels.txt`."
     )

@@ -16,6 +16,7 @@ from seam.config.entries import folder_name
 from seam.config.wording import closest, did_you_mean, hint
 from seam.data.kinds.imagefolder import unusable_classes
 from seam.data.kinds.registry import IMAGENET, class_names
+from seam.data.problems import REST
 from seam.delivery.card import counted
 from seam.errors import UserError
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
@@ -41,10 +42,12 @@ KNOWN_NORMALIZATIONS = {
 PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|time|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
-FROM_ONE = ("epochs", "head_every", "evaluate_every", "multiple")  # settings that cannot be 0
+# The ranges of settings that differ from 0 and more; tests compare them with the schema of the config.
+LEAST = {"epochs": 1, "batch_size": 2, "head_every": 2, "patience": 1, "evaluate_every": 1, "multiple": 1}
+POSITIVE = ("lr_mask", "lr_head", "lr", "temperature", "holdout")
+MOST = {"cutmix": 1.0, "tolerance": 1.0, "holdout": 0.5}
 USUAL_EPOCHS = 45  # of a recovery
 RECOVERY = f"epochs={USUAL_EPOCHS},fresh_negatives=true,cutmix=0.5"  # after a search with a budget, by default
-SHARES = ("cutmix",)  # settings that cannot be more than 1
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "time": "latency", "ms": "latency_ms"}
 
 
@@ -263,14 +266,16 @@ def _value(name: str, text: str, default: Any, shown: str) -> Any:
                 value = kind(text)
                 break
     kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
-    fewest, most = int(name in FROM_ONE), 1 if name in SHARES else 1e9
+    least, most = LEAST.get(name, 0), MOST.get(name, 1e9)
     fits = default is None or type(value) in kinds[type(default)] or (value is None and name == "accuracy_worth")
-    if isinstance(value, (int, float)) and not fewest <= value <= most:
+    if isinstance(value, (int, float)) and (not least <= value <= most or (name in POSITIVE and value == 0)):
         fits = False
     if not fits:
         words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
         if type(default) in (int, float):
-            words += " from 0 to 1" if name in SHARES else f" of at least {fewest}"
+            words += " above 0" if name in POSITIVE else "" if name in MOST else f" of at least {least}"
+            words += f" and at most {MOST[name]:g}" if name in POSITIVE and name in MOST else ""
+            words += f" from {least} to {MOST[name]:g}" if name in MOST and name not in POSITIVE else ""
         raise UserError(f"{shown} does not fit: this setting takes {words}, such as {str(default).lower()}.")
     return float(value) if type(default) is float and value is not None else value
 
@@ -358,6 +363,11 @@ def make_choices(
         raise UserError(
             f"--problem {kind} needs images of other classes, but --keep names all the classes of {data} that can be "
             "used: add folders of images of what else the model sees."
+        )
+    if kind != "multiclass" and REST in (kept if kind == "multiclass_rest" else ["-".join(kept)]):
+        raise UserError(
+            f"--keep names the class {REST}, as the other classes together are called: rename its folder, or choose "
+            "--problem multiclass."
         )
     base = folder_name(name or _base_name(architecture))
     fetch: dict[str, Any] = {

@@ -12,6 +12,7 @@ import torch
 from seam.data.batches import batches
 from seam.data.kinds.imagefolder import image_files, warn_of_ignored
 from seam.data.kinds.listing import TEST_FOLDERS, is_table, read_table
+from seam.data.problems import REST
 from seam.data.storage import Split
 from seam.delivery.choices import data_errors
 from seam.device import select_device
@@ -20,10 +21,10 @@ from seam.evaluation import predict
 from seam.files import read_json
 from seam.models.classes import normalised_name
 from seam.report.intervals import wilson
+from seam.reuse.cards import is_delivered, read_card
 from seam.reuse.load import load_reengineered
 
 BATCH = 64
-REST = "rest"
 
 
 def evaluate_folder(
@@ -36,7 +37,7 @@ def evaluate_folder(
     """
     model = load_reengineered(folder, architecture=architecture)
     side = size or getattr(model, "size", None) or _recorded_size(folder)
-    files, labels, left = _labelled(data, model.classes)
+    files, labels, left = _labelled(data, model.classes, *_problem(folder))
     torch_device = select_device(device)
     split = Split(labels, (side, side), files=files)
     images = batches(
@@ -67,15 +68,37 @@ def evaluate_folder(
     }
 
 
-def _labelled(data: str, classes: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
-    """Return (paths of images, labels [N], classes of the images that the model does not know)."""
+def _problem(folder: Path) -> tuple[str, list[str]]:
+    """Return (kind of the problem, members of its group) of the model in a folder; "" and [] where it does not say."""
+    if is_delivered(folder):
+        found = read_card(folder).get("problem")
+        about = {"problem": found.get("kind"), "members": found.get("members")} if isinstance(found, dict) else {}
+    else:
+        about = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    kind, members = about.get("problem"), about.get("members")
+    return (kind if isinstance(kind, str) else ""), [str(name) for name in members or () if isinstance(members, list)]
+
+
+def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return (paths of images, labels [N], classes of the images that the model does not know).
+
+    Images of the members of a group have the label of the group. If the last class is the rest, all classes that the
+    model does not know are of it.
+    """
     known = {normalised_name(name): place for place, name in enumerate(classes)}
-    rest = 1 if len(classes) == 2 and classes[1] == REST else None
+    if kind == "group":
+        known |= {normalised_name(name): 0 for name in members}
+    rest = len(classes) - 1 if classes[-1] == REST and kind != "multiclass" else None
     files: list[str] = []
     labels: list[int] = []
     left = []
     with data_errors():
         listed = _files(data)
+    if kind == "group" and not members and normalised_name(classes[0]) not in map(normalised_name, listed):
+        raise UserError(
+            f"The folder of the model does not say which classes are in its group {classes[0]}: put the images of all "
+            f"of them into a folder of that name."
+        )
     for name, paths in listed.items():
         place = known.get(normalised_name(name), rest)
         if place is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator
@@ -54,15 +55,32 @@ def _torchvision(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
             f"--data torchvision:{name} is no data set of torchvision: write CIFAR10 or OxfordIIITPet, say."
         )
     parameters = inspect.signature(kind).parameters
-    splits = {}
-    for split in ("train", "test"):
-        options: dict[str, Any] = {"root": cache, "download": True, "train": split == "train", "split": split}
-        dataset: Any = kind(**{key: value for key, value in options.items() if key in parameters})
+    if "train" in parameters:
+        splits: dict[str, Any] = {"train": [{"train": True}], "test": [{"train": False}]}
+    elif "split" in parameters:
+        splits = {
+            name: [{"split": split} for split in options]
+            for name, options in (("train", ("trainval", "train")), ("test", ("test", "val", "valid")))
+        }
+    else:  # all images are in one set, which is split later
+        splits = {".": [{}]}
+    common = {key: value for key, value in (("root", cache), ("download", True)) if key in parameters}
+    found = {}
+    for split, options in splits.items():
+        dataset = _first_that_is_there(kind, [{**common, **each} for each in options])
         classes = getattr(dataset, "classes", None)
         if classes is None:
             raise UserError(f"--data torchvision:{name} has no class names: it is none of classification.")
-        splits[split] = _named(dataset, classes)
-    return splits
+        found[split] = _named(dataset, classes)
+    return found
+
+
+def _first_that_is_there(kind: Any, options: list[dict[str, Any]]) -> Any:
+    """Return the data set of the first options that it takes: names of splits differ from one to another."""
+    for each in options[:-1]:
+        with contextlib.suppress(ValueError):
+            return kind(**each)
+    return kind(**options[-1])
 
 
 def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:

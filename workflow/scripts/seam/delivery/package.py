@@ -119,6 +119,7 @@ def _write_files(
             "kind": metrics["problem"],
             "target": metrics["target"],
             "sentence": _sentence(metrics, model.recovered),
+            **({"members": metrics["members"]} if "members" in metrics else {}),
         },
         # Of a group, the source model has to choose among the same classes: the fair comparison.
         "accuracy": {

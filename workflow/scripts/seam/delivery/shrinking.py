@@ -6,6 +6,7 @@ out if its result is there and belongs to the same inputs; an interrupted search
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from torch import nn
 
 from seam.cost.export import export, onnx_metadata
 from seam.data.batches import batches
+from seam.data.kinds.imagefolder import listing_digest
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
 from seam.delivery.card import Card, counted, listed, percent
@@ -64,7 +66,8 @@ class Shrinking:
     def prepare_data(self) -> Dataset:
         """Decode the images into the working folder, unless they are there; return the data set."""
         entry = self.choices.entry
-        key = {"entry": entry, "files": _listing_digest(entry["root"])}
+        with data_errors():
+            key = {"entry": entry, "files": listing_digest(entry["root"])}
         if not self._is_done("data", key, self.data_folder / "dataset.json"):
             self.say(f"preparing the images of {entry['root']} at {entry['size']} px")
             with data_errors():
@@ -79,7 +82,7 @@ class Shrinking:
         files = [
             part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
         ]
-        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, "data": data.classes}
+        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, **self._images()}
         if self._is_done("source", key, path):
             done = self._steps()["source"]
             words, doubt = str(done["words"]), done.get("doubt")
@@ -235,9 +238,18 @@ class Shrinking:
     def _key(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a search or a recovery depends on: its arguments, and the digests of the files that it reads."""
         paths = ("model_folder", "dataset_folder", "masks_folder", "layer_costs")
-        files = {"source": self.model_folder / "source.safetensors", "manifest": self.data_folder / "dataset.json"}
+        files = {"source": self.model_folder / "source.safetensors"}
         own = {name: value for name, value in arguments.items() if name not in paths}
-        return {**own, **{name: sha256(path) for name, path in files.items()}}
+        return {**own, **{name: sha256(path) for name, path in files.items()}, **self._images()}
+
+    def _images(self) -> dict[str, Any]:
+        """Return what tells prepared images apart: the manifest, and what says whether files that stay where they are
+        have changed since."""
+        key = {"manifest": sha256(self.data_folder / "dataset.json")}
+        if open_dataset(self.data_folder).train.files is None:
+            return key
+        with data_errors():
+            return {**key, "files": listing_digest(self.choices.entry["root"])}
 
     def _layer_costs(self) -> dict[str, str]:
         """Return {"layer_costs": the path of the table} for a budget of time; measure it if it is missing."""
@@ -302,7 +314,8 @@ class Shrinking:
         best = choose_fit(scores, losses)
         images = counted(count, "training image")
         doubt = None
-        if scores[best] <= 1.5 / outputs:
+        guessing = 1 / outputs
+        if scores[best] <= guessing + min(guessing / 2, 3 * math.sqrt(guessing * (1 - guessing) / count)):
             doubt = (
                 f"The source model gets {percent(scores[best])} of {images} right at {data.size[0]} px, hardly more "
                 "than by guessing: check --size, the names of its outputs in their order (--classes) and "
@@ -400,16 +413,3 @@ def latency_engine(settings: Mapping[str, Any]) -> str:
 def use_one_thread(threads: int | None) -> None:
     """Let torch use this number of threads; by default as many as the workflow's searches use, one."""
     use_threads(threads or 1)
-
-
-def _listing_digest(root: str) -> str:
-    """Return a digest of the names, sizes and dates of the files in a folder, or of a list of images."""
-    if os.path.isfile(root):
-        return sha256(root)
-    entries = []
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            status = os.stat(os.path.join(place, name))
-            entries.append([os.path.relpath(os.path.join(place, name), root), status.st_size, status.st_mtime_ns])
-    return json_digest({"files": entries})

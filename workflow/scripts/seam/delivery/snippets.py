@@ -16,7 +16,10 @@ _IMAGE = """\
 folder = Path(__file__).resolve().parent
 card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
 steps = card["preprocessing"]
-image = Image.open(sys.argv[1]).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))  # upright
+if image.mode.startswith("I"):  # 16 bits of grey
+    image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+image = image.convert("RGB")
 scale = steps["resize"] / min(image.size)
 image = image.resize([max(steps["resize"], int(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
 left, top = (round((side - steps["resize"]) / 2) + (steps["resize"] - steps["crop"]) // 2 for side in image.size)
@@ -38,7 +41,7 @@ SNIPPETS = {
     + """\
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 """
     + _IMAGE
@@ -51,7 +54,7 @@ logits = session.run(["logits"], {"images": images})[0][0]
     + """\
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 """
     + _IMAGE

@@ -73,7 +73,7 @@ def read_class_file(path: str | os.PathLike[str]) -> list[str]:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise UserError(f"{path} is too large for a file of class names: give one with a name a line.")
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not in UTF-8: save the class names with that encoding.") from error
     except OSError as error:

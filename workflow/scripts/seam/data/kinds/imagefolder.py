@@ -24,6 +24,7 @@ from seam.data.kinds.listing import (
     test_folder,
 )
 from seam.errors import UserError
+from seam.files import json_digest, sha256
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ImageFolder(Kind):
         if is_table(root):
             return table_splits(read_table(root), root)
         ignored: Counter[str] = Counter()
-        train, *test = ({name: image_files(place / name, ignored) for name in wanted} for place in _places(root))
+        train, *test = ({name: image_files(place / name, ignored) for name in wanted} for place in class_places(root))
         warn_of_ignored(root, ignored)
         return train, test[0] if test else None
 
@@ -153,8 +154,13 @@ def _split(files: Files, wanted: list[str], size: int) -> Split:
     return Split(labels, (size, size), files=[file for paths in classes for file in paths])
 
 
-def _places(root: str | Path) -> list[Path]:
-    """Return the folders that hold the folders of the classes: those of both splits, or one that is to be split."""
+def class_places(root: str | Path) -> list[Path]:
+    """Return the folders that hold the folders of the classes: those of both splits, or one that is to be split.
+
+    There are none if the root is a CSV file.
+    """
+    if is_table(root):
+        return []
     folder = test_folder(root)
     return [Path(root)] if folder is None else [Path(root) / "train", Path(root) / folder]
 
@@ -164,7 +170,7 @@ def unusable_classes(root: str, names: Sequence[str]) -> list[str]:
     if is_table(root):
         train, test = table_splits(read_table(root), root)
         return [name for name in names if test is None and len(train[name]) < 2]
-    places = _places(root)
+    places = class_places(root)
     fewest = 2 if len(places) == 1 else 1
     return [
         name for name in names
@@ -182,6 +188,28 @@ def image_files(folder: Path, ignored: Counter[str] | None = None) -> list[str]:
         suffixes = " ".join(sorted(SUFFIXES))
         raise UserError(f"root: {folder} has no images in it ({suffixes}): add some or remove the folder.")
     return paths
+
+
+def listing_digest(root: str | Path) -> str:
+    """Return a digest of the paths, sizes and dates of all images of a data set, and of its CSV file if it has one.
+
+    Raises UserError if an image cannot be read.
+    """
+    if is_table(root):
+        tables = read_table(root).values()
+        paths = sorted(file for files in tables for listed in files.values() for file in listed)
+        head = [sha256(root)]
+    else:
+        folders = (place / name for place in class_places(root) for name in _folder_names(place))
+        paths, head = sorted(file for folder in folders for file in _walk(folder, Counter())), []
+    entries = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            _cannot_read(error)
+        entries.append([path, status.st_size, status.st_mtime_ns])
+    return json_digest({"files": [head, *entries]})
 
 
 def warn_of_ignored(root: str | Path, ignored: Counter[str]) -> None:

@@ -1,0 +1,85 @@
+"""`seam evaluate`: which label an image has, and what the terminal shows of a folder that a stranger sent."""
+
+import json
+import shutil
+
+import pytest
+from colours import ARCHITECTURE, paint, trained_model
+
+from seam.cli.main import main
+from seam.data.kinds.registry import prepare_dataset
+from seam.delivery.package import write_package
+from seam.files import load_tensors, read_json, save_tensors, write_json
+from seam.reuse.direct import reengineer
+
+SETTINGS = {"epochs": 2, "batch_size": 16, "lr_mask": 0.05, "few_images": 0}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The folder of images of four colours, and a function that returns the delivered folder of a kind of problem."""
+    root = tmp_path_factory.mktemp("evaluating")
+    paint(root / "colours")
+    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / "data")
+    trained_model(root / "small", ARCHITECTURE, root / "data")
+
+    def delivered(problem, target, members):
+        folder = root / problem
+        reengineer(
+            folder=folder / "result", model_folder=root / "small", dataset_folder=root / "data", model="small",
+            dataset="colours", problem=problem, target=target, members=members, settings=SETTINGS, seed=0,
+            device="cpu", checkpoint=folder / "x.pt", architecture=ARCHITECTURE,
+        )  # fmt: skip
+        write_package(folder / "result", root / "data", folder / "out", source_folder=root / "small",
+                      architecture=ARCHITECTURE)  # fmt: skip
+        return folder
+
+    return root, delivered
+
+
+def evaluated(capsys, folder, data, *options):
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", str(data), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_images_of_the_members_of_a_group_have_its_label(world, capsys):
+    root, delivered = world
+    folder = delivered("group", "warm", ["red", "yellow"])
+    own = ["--size", "16", "--architecture", ARCHITECTURE]
+    for place, options in ((folder / "out", []), (folder / "result", own)):
+        found = evaluated(capsys, place, root / "colours", *options)
+        assert found["classes"] == ["warm", "rest"] and [sum(row) for row in found["confusion"]] == [40, 40]
+    card = read_json(folder / "out/card.json")
+    assert card["problem"]["members"] == ["red", "yellow"]
+    assert found["accuracy"] == pytest.approx(card["accuracy"]["reengineered"])
+
+    shutil.copytree(folder / "out", folder / "older")
+    del card["problem"]["members"]  # as earlier versions delivered it
+    write_json(folder / "older/card.json", card)
+    assert main(["evaluate", str(folder / "older"), "--data", str(root / "colours")]) == 1
+    assert "does not say which classes are in its group warm" in capsys.readouterr().err
+    for name in ("warm", "cold"):
+        shutil.copytree(root / "colours/test/red", root / f"two/{name}")
+    assert [sum(row) for row in evaluated(capsys, folder / "older", root / "two")["confusion"]] == [20, 20]
+
+
+def test_other_classes_are_the_rest_if_there_is_one_and_are_left_out_aloud_if_not(world, capsys):
+    root, delivered = world
+    folder = delivered("multiclass_rest", "warm", ["red", "yellow"])
+    assert [sum(row) for row in evaluated(capsys, folder / "out", root / "colours")["confusion"]] == [20, 20, 40]
+    folder = delivered("multiclass", "warm", ["red", "yellow"])
+    assert evaluated(capsys, folder / "out", root / "colours")["left_out"] == ["blue", "green"]
+    assert main(["evaluate", str(folder / "out"), "--data", str(root / "colours")]) == 0
+    assert "left out           blue and green: the model does not know them" in capsys.readouterr().out
+
+
+def test_names_of_a_stranger_do_nothing_to_the_terminal(world, capsys):
+    root, delivered = world
+    folder = delivered("binary", "red", ["red"])
+    path = folder / "out/model.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors, {**metadata, "classes": ["red\x1b]0;owned\x07", "rest"]})
+    assert main(["evaluate", str(folder / "out"), "--data", str(root / "colours")]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and r"red\x1b]0;owned\x07" in shown
