@@ -658,6 +658,8 @@ def test_channels_bring_their_own_settings_and_leave_the_others_as_they_were(sma
         ({"budget": {"latency_ms": 2.0, "engine": "openvino"}}, "is for openvino, which gains nothing"),
         ({"granularity": "channel", "budget": {"macs": 0.3}, "channels": {"multiple": 0}}, "channels.multiple is 0"),
         ({"granularity": "filter"}, "granularity"),
+        ({"granularity": "channel", "budget": {"macs": 0.3}, "penalty": "macs"}, "on which penalty has no effect"),
+        ({"granularity": "channel", "budget": {"macs": 0.3, "lr_mask": 1}}, "on which budget.lr_mask has no effect"),
     ],
 )
 def test_a_search_of_channels_that_cannot_be_done_is_one_sentence(small, search, sentence):
@@ -1012,6 +1014,10 @@ def test_a_stack_has_problems_that_one_pass_can_search(small):
     assert names(9)[:2] == [["cat", "frog", "ship", "bird"], ["dog"]]
     assert names(1) == [[name] for name in sum(names(9), [])]
     assert stacks([], 4) == []
+    small["search"] = {"budget": {"weights": 0.1}}  # which cannot share a pass
+    assert names(9) != [[name] for name in sum(names(9), [])]
+    problems = target_problems(validated(small))
+    assert names(9) == [[name] for name in sum(names(9), [])]
 
 
 def test_what_a_source_models_weights_are_fetched_from(small):

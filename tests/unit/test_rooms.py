@@ -71,7 +71,7 @@ RULES = {
     "plot_baselines": f"{FILES} report",
     "finetune_seam_head": TRAINING,
     "finetune_seam_masks": f"{TRAINING} search",
-    "collect_direct": f"{FILES} report",
+    "collect_direct": f"{FILES} report settings",
     "collect_indirect": f"{FILES} report",
     "summarise": f"{FILES} report",
     "make_report": f"cost {FILES} report",

@@ -44,6 +44,7 @@ from seam.models.surgery import with_head
 from seam.models.weights import open_source
 from seam.reuse.cards import MOST_PIXELS
 from seam.reuse.delivered import OnnxModule
+from seam.reuse.load import remove_recovery
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -475,6 +476,14 @@ def test_another_size_or_other_images_mean_another_fit_of_the_normalization(worl
         with contextlib.suppress(UserError):  # at 8 px it may be hardly better than guessing
             words[size] = shrinking.fetch_source(shrinking.prepare_data())
     assert words.get(8) != words[16]
+
+
+def test_a_recovery_that_is_no_longer_wanted_is_removed_and_the_model_before_it_is_loaded(narrow, tmp_path):
+    folder = shutil.copytree(narrow[1], tmp_path / "work") / "direct/small/binary/red"
+    assert seam.load(folder, architecture=ARCHITECTURE).recovered
+    remove_recovery(folder)
+    assert not seam.load(folder, architecture=ARCHITECTURE).recovered and not list(folder.glob("recover*"))
+    remove_recovery(folder)  # nothing is left
 
 
 @pytest.fixture(scope="module")

@@ -543,3 +543,27 @@ def test_a_target_that_is_not_in_the_config_is_said_in_a_sentence(run, name):
     status, said = snakemake(folder, "--dry-run", file, config=config, check=False, workflow=workflow)
     assert status != 0 and "Traceback (most recent call last)" not in said
     assert f"{name} is not a target problem of the config" in said
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [("budget_latency.json", "red has no budget of time"), ("recovery.json", "red has no recovery in the config")],
+)
+def test_a_file_that_a_problem_does_not_have_is_said_in_a_sentence(run, file, sentence):
+    folder, config, workflow = run
+    file = f"results/direct/small/binary/red/{file}"
+    status, said = snakemake(folder, "--dry-run", file, config=config, check=False, workflow=workflow)
+    assert status != 0 and "Traceback (most recent call last)" not in said and sentence in said
+
+
+def test_a_new_folder_of_a_class_is_prepared_before_problems_of_it_are_searched(run):
+    new = [run[0] / "images" / split / "violet" for split in ("train", "test")]
+    for place in new:
+        shutil.copytree(place.with_name("red"), place)
+    try:
+        found = planned(run, change(run[1], ["direct_reuse", 0, "targets"], ["red", "blue", "violet"]))
+    finally:
+        for place in new:
+            shutil.rmtree(place)
+    assert found["prepare_dataset"] == 1 and found["train_source"] == 1
+    assert planned(run) == {}

@@ -180,7 +180,7 @@ rule time_baselines:
         mem_mb=memory(3000, large=6000),
         runtime=minutes(30),
     params:
-        timing=timing_settings,
+        timing=timing_of_baselines,
         version=versions("onnxruntime"),
     message:
         "Timing the baselines of {wildcards.model}, {wildcards.problem} {wildcards.target} in ONNX Runtime"

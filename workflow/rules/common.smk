@@ -51,6 +51,10 @@ try:
         check_places(sys.executable, WORKFLOW.parent, Path.cwd())
         if WITHOUT_ENGINES and config["engines"] != "auto":
             raise UserError(" ".join(WITHOUT_ENGINES))
+        if missing := choose_engines(plan.budget_engines(PROBLEMS), CONDA)[1]:
+            raise UserError(
+                f"A budget of time is for an engine that is not here. {' '.join(missing)}"
+            )
         for line in [*WITHOUT_ENGINES, *plan.left_out(config)]:
             logger.warning(line)
 except UserError as error:
@@ -78,6 +82,7 @@ FETCHED = [name for name in config["models"] if name not in TRAINED]
 MODELS = sorted({p.model for p in PROBLEMS})
 MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 SEARCH_FILES = ["masks.safetensors", "history.csv", "metrics.json"]
+RECOVERY_FILES = ["recovered.safetensors", "recovery.csv", "recovery.json"]
 PROBLEM_FILES = [*SEARCH_FILES, "macs.json", "model.onnx"]
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
 BASELINES = sorted({baseline for p in PROBLEMS for baseline in p.baselines})
@@ -187,6 +192,8 @@ def class_list_content(wildcards):
     root = dataset_entry(wildcards).get("root")
     if root and Path(root).is_file():
         content["sha256 of the list of images"] = DIGESTS.of([root])
+    elif root:  # the problems are planned from its folders: a new one is prepared, too
+        content["classes"] = plan.classes_of(config, wildcards.dataset)
     return content
 
 
@@ -276,6 +283,10 @@ def searches(wildcards):
 def recovery_arguments(wildcards):
     """Return the arguments of a problem's recovery as one sorted dictionary."""
     problem = problem_of(wildcards)
+    if not problem.recovery:
+        raise WorkflowError(
+            f"{problem.target} has no recovery in the config (its epochs are 0): ask for another file."
+        )
     arguments = search_arguments(problem)
     name = f"{problem.model}/{problem.problem}/{problem.target}"
     arguments |= {
@@ -293,16 +304,19 @@ def recovered_of(wildcards):
     return [f"{folder}/recovered.safetensors"] if problem_of(wildcards).recovery else []
 
 
-def recovery_files():
+def recovery_files(name="recovery.json"):
     return [
-        f"results/direct/{p.model}/{p.problem}/{p.target}/recovery.json"
-        for p in PROBLEMS
-        if p.recovery
+        f"results/direct/{p.model}/{p.problem}/{p.target}/{name}" for p in PROBLEMS if p.recovery
     ]
 
 
 def timing_settings(wildcards):
     return problem_of(wildcards).timing
+
+
+def timing_of_baselines(wildcards):
+    """Return the settings of the timing of baselines, which takes one thread in any case."""
+    return {**timing_settings(wildcards), "threads": [1]}
 
 
 def timing_options(wildcards):
@@ -384,7 +398,11 @@ def budget_engine(function):
     """Return a function of the wildcards of a problem that calls another with the engine of its budget."""
 
     def of_budget(wildcards):
-        return function(SimpleNamespace(engine=latency_budget_of(wildcards)["engine"]))
+        if not (budget := latency_budget_of(wildcards)):
+            raise WorkflowError(
+                f"{wildcards.target} has no budget of time in the config: ask for another file."
+            )
+        return function(SimpleNamespace(engine=budget["engine"]))
 
     return of_budget
 

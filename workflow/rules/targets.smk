@@ -15,6 +15,7 @@ rule direct:
         rules.plot_direct.output if PROBLEMS else [],
         # Without these lines a deleted file of a problem's folder would stay missing once the tables are made.
         [problem_files(name) for name in PROBLEM_FILES],
+        [recovery_files(name) for name in RECOVERY_FILES],
         latency_files(),
         budget_files(),
         rules.collect_budgets.output if budget_files() else [],
@@ -28,6 +29,7 @@ rule baselines:
         rules.plot_baselines.output,
         rules.plot_channel_baselines.output if problems_with_channel_baselines() else [],
         [baseline_files(name) for name in ("history.csv", "metrics.json")],
+        latency_of_baselines(),
 
 
 rule indirect:

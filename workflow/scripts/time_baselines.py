@@ -17,6 +17,5 @@ if "snakemake" in globals():
         models = {"source": snakemake.input.source, "search": snakemake.input.search, **baselines}
         for path in models.values():
             check_onnx_seal(path)
-        timing = {**snakemake.params.timing, "threads": [1]}
-        latency = time_models("onnxruntime", open_engine, models, snakemake.threads, **timing)
+        latency = time_models("onnxruntime", open_engine, models, snakemake.threads, **snakemake.params.timing)
         write_json(snakemake.output.latency, latency)

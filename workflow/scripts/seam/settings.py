@@ -14,6 +14,7 @@ UNITS = ("weights", "macs", "latency", "latency_ms")  # of budgets
 TIMES = ("latency", "latency_ms")  # of UNITS: a share of the source model's time, and milliseconds
 PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
+NOT_OF_CHANNELS = ("lr_mask", "distillation", "lr_bias")  # of budgets: they have no effect on searches of channels
 BUDGET_OPTIONS = {"distillation": 0.7, "lr_bias": 0.01}  # that stay in `budget` of the settings
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen

@@ -26,7 +26,7 @@ from seam.config.schema import merged, normalised, read_schema, with_defaults, w
 from seam.config.violations import check_schema
 from seam.data.kinds.registry import IMAGENET, class_names, why_unavailable
 from seam.models.weights import is_weights_file
-from seam.settings import search_settings
+from seam.settings import TIMES, search_settings
 
 MASKED = ("seam", "magnitude", "random")  # students of which there is one for each threshold
 COMPARED = ("magnitude", "random")  # students that `compare_at` limits to some of the thresholds
@@ -166,6 +166,12 @@ def dataset_entry(config: dict[str, Any], name: str) -> dict[str, Any]:
     return _sorted({**entry, "array_gb": config["array_gb"]} if large else entry)
 
 
+def classes_of(config: dict[str, Any], name: str) -> list[str]:
+    """Return the classes of a data set, in order; [] if its images are not given."""
+    entry = config["datasets"][name]
+    return [] if why_unavailable(entry) else class_names(entry)
+
+
 def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Return what a source model's weights are fetched from, as `seam.models.published.fetch_weights` takes it.
 
@@ -228,13 +234,21 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
     """Return the target problems in lists of at most `most` that one job can search in one pass.
 
     The problems of a list have the same source model, kind of problem, number of classes and settings. Their order,
-    and that of the lists, is that of `problems`.
+    and that of the lists, is that of `problems`. Searches with a budget or a penalty by cost, which cannot share a
+    pass, have a list each.
     """
     alike: dict[tuple, list[ProblemSpec]] = {}
     for problem in problems:
-        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings)
+        is_alone = "budget" in problem.settings or problem.settings.get("penalty", "weights") != "weights"
+        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings), is_alone and problem.target
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
+
+
+def budget_engines(problems: list[ProblemSpec]) -> list[str]:
+    """Return the engines that budgets of time name."""
+    budgets = [problem.settings.get("budget", {}) for problem in problems]
+    return sorted({budget["engine"] for budget in budgets if "engine" in budget and set(budget) & set(TIMES)})
 
 
 def _recovery(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
 from seam.settings import (
     BUDGET_SEARCH,
+    NOT_OF_CHANNELS,
     SHARED,
     ChannelSettings,
     RecoverySettings,
@@ -216,6 +217,8 @@ def search_choice(
         if name not in known:
             raise UserError(f"--search {text} is no setting of a search{hint(name, known, len(known))}")
         given_value = _value(name, value, getattr(SearchSettings(), name), f"--search {text}")
+        if granularity == "channel" and name in (*NOT_OF_CHANNELS, "penalty"):
+            raise UserError(f"--search {text} has no effect on a search of channels: leave it out.")
         if budget is not None and name not in SHARED:
             if name not in BUDGET_SEARCH:
                 raise UserError(f"--search {text} has no effect with a budget: leave it out, or choose --budget none.")

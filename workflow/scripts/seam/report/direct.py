@@ -11,6 +11,7 @@ import pandas as pd
 from seam.errors import UserError
 from seam.log import log
 from seam.report.tables import TABLE_OF, Record, Table, engine_name, missing_file, records, with_others, write_table
+from seam.settings import OPTIONAL
 
 Paths = Iterable[str | Path]
 
@@ -119,7 +120,7 @@ def row(
         "macs_reengineered": sparse,
         "macs_reduction": 1 - sparse / dense if dense else float("nan"),
         **{f"images_{subset}": problem["images", subset] for subset in ("train", "holdout", "test")},
-        **{f"search_{name}": problem["settings"].get(name) for name in settings},
+        **{f"search_{name}": problem["settings"].get(name, OPTIONAL.get(name)) for name in settings},
         "folder": problem.path.parent.as_posix(),
     }
     if budget := problem.data.get("budget"):

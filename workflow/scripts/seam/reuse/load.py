@@ -140,6 +140,15 @@ def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> bool
     return True
 
 
+def remove_recovery(folder: str | Path) -> None:
+    """Remove the files of a recovery that is no longer wanted, so that everything opens the model before it."""
+    for name in (RECOVERED, "recovery.csv", "recovery.json"):
+        path = Path(folder) / name
+        if path.is_file():
+            log.info("%s is of a recovery that the config no longer has: it is removed", path)
+            path.unlink()
+
+
 def kept_weights(folder: str | Path, module: nn.Module) -> dict[str, torch.Tensor]:
     """Return {parameter: boolean mask} of a search of single weights; empty if channels were searched.
 

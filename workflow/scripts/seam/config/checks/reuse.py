@@ -9,7 +9,7 @@ from seam.config.checks.datasets import check_image_size
 from seam.config.entries import direct_entries, folder_name, indirect_entries, targets_of
 from seam.config.wording import require_known_names, shown
 from seam.errors import UserError
-from seam.settings import CHANNEL_BASELINES, RECOVERED, TIMES, budget_unit
+from seam.settings import CHANNEL_BASELINES, NOT_OF_CHANNELS, RECOVERED, TIMES, budget_unit
 
 
 def check_stack(config: dict[str, Any]) -> None:
@@ -89,6 +89,10 @@ def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> 
                 "granularity: channel, or give a budget in weights or macs."
             )
         is_channel = settings["granularity"] == "channel"
+        unused = [f"budget.{name}" for name in NOT_OF_CHANNELS if (budget or {}).get(name) is not None]
+        unused += ["penalty"] if settings.get("penalty") is not None else []
+        if is_channel and unused:
+            raise UserError(f"{place} searches channels, on which {unused[0]} has no effect: leave it out.")
         for name in baselines:
             if (name in CHANNEL_BASELINES) != is_channel:
                 fitting = "widths-scratch or finetuned" if is_channel else "head or magnitude"

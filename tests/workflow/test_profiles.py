@@ -1,0 +1,24 @@
+"""The profiles: what each says of a config that cannot be read, and which jobs have a node of their own."""
+
+import re
+
+import pytest
+import yaml
+from workflows import ROOT, snakemake
+
+TIMING = re.compile(r"^rule (\w+):.*?(?=^rule |^use rule |\Z)", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("profile", ["default", "slurm"])
+def test_a_config_that_is_not_there_is_one_sentence(tmp_path, profile):
+    arguments = ["--workflow-profile", ROOT / "profiles" / profile, "--configfile", "nothere.yaml", "--dry-run"]
+    status, said = snakemake(tmp_path, *arguments, check=False)
+    assert status != 0 and "Traceback" not in said and "nothere.yaml" in said, said
+
+
+def test_all_jobs_that_measure_time_have_a_node_of_their_own():
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    rules = "\n".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    timed = {match[1] for match in TIMING.finditer(rules) if re.search(r"^ +timing=1,", match[0], re.MULTILINE)}
+    assert {"time_engine", "measure_layer_costs", "time_baselines"} <= timed
+    assert set(profile["set-resources"]) == set(profile["set-threads"]) == timed
