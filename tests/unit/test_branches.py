@@ -177,6 +177,25 @@ def test_branches_of_public_architectures(name, size, count):
     assert sum(isinstance(layer, Removed) for layer in rebuilt.modules()) == sum(map(len, groups.branches.values()))
 
 
+class Deep(nn.Module):
+    """More operations in a row than Python's functions can be nested."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(3, 2, 1), nn.Linear(2, 4)
+        self.convolutions = nn.ModuleList(nn.Conv2d(2, 2, 1) for _ in range(300))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for convolution in self.convolutions:
+            x = (x + 0.01 * convolution(x).relu()).relu().neg().neg()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_branches_of_a_deep_network_are_found():
+    assert len(find_groups(Deep(), IMAGES).branches) == 300
+
+
 def test_a_branch_costs_what_its_layers_do():
     module = randomise(build_model("resnet20", 10))
     images = torch.zeros(1, 3, 32, 32)

@@ -35,7 +35,7 @@ from seam.memory import use_threads
 SIZES = (64, 128, 224)  # pixels: the first that a model takes
 OUTPUTS = 10
 MOST_MINUTES = 20
-MOST_MEMORY = 8 << 30  # bytes of address space beyond what is in use, for a check
+MOST_MEMORY = 14 << 30  # bytes of address space beyond what is in use, for a check
 # Of timm, one or two of each family, the smallest; those with a position for each patch are built for the size.
 TIMM = (
     "mobilenetv3_small_050", "lcnet_050", "tinynet_e", "mobilenetv4_conv_small", "ghostnet_100", "efficientnet_lite0",

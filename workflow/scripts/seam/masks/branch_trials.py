@@ -34,13 +34,14 @@ def removable_branches(module: nn.Module, branches: Sequence[Branch], images: to
 
 
 def _is_exact(module: nn.Module, branches: Sequence[Branch], images: torch.Tensor) -> bool:
-    masked, removed = copy.deepcopy(module), copy.deepcopy(module)
+    trial = copy.deepcopy(module)
     for name in {name for branch in branches for name in branch.last}:
-        for parameter in masked.get_submodule(name).parameters(recurse=False):
+        for parameter in trial.get_submodule(name).parameters(recurse=False):
             parameter.zero_()
-    remove_layers(removed, [name for branch in branches for name in branch.layers])
     try:
-        expected, outputs = masked(images), removed(images)
+        expected = trial(images)
+        remove_layers(trial, [name for branch in branches for name in branch.layers])
+        outputs = trial(images)
         is_comparable = expected.shape == outputs.shape and bool(expected.isfinite().all())
     except Exception:  # a model of the user can raise anything
         return False

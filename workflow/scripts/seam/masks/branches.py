@@ -7,7 +7,7 @@ is zero, whatever lies before these layers, so that none of them need be compute
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +62,7 @@ def find_branches(
     calls: dict[str, int] = {}
     for name in layers.values():
         calls[name] = calls.get(name, 0) + 1
+    constant = _constant(graph)
     found = []
     for node in graph.nodes:
         summands = operands(node)
@@ -69,7 +70,7 @@ def find_branches(
             continue
         for end, shortcut in (summands, summands[::-1]):
             shortcut = _unchanged(shortcut, names)
-            inside = _inside(end, shortcut, node, names)
+            inside = _inside(end, shortcut, node, names, constant)
             if inside is None or shapes.get(end) != shapes.get(shortcut):
                 continue
             members = [layers[each] for each in inside if each in layers]
@@ -88,13 +89,19 @@ def _unchanged(node: Node, names: Mapping[Node, str]) -> Node:
     return node
 
 
-def _is_constant(node: Node) -> bool:
-    """Return whether a node depends on weights alone, such as the scale of a branch in another shape."""
-    inputs = node.all_input_nodes
-    return node.op == "get_attr" or (bool(inputs) and all(map(_is_constant, inputs)))
+def _constant(graph: Graph) -> set[Node]:
+    """Return the nodes that depend on weights alone, such as the scale of a branch in another shape."""
+    found: set[Node] = set()
+    for node in graph.nodes:  # each after its inputs
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (inputs and found.issuperset(inputs)):
+            found.add(node)
+    return found
 
 
-def _inside(end: Node, shortcut: Node, total: Node, names: Mapping[Node, str]) -> list[Node] | None:
+def _inside(
+    end: Node, shortcut: Node, total: Node, names: Mapping[Node, str], constant: Collection[Node]
+) -> list[Node] | None:
     """Return the nodes between the shortcut and the end of a branch, in order; None if others read or feed them.
 
     Those that depend on weights alone are left out. Others may read the sizes of their values.
@@ -102,7 +109,7 @@ def _inside(end: Node, shortcut: Node, total: Node, names: Mapping[Node, str]) -
     inside, ahead = {}, [end]
     while ahead:
         node = ahead.pop()
-        if node is shortcut or node in inside or (node.op != "call_module" and _is_constant(node)):
+        if node is shortcut or node in inside or (node.op != "call_module" and node in constant):
             continue
         if node.op == "placeholder":
             return None
