@@ -95,6 +95,24 @@ def test_outputs_that_depend_on_no_weight_are_refused(network, images, make):
         unused_parameters(network, images)
 
 
+class Caching(nn.Module):
+    """Keeps a number that it computes, as some attention does with its positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.cache = nn.Conv2d(3, 4, 1), None
+
+    def forward(self, images):
+        self.cache = self.conv.bias * 2 if self.cache is None else self.cache
+        return self.conv(images).mean((2, 3)) + self.cache
+
+
+def test_looking_for_unused_parameters_leaves_nothing_in_the_model():
+    network = Caching()
+    assert not unused_parameters(network, torch.randn(2, 3, 4, 4)) and network.cache is None and network.training
+    copy.deepcopy(network)  # of a tensor with a history, torch makes no copy
+
+
 @pytest.mark.parametrize(
     "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import torch
@@ -43,10 +44,8 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
     A head that only training needs has such parameters. With masks, they would count as weights that the search
     removed. Raises UserError if the outputs depend on no maskable parameter.
     """
+    module = copy.deepcopy(module).eval()  # a model may keep what it computes here; eval mode draws no random numbers
     parameters = maskable(module, exclude)
-    required = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()  # draws no random numbers
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     with torch.enable_grad():
@@ -55,10 +54,6 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
             gradients = torch.autograd.grad(total, inputs, allow_unused=True)
         else:
             gradients = (None,) * len(inputs)
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(required[name])
-    for layer, training in modes.items():
-        layer.training = training
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
     if len(unused) == len(parameters):
         raise UserError(
