@@ -666,7 +666,10 @@ def test_a_recovery_may_mend_a_search_that_ends_in_one_answer(world, tmp_path, m
         (["--search", "lr_mask=much"], "--search lr_mask=much does not fit: this setting takes a number"),
         (["--recovery", "lr=0.1"], "must say how many epochs"),
         (["--recovery", "epochs=few"], "--recovery epochs=few does not fit"),
-        (["--recovery", "8,cutmix=2"], "--recovery cutmix=2 does not fit: this setting takes a number from 0 to 1"),
+        (
+            ["--recovery", "8,cutmix=2"],
+            "cutmix=2 does not fit: this setting takes a number of at least 0 and at most 1",
+        ),
         (["--recovery", "8,rate=1"], "rate=1 is no setting of a recovery"),
         (["--recovery", "3,foo=3"], "foo=3 is no setting of a recovery: known are epochs, batch_size, lr, "),
         (["--recovery", "-1"], "-1 does not fit: this setting takes a whole number of at least 1, such as 45"),

@@ -276,9 +276,8 @@ def _value(name: str, text: str, default: Any, shown: str) -> Any:
     if not fits:
         words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
         if type(default) in (int, float):
-            words += " above 0" if name in POSITIVE else "" if name in MOST else f" of at least {least}"
-            words += f" and at most {MOST[name]:g}" if name in POSITIVE and name in MOST else ""
-            words += f" from {least} to {MOST[name]:g}" if name in MOST and name not in POSITIVE else ""
+            words += " above 0" if name in POSITIVE else f" of at least {least}"
+            words += f" and at most {most:g}" if name in MOST else ""
         raise UserError(f"{shown} does not fit: this setting takes {words}, such as {str(default).lower()}.")
     return float(value) if type(default) is float and value is not None else value
 

@@ -76,7 +76,7 @@ def _problem(folder: Path) -> tuple[str, list[str]]:
     else:
         about = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     kind, members = about.get("problem"), about.get("members")
-    return (kind if isinstance(kind, str) else ""), [str(name) for name in members or () if isinstance(members, list)]
+    return (kind if isinstance(kind, str) else ""), (list(map(str, members)) if isinstance(members, list) else [])
 
 
 def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
