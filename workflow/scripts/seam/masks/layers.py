@@ -44,17 +44,14 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
     A head that only training needs has such parameters. With masks, they would count as weights that the search
     removed. Raises UserError if the outputs depend on no maskable parameter.
     """
-    module = copy.deepcopy(module).eval()  # a model may keep what it computes here; eval mode draws no random numbers
     parameters = maskable(module, exclude)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    with torch.enable_grad():
-        total, inputs = module(images).sum(), list(parameters.values())
-        if parameters and total.grad_fn is not None:
-            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
-        else:
-            gradients = (None,) * len(inputs)
-    unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
+    modes = {layer: layer.training for layer in module.modules()}
+    module.eval()  # draws no random numbers
+    unused = _without_gradient(copy.deepcopy(module), images, exclude)  # a model may keep what it computes
+    if len(unused) == len(parameters):  # as in a copy whose forward pass is a function over the module itself
+        unused = _without_gradient(module, images, exclude)
+    for layer, training in modes.items():
+        layer.training = training
     if len(unused) == len(parameters):
         raise UserError(
             "The model's outputs depend on no weight of a convolution or linear layer: correct its architecture (its "
@@ -67,3 +64,20 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
             sum(parameters[name].numel() for name in unused),
         )  # fmt: skip
     return unused
+
+
+def _without_gradient(module: nn.Module, images: torch.Tensor, exclude: Collection[str]) -> set[str]:
+    """Return the names of the maskable parameters that get no gradient from the outputs."""
+    parameters = maskable(module, exclude)
+    required = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    with torch.enable_grad():
+        total, inputs = module(images).sum(), list(parameters.values())
+        if parameters and total.grad_fn is not None:
+            gradients = torch.autograd.grad(total, inputs, allow_unused=True)
+        else:
+            gradients = (None,) * len(inputs)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(required[name])
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
