@@ -16,6 +16,11 @@ def test_a_config_that_is_not_there_is_one_sentence(tmp_path, profile):
     assert status != 0 and "Traceback" not in said and "nothere.yaml" in said, said
 
 
+def test_the_profiles_read_config_files_alike():
+    own = [yaml.safe_load((ROOT / "profiles" / name / "config.yaml").read_text()) for name in ("default", "slurm")]
+    assert own[0]["__definitions__"] == own[1]["__definitions__"] and all(each["__use_yte__"] for each in own)
+
+
 def test_all_jobs_that_measure_time_have_a_node_of_their_own():
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
     rules = "\n".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))

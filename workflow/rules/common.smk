@@ -29,6 +29,7 @@ from seam.gpus import count_gpus
 from seam.imports import dependencies
 from seam.models.weights import weights_origin
 from seam.process import name_run
+from seam.reuse.cards import RECOVERY_FILES
 from seam.settings import (
     CHANNEL_BASELINES,
     OPTIONAL_OF_THRESHOLDS,
@@ -82,7 +83,6 @@ FETCHED = [name for name in config["models"] if name not in TRAINED]
 MODELS = sorted({p.model for p in PROBLEMS})
 MODEL_FILES = ["source.safetensors", "metrics.json", "model.onnx"]
 SEARCH_FILES = ["masks.safetensors", "history.csv", "metrics.json"]
-RECOVERY_FILES = ["recovered.safetensors", "recovery.csv", "recovery.json"]
 PROBLEM_FILES = [*SEARCH_FILES, "macs.json", "model.onnx"]
 STUDENT_FILES = ["student.safetensors", "history.csv", "training.json", "metrics.json"]
 BASELINES = sorted({baseline for p in PROBLEMS for baseline in p.baselines})

@@ -109,6 +109,11 @@ class SearchSettings:
         return budget_unit(self.budget).removesuffix("_ms")
 
     @property
+    def can_share_a_pass(self) -> bool:
+        """Whether such searches can be stacked: those with a budget or a penalty by cost cannot."""
+        return self.budget is None and self.price == "weights"
+
+    @property
     def of_channels(self) -> ChannelSettings:
         """The settings of a search of channels, complete."""
         return ChannelSettings(**(self.channels or {}))

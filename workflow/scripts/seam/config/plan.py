@@ -26,7 +26,7 @@ from seam.config.schema import merged, normalised, read_schema, with_defaults, w
 from seam.config.violations import check_schema
 from seam.data.kinds.registry import IMAGENET, class_names, why_unavailable
 from seam.models.weights import is_weights_file
-from seam.settings import TIMES, search_settings
+from seam.settings import TIMES, SearchSettings, search_settings
 
 MASKED = ("seam", "magnitude", "random")  # students of which there is one for each threshold
 COMPARED = ("magnitude", "random")  # students that `compare_at` limits to some of the thresholds
@@ -239,8 +239,8 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
     """
     alike: dict[tuple, list[ProblemSpec]] = {}
     for problem in problems:
-        is_alone = "budget" in problem.settings or problem.settings.get("penalty", "weights") != "weights"
-        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings), is_alone and problem.target
+        own = "" if SearchSettings(**problem.settings).can_share_a_pass else problem.target
+        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings), own
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 

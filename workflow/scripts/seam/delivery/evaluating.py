@@ -97,7 +97,7 @@ def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> t
     if kind == "group" and not members and normalised_name(classes[0]) not in map(normalised_name, listed):
         raise UserError(
             f"The folder of the model does not say which classes are in its group {classes[0]}: put the images of all "
-            f"of them into a folder of that name."
+            "of them into a folder of that name."
         )
     for name, paths in listed.items():
         place = known.get(normalised_name(name), rest)

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from seam.models.published import fetch_weights
 from seam.models.surgery import to_channels_last
 from seam.models.weights import open_source
 from seam.outputs import staged
+from seam.reuse.cards import RECOVERY_FILES
 from seam.settings import TIMES
 
 FIT_IMAGES = 512  # on which normalizations are compared
@@ -82,7 +84,7 @@ class Shrinking:
         files = [
             part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
         ]
-        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, **self._images()}
+        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, **self._images}
         if self._is_done("source", key, path):
             done = self._steps()["source"]
             words, doubt = str(done["words"]), done.get("doubt")
@@ -138,11 +140,11 @@ class Shrinking:
 
     def recover(self) -> None:
         """Train what the search has left, if that is asked for and not done."""
-        outputs = [self.folder / name for name in ("recovered.safetensors", "recovery.csv", "recovery.json")]
+        outputs = [self.folder / name for name in RECOVERY_FILES]
         settings = self.choices.recovery
         if not settings:
             if outputs[0].is_file():
-                self._remove(*RESULTS, *(path.name for path in outputs))
+                self._remove(*RESULTS, *RECOVERY_FILES)
             return
         from seam.reuse.recovery import recover
 
@@ -240,11 +242,11 @@ class Shrinking:
         paths = ("model_folder", "dataset_folder", "masks_folder", "layer_costs")
         files = {"source": self.model_folder / "source.safetensors"}
         own = {name: value for name, value in arguments.items() if name not in paths}
-        return {**own, **{name: sha256(path) for name, path in files.items()}, **self._images()}
+        return {**own, **{name: sha256(path) for name, path in files.items()}, **self._images}
 
+    @cached_property
     def _images(self) -> dict[str, Any]:
-        """Return what tells prepared images apart: the manifest, and what says whether files that stay where they are
-        have changed since."""
+        """What tells prepared images apart: the manifest, and a digest of the files if the images stay in them."""
         key = {"manifest": sha256(self.data_folder / "dataset.json")}
         if open_dataset(self.data_folder).train.files is None:
             return key

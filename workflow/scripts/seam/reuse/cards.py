@@ -10,6 +10,8 @@ from seam.files import read_json
 
 MOST_PIXELS = 512  # of the side of an image, as in the schema of the config
 WORK = ".work"  # the end of the name of a working folder, beside the delivered one
+RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
+RECOVERY_FILES = (RECOVERED, "recovery.csv", "recovery.json")
 CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
 
 

@@ -97,7 +97,7 @@ def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> d
     Searches with a budget or a penalty by cost are not stacked.
     """
     first = SearchSettings(**searches[0]["settings"])
-    if first.budget is not None or first.price != "weights":
+    if not first.can_share_a_pass:
         log.info("searches with a budget or a penalty by cost are not stacked: they run one by one")
         return {}
     from seam.search.stacked import search_stack  # only a GPU needs it

@@ -20,10 +20,8 @@ from seam.models.architectures import trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.unallocated import build_unallocated, unallocated
 from seam.models.weights import MOST_OUTPUTS, load_state, open_source, read_classes, read_normalization
-from seam.reuse.cards import MOST_PIXELS, is_delivered, require_result
+from seam.reuse.cards import MOST_PIXELS, RECOVERED, RECOVERY_FILES, is_delivered, require_result
 from seam.reuse.delivered import load_delivered
-
-RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
 
 
 def load_reengineered(
@@ -142,7 +140,7 @@ def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> bool
 
 def remove_recovery(folder: str | Path) -> None:
     """Remove the files of a recovery that is no longer wanted, so that everything opens the model before it."""
-    for name in (RECOVERED, "recovery.csv", "recovery.json"):
+    for name in RECOVERY_FILES:
         path = Path(folder) / name
         if path.is_file():
             log.info("%s is of a recovery that the config no longer has: it is removed", path)
