@@ -1,5 +1,6 @@
 """Loads a model.onnx and runs it."""
 
+import contextlib
 import ctypes
 import math
 import threading
@@ -74,8 +75,7 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
 
     Raises EngineError if the file is malformed, or if no engine can run it.
     """
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
-        raise EngineError(f"The number of threads must be from 1 to {MOST_THREADS}, not {threads!r}.")
+    check_threads(threads)
     try:
         model = read(path)
         network = fuse(convert(model))
@@ -86,7 +86,8 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
         try:
             library = native.library(instructions)
             if fallback and instructions is None and not is_sparse(network) and find_spec("onnxruntime"):
-                return _load_dense(path, network, threads)
+                with contextlib.suppress(EngineError):  # a file that is too new for ONNX Runtime, say
+                    return _load_dense(path, network, threads)
             return _load_native(network, library, threads)
         except UnsupportedError as error:
             reason = f"The engine does not run {path}, because {error}."
@@ -101,6 +102,12 @@ def load(path: str | Path, threads: int = 1, *, fallback: bool = True, instructi
     run, shape = load_onnxruntime(path, threads, reason)
     warnings.warn(f"{reason} ONNX Runtime runs it instead, which does not skip zeros.", stacklevel=2)
     return Engine("onnxruntime", reason, shape, threads, run, lambda images: f"ONNX Runtime runs the model. {reason}")
+
+
+def check_threads(threads: object) -> None:
+    """Raise EngineError unless that is a number of threads that a call can use."""
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        raise EngineError(f"The number of threads must be from 1 to {MOST_THREADS}, not {threads!r}.")
 
 
 def _load_dense(path: str | Path, network: Network, threads: int) -> Engine:
@@ -137,6 +144,7 @@ class Runner:
         if not self._pool:
             raise EngineError(f"The system does not give {threads} threads: ask for fewer.")
         self._finalizer = weakref.finalize(self, library.pool_delete, self._pool)
+        self._finalizer.atexit = False  # a daemon thread may still be in a call
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         output = np.empty((len(images), *self.shape), np.float32)
@@ -153,7 +161,8 @@ class Runner:
 
     def chunks(self, count: int) -> list[int]:
         """Return the sizes of programs that together run `count` images in the least time expected."""
-        if count not in self._chunks:
+        chosen = self._chunks.get(count)
+        if chosen is None:
             sizes = self.planner.sizes()
             chunks = [sizes[-1]] * (count // sizes[-1])
             rest = count % sizes[-1]
@@ -164,16 +173,18 @@ class Runner:
                 best.append(min(options, key=lambda option: option[0]))
             if len(self._chunks) >= KEPT_CHUNKS:
                 self._chunks.clear()
-            self._chunks[count] = chunks + sorted(best[rest][1], reverse=True)
-        return self._chunks[count]
+            chosen = self._chunks[count] = chunks + sorted(best[rest][1], reverse=True)
+        return chosen
 
     def program(self, size: int) -> Program:
         """Return the program for `size` images at once."""
-        with self._lock:
-            if size not in self._programs:
-                self._programs[size] = Program(self.planner, self.planner.plan(size))
-                self._workspaces[size] = []
-            return self._programs[size]
+        program = self._programs.get(size)
+        if program is None:  # made outside of the lock, which a process that forks meanwhile would inherit locked
+            program = Program(self.planner, self.planner.plan(size))
+            with self._lock:
+                program = self._programs.setdefault(size, program)
+                self._workspaces.setdefault(size, [])
+        return program
 
     def _run(self, program: Program, count: int, images: int, output: int) -> None:
         with self._lock:

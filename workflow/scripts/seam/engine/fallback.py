@@ -16,21 +16,31 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError(f"{reason} ONNX Runtime, which could run it, is not installed.") from error
+        raise EngineError(f"{reason} ONNX Runtime, which could run it, is not installed.".lstrip()) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common class
-        raise EngineError(f"{reason} ONNX Runtime does not, either: {_first_line(error)}.") from error
+        raise EngineError(f"{reason} ONNX Runtime does not run {path}: {_first_line(error)}.".lstrip()) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
-        raise EngineError(f"{reason} Its inputs are not one batch of images of a fixed size.")
+        raise EngineError(f"{reason} Its inputs are not one batch of images of a fixed size.".lstrip())
+    if inputs[0].type != "tensor(float)" or [output.type for output in outputs] != ["tensor(float)"]:
+        raise EngineError(f"{reason} It does not have one input and one output, both of float32.".lstrip())
+    name, batch = inputs[0].name, inputs[0].shape[0]
 
     def run(images: np.ndarray) -> np.ndarray:
         try:
-            return np.asarray(session.run([outputs[0].name], {inputs[0].name: images})[0])
+            if not isinstance(batch, int):
+                return np.asarray(session.run(None, {name: images})[0])
+            parts = []  # a file of a fixed batch size runs any number of images, too, as in this engine
+            for begin in range(0, max(len(images), 1), batch):
+                part = images[begin : begin + batch]
+                filled = np.concatenate([part, np.zeros((batch - len(part), *shape), np.float32)])
+                parts.append(np.asarray(session.run(None, {name: filled})[0])[: len(part)])
+            return np.concatenate(parts)
         except Exception as error:
             raise EngineError(f"ONNX Runtime cannot run {path}: {_first_line(error)}.") from error
 

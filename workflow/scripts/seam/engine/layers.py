@@ -61,9 +61,9 @@ class Window:
         for axis, size in enumerate((height, width)):
             reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
             room = size + self.before[axis] + self.after[axis] - reach
-            if room < 0:
-                raise EngineError(f"A window of {reach} pixels does not fit into a map of {height} x {width}.")
             count = (-(-room // self.stride[axis]) if ceil else room // self.stride[axis]) + 1
+            if count < 1:
+                raise EngineError(f"A window of {reach} pixels does not fit into a map of {height} x {width}.")
             if ceil and (count - 1) * self.stride[axis] >= size + self.before[axis]:
                 count -= 1  # a window must begin within the map or the padding before it
             sizes.append(count)

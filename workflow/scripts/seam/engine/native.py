@@ -1,5 +1,6 @@
 """Loads the compiled kernels, compiling them if nobody has, and calls them."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -107,9 +108,18 @@ def library(name: str | None = None) -> Library:
     built = BUILT / file_name(instructions)
     if not extra and built.exists():
         return Library(built, instructions)
-    path = cache_folder() / file_name(instructions, extra)
-    if not path.exists():
-        build(instructions, path, extra)
+    folder = cache_folder()
+    try:
+        path = folder.resolve() / file_name(instructions, extra)  # without a folder, the system would look elsewhere
+        if path.exists():
+            with contextlib.suppress(EngineError):  # a damaged file is compiled anew
+                return Library(path, instructions)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise EngineError(
+            f"The folder {folder} for compiled kernels cannot be read ({reason}): set {CACHE_VARIABLE} to another."
+        ) from error
+    build(instructions, path, extra)
     return Library(path, instructions)
 
 

@@ -10,7 +10,10 @@ operations, other inputs and outputs, and other types stay as they are.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
+import threading
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from seam.engine import native, reader
-from seam.engine.engine import Runner
+from seam.engine.engine import Runner, check_threads
 from seam.engine.errors import EngineError
 from seam.engine.fuse import fuse
 from seam.engine.layers import Network, convert
@@ -30,6 +33,8 @@ LEAST_VERSION = (1, 17)  # of ONNX Runtime
 
 _runners: dict[int, Runner] = {}  # number in the rewritten model: engine
 _numbers = itertools.count(1)
+_failures: dict[int, BaseException] = {}  # thread: what ended the engine's part of its call
+_registered: weakref.WeakSet[Any] = weakref.WeakSet()  # options that have the operator
 
 
 def session(model: str | Path, options: Any = None, providers: Sequence[str] | None = None, threads: int = 1) -> Any:
@@ -52,11 +57,11 @@ def session(model: str | Path, options: Any = None, providers: Sequence[str] | N
     if numbers:
         library = native.library()
         library.set_runner(_run)
-        options.register_custom_ops_library(str(library.path))
+        if options not in _registered:
+            options.register_custom_ops_library(str(library.path))
+            _registered.add(options)
     try:
-        made = onnxruntime.InferenceSession(
-            data or str(model), options, providers=list(providers or ["CPUExecutionProvider"])
-        )
+        made = _session_class()(data or str(model), options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception:
         _release(numbers)
         raise
@@ -64,13 +69,34 @@ def session(model: str | Path, options: Any = None, providers: Sequence[str] | N
     return made
 
 
+@functools.cache
+def _session_class() -> Any:
+    """Return ONNX Runtime's session with a `run` that raises what ended the engine's part of it."""
+    import onnxruntime
+
+    class Session(onnxruntime.InferenceSession):
+        def run(self, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().run(*arguments, **options)
+            except Exception:
+                failure = _failures.pop(threading.get_ident(), None)
+                if failure is None:
+                    raise
+                raise failure from None
+
+    return Session
+
+
 def rewrite(path: str | Path, threads: int = 1) -> tuple[bytes, list[int]]:
     """Return the bytes of the model in `path` with an operator for each sparse part, and the engines' numbers.
 
     The bytes are of use in this process only: elsewhere the operator ends in an error. A model without sparse parts,
-    or a machine without kernels, gives nothing. Raises EngineError if the file cannot be read.
+    or a machine without kernels, gives nothing. Raises EngineError if the file cannot be read, or if that is no number
+    of threads.
     """
     import onnx
+
+    check_threads(threads)
 
     path = Path(path)
     try:
@@ -82,7 +108,8 @@ def rewrite(path: str | Path, threads: int = 1) -> tuple[bytes, list[int]]:
         raise EngineError(f"Cannot read {path}: {next(iter(str(error).splitlines()), 'no ONNX file')}.") from error
     try:
         library = native.library()
-    except EngineError:
+    except EngineError as error:
+        warnings.warn(f"{error} ONNX Runtime runs the whole model, zeros included.", stacklevel=3)
         return b"", []
     numbers: list[int] = []
     nodes = list(model.graph.node)
@@ -146,7 +173,8 @@ def sparse_parts(model: Any) -> list[tuple[int, int, Network, str, str]]:
         inferred = onnx.shape_inference.infer_shapes(model)
     except Exception:  # a type that this engine does not read, or a graph that ONNX cannot follow
         return []
-    shapes = {value.name: value for value in [*inferred.graph.value_info, *graph.input]}
+    wrong = _after_rounded_pools(graph)
+    shapes = {value.name: value for value in [*inferred.graph.value_info, *graph.input] if value.name not in wrong}
     if any(_has_graph(node) for node in graph.node):
         return []
     computed = _computed(graph)
@@ -169,6 +197,18 @@ def sparse_parts(model: Any) -> list[tuple[int, int, Network, str, str]]:
             parts.append((begin, stop, best[1], source, result))
         index = best[0]
     return parts
+
+
+def _after_rounded_pools(graph: Any) -> set[str]:
+    """Return the tensors whose shapes ONNX may infer wrongly: those from the first pooling on whose sizes round up.
+
+    ONNX counts a last window that begins outside the map, which ONNX Runtime, PyTorch and this engine leave out.
+    """
+    tensors: set[str] = set()
+    for node in graph.node:
+        if tensors or any(each.name == "ceil_mode" and each.i for each in node.attribute):
+            tensors |= set(node.output)
+    return tensors
 
 
 def _cuts(graph: Any, computed: set[str]) -> list[tuple[int, str]]:
@@ -231,6 +271,7 @@ def _run(number: int, count: int, images: int, output: int) -> int:
         return 1
     try:
         runner.run_at(count, images, output)
-    except Exception:
+    except BaseException as error:  # also Ctrl-C. It cannot pass through ONNX Runtime: the session raises it again
+        _failures[threading.get_ident()] = error
         return 2
     return 0

@@ -77,9 +77,10 @@ INLINE vec permuted(vec x, ivec source) {
 INLINE vec permuted(vec x, ivec source) { return __builtin_shuffle(x, source); }
 #endif
 
-/* e^x within 2 units in the last place: 2^n times a polynomial on -ln(2)/2 .. ln(2)/2 (Taylor's, to the 7th power). */
-INLINE vec exponential(vec x) {
-  x = at_least(at_most(x, splat(88.0f)), splat(-87.0f));
+/* e^x within 2 units in the last place: 2^n times a polynomial on -ln(2)/2 .. ln(2)/2 (Taylor's, to the 7th power).
+   Above 88 it is infinite, which is a little early, and NaN stays NaN, whatever its bits. */
+INLINE vec exponential(vec given) {
+  const vec x = at_least(at_most(given, splat(88.0f)), splat(-87.0f));
   const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
   vec n = x * splat(1.44269504f) + magic;
   ivec exponent = (ivec)n << 23;
@@ -94,7 +95,8 @@ INLINE vec exponential(vec x) {
   p = p * r + splat(0.5f);
   p = p * r + splat(1.0f);
   p = p * r + splat(1.0f);
-  return (vec)((ivec)p + exponent);
+  const vec result = choose(given > splat(88.0f), splat(__builtin_inff()), (vec)((ivec)p + exponent));
+  return choose(given == given, result, given);
 }
 
 INLINE vec sigmoid(vec x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }

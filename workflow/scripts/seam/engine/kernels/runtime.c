@@ -152,7 +152,7 @@ void seam_pool_delete(Pool *pool) {
 
 /* A pool of `threads` threads, the caller's among them. Null: the system does not give as many. */
 Pool *seam_pool_new(int threads) {
-  Pool *pool = calloc(1, sizeof *pool);
+  Pool *pool = threads < 1 ? 0 : calloc(1, sizeof *pool);
   if (!pool) return 0;
   pool->workers = calloc((size_t)threads, sizeof *pool->workers);
   if (!pool->workers) {

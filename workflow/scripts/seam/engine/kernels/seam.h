@@ -3,8 +3,8 @@
    A tensor is stored in vectors of LANES floats. A lane belongs to one image and to one cell of a grid laid over
    the image; the vector at (channel, y, x) holds that pixel of every lane's cell. Around each cell lies a border, a
    copy of the neighbouring cells' pixels or padding. All loads are aligned, whatever the stride and the map's size. */
-#ifndef SEAM_H
-#define SEAM_H
+#ifndef SEAM_STRUCTURES_
+#define SEAM_STRUCTURES_
 
 #include <stdint.h>
 
