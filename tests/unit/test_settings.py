@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seam import settings as ranges
 from seam.settings import (
     BUDGET_SEARCH,
     AttackSettings,
@@ -104,3 +105,44 @@ def test_a_budget_has_one_unit(budget):
 def test_an_unknown_order_of_masks_is_refused():
     with pytest.raises(ValueError, match="initial_masks is 'size': choose one of equal, magnitude."):
         ThresholdSearchSettings(initial_masks="size")
+
+
+def test_ranges_of_settings_are_those_of_the_config():
+    rules = yaml.safe_load(SCHEMA.read_text())["$defs"]
+    search = rules["search"]["properties"]
+    for properties in (search, search["budget"]["properties"], search["channels"]["properties"],
+                       rules["recovery"]["properties"]):  # fmt: skip
+        for name, rule in properties.items():
+            if rule.get("type") not in ("integer", "number") or (properties is not search and name == "distillation"):
+                continue
+            assert ("exclusiveMinimum" in rule) == (name in ranges.POSITIVE), name
+            assert ranges.MOST.get(name, ...) == rule.get("maximum", ...), name
+            least = rule.get("minimum", 0)
+            # A recovery of no epochs is `none`, and batches of a single image, which only a search takes, are too few.
+            assert ranges.LEAST.get(name, 0) == least or name in ("epochs", "batch_size", "batch"), name
+
+
+def test_keys_of_a_budget_are_those_of_the_config():
+    assert set(ranges.BUDGET_KEYS) == set(
+        yaml.safe_load(SCHEMA.read_text())["$defs"]["search"]["properties"]["budget"]["properties"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("search", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0: it must be a number of at least 1"),
+        ({"head_every": 0}, "head_every is 0"),
+        ({"evaluate_every": 0}, "evaluate_every is 0"),
+        ({"holdout": 1.0}, "holdout is 1.0: it must be a number above 0 and at most 0.5"),
+        ({"budget": 0.25}, "A budget is a mapping"),
+        ({"budget": {"weights": 0}}, "weights of the budget is 0"),
+        ({"budget": {"weights": float("nan")}}, "weights of the budget is nan"),
+        ({"budget": {"weights": 25}}, "above 0 and at most 1"),
+        ({"budget": {"weights": 0.25, "epoch": 2}}, "A budget has no key epoch"),
+        ({"budget": {"macs": 0.25, "distillation": 2.0}}, "distillation of the budget is 2.0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(search, words):
+    with pytest.raises(ValueError, match=words):
+        SearchSettings(**search_settings(search))

@@ -1250,19 +1250,5 @@ def test_data_sets_by_name_are_split_as_they_are_or_later(tmp_path, monkeypatch)
     assert len(list(folder.glob("*/*.png"))) == 10
 
 
-def test_ranges_of_settings_are_those_of_the_config():
-    rules = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())["$defs"]
-    blocks = [rules["search"]["properties"], rules["recovery"]["properties"]]
-    for properties in (*blocks, blocks[0]["channels"]["properties"]):
-        for name, rule in properties.items():
-            if rule.get("type") not in ("integer", "number"):
-                continue
-            assert ("exclusiveMinimum" in rule) == (name in command.POSITIVE), name
-            assert command.MOST.get(name, ...) == rule.get("maximum", ...), name
-            least = rule.get("minimum", 0)
-            # A recovery of no epochs is `none`, and batches of a single image, which only a search takes, are too few.
-            assert command.LEAST.get(name, 0) == least or name in ("epochs", "batch_size"), name
-
-
 def test_names_of_settings_are_those_of_the_search():
     assert set(command.KNOWN_NORMALIZATIONS) >= {"imagenet", "cifar10", "cifar100"}

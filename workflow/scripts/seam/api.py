@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).resolve().parent
 MODULES = (
     "reuse.load", "reuse.delivered", "data.batches", "data.kinds.registry", "data.storage", "data.problems",
     "models.architectures", "models.weights", "models.published", "models.fitting", "models.unpickling",
-    "models.classes", "models.surgery", "models.folding", "masks.layers", "masks.masks", "masks.bits", "masks.channels",
-    "masks.shrink",
-    "settings", "search.plain", "search.mask_search", "search.budget", "training.run", "training.checkpoint",
-    "evaluation", "reuse.direct", "cost.macs", "cost.export", "cost.latency", "engine.engine", "delivery.choices",
-    "delivery.shrinking", "delivery.checking", "delivery.evaluating", "delivery.package",
+    "models.classes", "models.surgery", "models.folding", "masks.layers", "masks.masks", "masks.bits", "masks.biases",
+    "masks.channels", "masks.shrink",
+    "settings", "search.plain", "search.by_channel", "search.mask_search", "search.budget", "search.distillation",
+    "training.run", "training.checkpoint", "evaluation", "reuse.direct", "cost.macs", "cost.export", "cost.latency",
+    "engine.engine", "delivery.choices", "delivery.shrinking", "delivery.checking", "delivery.evaluating",
+    "delivery.package",
 )  # fmt: skip
 
 INTRODUCTION = """\

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,22 +21,52 @@ FEWEST_OTHERS = 10  # images that a model which tells classes apart does not all
 
 
 @exact()
-@torch.inference_mode()
+@torch.no_grad()  # and not in inference mode: what a model keeps of its first pass must serve a search, too
 def predict(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the model's (logits float32 [N, K], labels int64 [N]) over all batches, in eval mode, on the CPU.
 
-    Raises UserError if a logit is not finite.
+    The modes of the model's layers are then as before. Raises UserError if there is no batch, if the labels are not
+    one whole number from 0 to K - 1 for each image, or if a logit is not finite.
     """
-    training = model.training
-    model.eval()
-    logits, labels = zip(*((model(images), labels) for images, labels in batches), strict=True)
-    model.train(training)
-    logits = torch.cat(logits).float().cpu()
+    with evaluating(model):
+        pairs = [(model(images), labels) for images, labels in map(require_pair, batches)]
+    if not pairs:
+        raise UserError("There are no images to evaluate a model on: the batches are empty.")
+    logits, labels = torch.cat([pair[0] for pair in pairs]).float().cpu(), torch.cat([pair[1] for pair in pairs]).cpu()
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():  # both have an axis more in a stack
+        raise UserError(
+            f"The labels of {len(logits)} images have the shape {tuple(labels.shape)} and the type {labels.dtype}: "
+            "give one whole number for each image, [N]."
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
+        raise UserError(
+            f"The labels go from {labels.min()} to {labels.max()}, and the model has {logits.shape[-1]} outputs: "
+            "labels are the numbers of outputs, from 0."
+        )
     if not logits.isfinite().all():
         raise UserError("The outputs of a model became NaN or infinite: lower its learning rates.")
-    return logits, torch.cat(labels).cpu()
+    return logits, labels
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, in which it draws no random numbers, and each layer back into its own mode."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def require_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a batch. Raises UserError unless it is a pair (images, labels) of tensors."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, torch.Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise UserError(f"A batch is of the type {type(batch).__name__}: give pairs (images, labels) of tensors.")
 
 
 def share(correct: torch.Tensor) -> float:

@@ -16,8 +16,16 @@ PENALTIES = ("weights", "macs", "latency")  # what a kept weight costs
 BUDGET_SEARCH = {"epochs": 30, "batch_size": 0, "lr_mask": 0.01, "lr_head": 0.005}  # of a search that meets a budget
 NOT_OF_CHANNELS = ("lr_mask", "distillation", "lr_bias")  # of budgets: they have no effect on searches of channels
 BUDGET_OPTIONS = {"distillation": 0.7, "lr_bias": 0.01}  # that stay in `budget` of the settings
+BUDGET_KEYS = (*UNITS, *BUDGET_SEARCH, *BUDGET_OPTIONS, "engine", "batch")  # that `budget` of the config can have
 BATCH_SIZES = (64, 32, 16)  # that `choose_batch_size` chooses from
 BUDGET_STEPS = 1500  # that such a search has at least, if its batch size is chosen
+
+# The ranges of settings that differ from 0 and more; tests compare them with the schema of the config.
+LEAST = {"epochs": 1, "batch_size": 2, "head_every": 2, "patience": 1, "evaluate_every": 1, "multiple": 1}
+POSITIVE = ("lr_mask", "lr_head", "lr", "temperature", "holdout", *UNITS)
+MOST = {"cutmix": 1.0, "tolerance": 1.0, "holdout": 0.5, "weights": 1.0, "latency": 1.0}
+# That a program may also set to 0: the batch size is then chosen, the masks or the head stay, nothing is held out.
+MAY_BE_ZERO = ("batch_size", "lr_mask", "lr_head", "holdout")
 
 DISTILLED = "-distilled"  # the end of the name of a baseline that learns the source model's answers
 RECOVERED = "-recovered"  # the end of the name of a baseline that gets the recovery of the search, too
@@ -30,6 +38,23 @@ CHANNEL_BASELINES = tuple(
     )
     for end in ("", DISTILLED)
 )
+
+
+def is_in_range(name: str, value: Any) -> bool:
+    """Return whether the value of a setting is in its range, or no number at all."""
+    if not isinstance(value, (int, float)):
+        return True
+    return LEAST.get(name, 0) <= value <= MOST.get(name, 1e12) and not (name in POSITIVE and value == 0)
+
+
+def range_words(name: str) -> str:
+    """Return the range of a setting, as it follows `a number`.
+
+    >>> range_words("lr_mask"), range_words("head_every"), range_words("holdout")
+    (' above 0', ' of at least 2', ' above 0 and at most 0.5')
+    """
+    words = " above 0" if name in POSITIVE else f" of at least {LEAST.get(name, 0)}"
+    return words + (f" and at most {MOST[name]:g}" if name in MOST else "")
 
 
 @dataclass(frozen=True)
@@ -64,7 +89,7 @@ class SearchSettings:
     what a kept weight costs, one of PENALTIES; None: what the budget is counted in, weights without a budget. budget:
     {unit: what may be kept} for the schedule `budget`, see `budget_unit`. granularity: what a mask stands for, `weight`
     or `channel`. channels: {name: value} of `ChannelSettings`. Raises ValueError if the schedule, the selection, the
-    penalty, the budget or the granularity is unknown.
+    penalty, the budget or the granularity is unknown, or if a number is out of its range.
     """
 
     epochs: int = 300
@@ -98,8 +123,11 @@ class SearchSettings:
             if getattr(self, name) not in choices:
                 options = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {options}.")
+        for name, value in asdict(self).items():
+            if not is_in_range(name, value) and not (name in MAY_BE_ZERO and value == 0):
+                raise ValueError(f"{name} is {value!r}: it must be a number{range_words(name)}.")
         if self.budget is not None:
-            budget_unit(self.budget)
+            check_budget(self.budget)
 
     @property
     def price(self) -> str:
@@ -172,6 +200,20 @@ def budget_unit(budget: Mapping[str, Any]) -> str:
     return units[0]
 
 
+def check_budget(budget: Any) -> None:
+    """Raise ValueError unless a budget gives one unit, and otherwise keys that it can have, in their ranges."""
+    if not isinstance(budget, Mapping):
+        raise ValueError(f"A budget is a mapping, such as {{'weights': 0.25}}, and not {budget!r}.")
+    if unknown := sorted(map(str, budget.keys() - set(BUDGET_KEYS))):
+        raise ValueError(f"A budget has no key {unknown[0]}: it can have {', '.join(BUDGET_KEYS)}.")
+    budget_unit(budget)
+    for name, value in budget.items():
+        if not is_in_range(name, value) and not (name in MAY_BE_ZERO and value == 0):
+            raise ValueError(f"{name} of the budget is {value!r}: it must be a number{range_words(name)}.")
+    if (budget.get("distillation") or 0) > 1:
+        raise ValueError(f"distillation of the budget is {budget['distillation']!r}: it must be at most 1.")
+
+
 def budget_share(unit: str, value: float, whole: float) -> float:
     """Return the share of the source model's cost that a budget allows. whole: what that costs, in the budget's unit.
 
@@ -208,7 +250,8 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
 
     With a budget, the schedule is `budget`. Its epochs and rates are the keys that `budget` itself has, or the
     defaults of BUDGET_SEARCH: those in `search` belong to the other schedules, and with alpha, patience and the like
-    have no effect, so that they return to their defaults. Settings that are not given are left out.
+    have no effect, so that they return to their defaults. Settings that are not given are left out. Raises ValueError
+    if the budget has another key, or a number out of its range.
 
     >>> search_settings({"epochs": 300, "lr_mask": 0.12, "budget": {"weights": 0.1, "epochs": 60}})["epochs"]
     60
@@ -220,6 +263,7 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
     else:
         settings.pop("channels", None)
     if budget := settings.get("budget"):
+        check_budget(budget)
         own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
         settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}

@@ -41,12 +41,14 @@ def export(
 
     Raises UserError if ONNX cannot express the module or if the file computes something else.
     """
-    module = copy.deepcopy(module).cpu().eval()
+    module = copy.deepcopy(module.module if isinstance(module, nn.DataParallel) else module).cpu().eval()
+    if dtypes := {str(tensor.dtype) for tensor in module.parameters() if tensor.dtype != torch.float32}:
+        raise UserError(f"The weights of the model of {path} are {', '.join(sorted(dtypes))}: export module.float().")
     with atomic_write(path) as temporary:
         images = _random_images(batch_size, image_shape)
         try:
             _write(module, images, temporary, metadata or {})
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        except Exception as error:  # of the exporter, or of the model's own code
             raise UserError(
                 f"Cannot export the model of {path} to ONNX ({_export_reason(error)}): rewrite that operation in the "
                 "model's code."

@@ -10,6 +10,7 @@ import numpy as np
 from seam.data.storage import Dataset, Split
 from seam.errors import UserError
 
+KINDS = ("binary", "group", "multiclass", "multiclass_rest")
 REST = "rest"  # the output that stands for all other classes
 UNEQUAL = 2.0  # classes are unequal if the largest has more than so many times the images of the smallest
 
@@ -53,7 +54,15 @@ class TargetProblem:
 def target_problem(
     kind: str, dataset: Dataset, target: str, members: Sequence[str], seed: int, holdout: float = 0.0
 ) -> TargetProblem:
-    """Return the problem of a kind over the classes `members`; `target` is the name of a group as one class."""
+    """Return the problem of a kind over the classes `members`; `target` is the name of a group as one class.
+
+    Raises UserError if the kind is unknown or does not go with so many classes, or if images are missing.
+    """
+    if kind not in KINDS:
+        raise UserError(f"{kind} is no kind of problem: choose among {', '.join(KINDS)}.")
+    if (len(members) == 1) != (kind == "binary"):
+        needed = "one class" if kind == "binary" else "at least two classes"
+        raise UserError(f"A problem of the kind {kind} is about {needed}, and this one names {len(members)}.")
     if kind == "binary":
         return binary_problem(dataset, members[0], seed, holdout)
     if kind == "group":
@@ -180,8 +189,8 @@ def require_every_class(labels: np.ndarray, classes: Sequence[str], owner: str) 
 def hold_out(subset: Subset, share: float, seed: int) -> tuple[Subset, Subset]:
     """Split a subset into (training, held-out) images.
 
-    `share` of each class's images, but at least one, is drawn at random and held out; share 0 holds out nothing.
-    Raises UserError if a class has a single image.
+    `share` of each class's images, but at least one and not all, is drawn at random and held out; share 0 holds out
+    nothing. Raises UserError if a class has a single image.
     """
     if not share:
         return subset, Subset(subset.indices[:0], subset.labels[:0])
@@ -190,7 +199,8 @@ def hold_out(subset: Subset, share: float, seed: int) -> tuple[Subset, Subset]:
         images = np.flatnonzero(subset.labels == label)
         if len(images) < 2:
             raise UserError("A class with a single training image cannot be split: add images, or set selection: test.")
-        held[random.choice(images, max(1, round(share * len(images))), replace=False)] = True
+        count = min(max(1, round(share * len(images))), len(images) - 1)
+        held[random.choice(images, count, replace=False)] = True
     return Subset(subset.indices[~held], subset.labels[~held]), Subset(subset.indices[held], subset.labels[held])
 
 

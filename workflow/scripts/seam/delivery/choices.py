@@ -28,6 +28,8 @@ from seam.settings import (
     ChannelSettings,
     RecoverySettings,
     SearchSettings,
+    is_in_range,
+    range_words,
     search_settings,
 )
 
@@ -43,10 +45,6 @@ KNOWN_NORMALIZATIONS = {
 PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|time|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
-# The ranges of settings that differ from 0 and more; tests compare them with the schema of the config.
-LEAST = {"epochs": 1, "batch_size": 2, "head_every": 2, "patience": 1, "evaluate_every": 1, "multiple": 1}
-POSITIVE = ("lr_mask", "lr_head", "lr", "temperature", "holdout")
-MOST = {"cutmix": 1.0, "tolerance": 1.0, "holdout": 0.5}
 USUAL_EPOCHS = 45  # of a recovery
 RECOVERY = f"epochs={USUAL_EPOCHS},fresh_negatives=true,cutmix=0.5"  # after a search with a budget, by default
 UNIT_KEYS = {"weights": "weights", "macs": "macs", "time": "latency", "ms": "latency_ms"}
@@ -269,15 +267,11 @@ def _value(name: str, text: str, default: Any, shown: str) -> Any:
                 value = kind(text)
                 break
     kinds = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
-    least, most = LEAST.get(name, 0), MOST.get(name, 1e9)
     fits = default is None or type(value) in kinds[type(default)] or (value is None and name == "accuracy_worth")
-    if isinstance(value, (int, float)) and (not least <= value <= most or (name in POSITIVE and value == 0)):
-        fits = False
-    if not fits:
+    if not fits or not is_in_range(name, value):
         words = {int: "a whole number", float: "a number", bool: "true or false"}.get(type(default), "a word")
         if type(default) in (int, float):
-            words += " above 0" if name in POSITIVE else f" of at least {least}"
-            words += f" and at most {most:g}" if name in MOST else ""
+            words += range_words(name)
         raise UserError(f"{shown} does not fit: this setting takes {words}, such as {str(default).lower()}.")
     return float(value) if type(default) is float and value is not None else value
 

@@ -119,6 +119,10 @@ def add_shifts(module: nn.Module, shifts: Mapping[str, torch.Tensor]) -> None:
     layers = dict(module.named_modules())
     for name, shift in shifts.items():
         layer = layers.get(name)
+        if isinstance(layer, Folded):  # its biases are in the convolution, and those with a mask once more beside it
+            layer = layers[layer.convolution]
+            if isinstance(beside := getattr(layer, "batch_norm_shift", None), torch.Tensor):
+                beside.add_(shift)
         if not isinstance(layer, (*NORMS, *MASKED_LAYERS)):
             raise ValueError(f"it has a shift of {name}, which is no layer with a bias")
         place: Any = getattr(layer, "bias", None)

@@ -34,13 +34,18 @@ def _keep_highest(score: torch.Tensor, bit: torch.Tensor) -> torch.Tensor:
 def bake(module: nn.Module, bits: dict[str, torch.Tensor]) -> nn.Module:
     """Set the weights of `module` whose bit is False to zero, and return the module.
 
-    Raises ValueError if a mask does not fit the module.
+    A bias into which a batch norm is folded (`seam.models.folding`) keeps what came from there. Raises ValueError if a
+    mask does not fit the module.
     """
-    parameters = maskable(module)
+    parameters, buffers = maskable(module), dict(module.named_buffers())
     for name, bit in bits.items():
         if name not in parameters or parameters[name].shape != bit.shape:
             raise ValueError(f"mask {name} of shape {tuple(bit.shape)} does not fit the model")
-        parameters[name].masked_fill_(~bit.to(parameters[name].device), 0.0)
+        parameter, removed = parameters[name], ~bit.to(parameters[name].device)
+        shift = buffers.get(f"{name.removesuffix('bias')}batch_norm_shift") if name.endswith("bias") else None
+        parameter.masked_fill_(removed, 0.0)
+        if shift is not None:
+            parameter.add_(shift * removed)
     return module
 
 

@@ -52,6 +52,11 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
         unused = _without_gradient(module, images, exclude)
     for layer, training in modes.items():
         layer.training = training
+    if not parameters:
+        raise UserError(
+            "The model has no convolution or linear layer that can be masked: give it as its code builds it, before it "
+            "is traced or quantized."
+        )
     if len(unused) == len(parameters):
         raise UserError(
             "The model's outputs depend on no weight of a convolution or linear layer: correct its architecture (its "

@@ -35,8 +35,8 @@ class Optimizer(Protocol):
 class Masks:
     """The masks on a module, all ones at first.
 
-    values: {name: mask}, for an optimizer. Masks are float32 whatever precision the network has, because the gradient
-        of the penalty is as small as 1e-8 per mask.
+    values: {name: mask}, for an optimizer. Masks and weights are float32, because the gradient of the penalty is as
+        small as 1e-8 per mask; what the network computes may be in another precision.
     """
 
     def __init__(self, module: nn.Module, exclude: Collection[str] = ()) -> None:

@@ -23,7 +23,7 @@ def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
     if batch_norm:
         return
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase):  # instance norm can have statistics, too
             module.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,27 @@ class OnnxModule(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits [B, n] for normalised images [B, 3, H, W]."""
         values = images.detach().cpu().float().contiguous().numpy()
+        wanted = self.session.get_inputs()[0].shape[1:]
+        if list(values.shape[1:]) != wanted:
+            raise UserError(
+                f"{self.path} takes images of the shape [N, {', '.join(map(str, wanted))}], and these have "
+                f"{list(values.shape)}: seam.image prepares them."
+            )
         try:
             logits = self.session.run(None, {self.session.get_inputs()[0].name: values})[0]
         except Exception as error:
             raise self._cannot_run(error) from error
         return torch.from_numpy(logits).to(images.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxModule:
+        return copy.copy(self)  # a session has no state
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        OnnxModule.__init__(self, state["path"])
+        self.__dict__.update(state)
 
     def _cannot_run(self, error: Exception) -> UserError:
         return UserError(

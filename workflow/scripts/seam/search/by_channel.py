@@ -7,8 +7,9 @@ that nothing is rounded afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from seam.masks.channels import ChannelGroups
 from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
+from seam.search.inputs import first_images
 from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
 from seam.search.training import train_head
 from seam.settings import TIMES, SearchSettings, budget_share, budget_unit, budget_words
@@ -84,12 +86,13 @@ def search_channels(
     [units]}, head and, if `train_weights` is set, all weights of the network. Only epochs within the budget are
     selected: the one with the best accuracy on `selection`.
 
-    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the budget
-    cannot be met, or if the loss is not finite.
+    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if images, labels
+    and model do not fit together, if the budget cannot be met, or if the loss is not finite. A search that fails or is
+    interrupted leaves the network as it was, and the head trained.
     """
     network, head = model.get_submodule("source"), model.get_submodule("head")
     channels = settings.of_channels
-    name, cost, budget = prepare_channel_budget(network, groups, next(iter(selection))[0][:2], settings, layer_costs)
+    name, cost, budget = prepare_channel_budget(network, groups, first_images(model, selection), settings, layer_costs)
     widths = cost.widths(channels.multiple, budget, channels.branches)
     log.info("widths that a search may choose: %s", widths)
     teacher = None
@@ -119,9 +122,10 @@ def search_channels(
     )  # fmt: skip
     retention = weights_cost(network, groups)
     head_only = Adam([(list(head.parameters()), settings.lr_head)])
-    with TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE) as run:
+    run = TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE)
+    with _unchanged_on_failure(model), run:
         run.most_epochs = settings.epochs
-        run.facts = {"source_accuracy": source_accuracy, "images": SELECTED_ON[settings.selection]}
+        run.facts = {"source_accuracy": float(source_accuracy), "images": SELECTED_ON[settings.selection]}
         while run.epoch <= settings.epochs:
             phase = "head" if run.epoch == 1 else "masks"
             if phase == "head":
@@ -130,7 +134,7 @@ def search_channels(
             images, right, loss = run.train_epoch(step)
             accuracy = None
             if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
-                accuracy = measure(*predict(model, run.interruptible(selection)))
+                accuracy = float(measure(*predict(model, run.interruptible(selection))))
             share = cost.share(masks.kept)
             row = {
                 "epoch": run.epoch,
@@ -160,6 +164,20 @@ def search_channels(
     share = run.history[run.selected_epoch - 1]["cost"]
     result.budget = {"name": name, "limit": budget, "cost": share, "whole": cost.whole, "met": share <= budget}
     return result
+
+
+@contextlib.contextmanager
+def _unchanged_on_failure(model: nn.Module) -> Iterator[None]:
+    """Give the source network the weights that it has now if what runs in this context fails or is interrupted."""
+    network = model.get_submodule("source")
+    initial = copy_state(network)
+    try:
+        yield
+    except BaseException:  # also Ctrl-C in a notebook, after which a search may begin on the same network
+        network.load_state_dict(initial)
+        network.requires_grad_(False)
+        model.eval()
+        raise
 
 
 def _too_large(groups: ChannelGroups, kept: torch.Tensor, cost: Cost, least: float) -> torch.Tensor:

@@ -67,8 +67,9 @@ class MaskSearch:
 
         measure: the accuracy by which epochs are compared, plain or balanced.
         """
-        self.run, self.settings, self.source_accuracy, self.name = run, settings, source_accuracy, name
-        self.measure = measure
+        self.run, self.settings, self.name = run, settings, name
+        self.source_accuracy = float(source_accuracy)  # of NumPy, say, whose numbers a checkpoint cannot hold
+        self.measure = lambda logits, labels: float(measure(logits, labels))
         run.most_epochs, run.name = settings.epochs, name
         run.facts = {"source_accuracy": source_accuracy, "images": SELECTED_ON[settings.selection]}
         self.penalty_share: Callable[[], float] | None = None  # what alpha is multiplied with; None: the retention

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from seam import evaluation
+from seam.errors import UserError
 from seam.masks.biases import Biases
 from seam.masks.costs import make_cost, penalty_share, relative_prices
 from seam.masks.layers import unused_parameters
@@ -15,6 +18,7 @@ from seam.masks.masks import Masks
 from seam.memory import own_mappings
 from seam.search.budget import BUDGET_ADVICE, BudgetSearch, bias_rate, prepare_budget, prepare_budget_training
 from seam.search.distillation import Distillation
+from seam.search.inputs import first_images
 from seam.search.mask_search import ADVICE, MaskSearch, Measure, SearchResult
 from seam.search.training import prepare_training
 from seam.settings import SearchSettings
@@ -47,12 +51,15 @@ def search(
     layer_costs: what weights cost in an engine, if the settings count latency (see `seam.masks.costs.latency_cost`).
     distillation: from the source model, in a search that meets a budget.
 
-    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the loss is
-    not finite or no weight is left.
+    Random numbers come from torch's own generator: call `torch.manual_seed` before. Raises UserError if the settings
+    are of a search of channels, if images, labels and model do not fit together, if the loss is not finite or if no
+    weight is left. A search that fails or is interrupted leaves the network as it was, and the head trained.
     """
+    if settings.granularity == "channel":
+        raise UserError("These settings are of a search of channels: call seam.search.by_channel.search_channels.")
     network, head = model.get_submodule("source"), model.get_submodule("head")
     network.requires_grad_(False)
-    images = next(iter(selection))[0][:2]
+    images = first_images(model, selection)
     exclude = unused_parameters(network, images)
     with own_mappings():
         masks = Masks(network, exclude)
@@ -61,19 +68,36 @@ def search(
         budget = prepare_budget(masks, network, images, settings, len(batches), layer_costs)
         biases = Biases(network, masks) if bias_rate(settings, budget.steps) else None
         training = prepare_budget_training(model, head, masks, budget, settings, distillation, biases=biases, loss=loss)
-        with TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE) as run:
+        run = TrainingRun(batches, training.parts, checkpoint, BUDGET_ADVICE)
+        with _unchanged_on_failure(model, masks, biases), run:
             mask_search = BudgetSearch(run, settings, source_accuracy, budget, measure=measure, biases=biases)
             mask_search.search(training, selection)
         return _restore(mask_search.result(network), model, masks, biases)
     cost = None if settings.price == "weights" else make_cost(settings.price, masks, network, images, layer_costs)
     masks.prices = None if cost is None else relative_prices(cost, masks)
     training = prepare_training(model, head, masks, settings, len(batches), loss=loss)
-    with TrainingRun(batches, training.parts, checkpoint, ADVICE) as run:
+    run = TrainingRun(batches, training.parts, checkpoint, ADVICE)
+    with _unchanged_on_failure(model, masks), run:
         mask_search = MaskSearch(run, settings, source_accuracy, measure=measure)
         if cost is not None:
             mask_search.penalty_share = lambda: penalty_share(cost, masks)
         mask_search.search(training, selection)
     return _restore(mask_search.result(network), model, masks)
+
+
+@contextlib.contextmanager
+def _unchanged_on_failure(model: nn.Module, masks: Masks, biases: Biases | None = None) -> Iterator[None]:
+    """Give the source network its own weights and biases if what runs in this context fails or is interrupted."""
+    try:
+        yield
+    except BaseException:  # also Ctrl-C in a notebook, after which a search may begin on the same network
+        masks.train(False)
+        if biases is not None:
+            biases.add({name: torch.zeros_like(value) for name, value in biases.initial.items()})
+            biases.train(False)
+        masks.load_state_dict({name: torch.ones_like(value) for name, value in masks.values.items()})
+        model.eval()
+        raise
 
 
 def _restore(result: SearchResult, model: nn.Module, masks: Masks, biases: Biases | None = None) -> SearchResult:

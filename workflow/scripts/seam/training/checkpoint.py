@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+import seam
 from seam.errors import UserError
 from seam.files import check_seal, sealed_write
 from seam.imports import code_digest
@@ -22,17 +24,22 @@ class Checkpoint:
     A job never resumes from the file of another job, of other code or of another torch, but sets it aside.
     """
 
-    def __init__(self, path: str | Path, provenance: dict[str, Any], module: str | Path) -> None:
+    def __init__(self, path: str | Path, provenance: dict[str, Any], module: str | Path | None) -> None:
         """Describe the file; nothing is read or written yet.
 
         provenance: {name: value} of all that the job depends on, as JSON could hold it (see seam.reuse.provenance).
         module: the path of the module that runs the job. The digest of its code and imports joins the provenance.
+        None, as in a notebook: the version of this package joins it instead.
         """
         self.path = Path(path)
-        self.provenance = {**provenance, "code": code_digest(module), "torch": str(torch.__version__)}
+        code = f"seam {seam.__version__}" if module is None else code_digest(module)
+        self.provenance = {**provenance, "code": code, "torch": str(torch.__version__)}
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state that was written last, or None if there is none for this job."""
+        """Return the state that was written last, or None if there is none for this job.
+
+        Raises UserError if the path is a folder or leads through a file.
+        """
         try:
             check_seal(self.path)
             content, has_placeholders = read_checkpoint(self.path)
@@ -40,6 +47,9 @@ class Checkpoint:
             names = provenance.keys() | self.provenance
         except FileNotFoundError:
             return None
+        except (IsADirectoryError, NotADirectoryError) as error:
+            reason = error.strerror
+            raise UserError(f"{self.path} cannot be a checkpoint ({reason}): give the path of a file.") from error
         except UserError:
             return self._set_aside("it cannot be read: it is damaged")
         except (pickle.UnpicklingError, OSError, LookupError, TypeError, AttributeError):
@@ -66,6 +76,9 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _set_aside(self, reason: str) -> None:
+        numbers = itertools.count(1)
         aside = self.path.with_name(f"{self.path.name}.aside")
+        while aside.exists():  # it may be a file of the user's, which a wrong path has moved
+            aside = self.path.with_name(f"{self.path.name}.aside{next(numbers)}")
         os.replace(self.path, aside)
         log.warning("the checkpoint %s is not continued, because %s: it is kept as %s", self.path, reason, aside.name)

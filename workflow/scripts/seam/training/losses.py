@@ -18,7 +18,7 @@ def class_loss(weights: Sequence[float] | None, device: torch.device, label_smoo
     """
     if weights is None:
         return partial(cross_entropy, label_smoothing=label_smoothing)
-    weight = torch.tensor(weights, device=device)
+    weight = torch.as_tensor(weights, dtype=torch.float32, device=device)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy(logits, labels, weight, reduction="none", label_smoothing=label_smoothing).mean()

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 
 from seam.errors import UserError, one_line
+from seam.evaluation import require_pair
 from seam.log import log
 from seam.progress import progress
 from seam.training.checkpoint import Checkpoint
@@ -79,7 +80,8 @@ class TrainingRun:
         self.trained = 0  # epochs in this process
         self.generator: torch.Generator | None = getattr(batches, "generator", None)
         self.epoch, self.batch, self.totals = 1, 0, torch.zeros(3)
-        self.generator_state: torch.Tensor | None = None  # at the start of the epoch
+        # At the start of the epoch, that of `generator`, or torch's own if the batches may draw from that.
+        self.generator_state: torch.Tensor | None = None
         self.history: list[dict[str, Any]] = []
         self.selected: Any = None
         self.selected_epoch = 0
@@ -106,9 +108,10 @@ class TrainingRun:
     def train_epoch(self, step: Step) -> tuple[float, float, float]:
         """Train the rest of the epoch; return sums over all its images: their number, right answers, loss.
 
-        The sums are read from the device once. Raises UserError if the loss is not finite.
+        The sums are read from the device once. Raises UserError if there is no batch, if a batch is no pair of tensors
+        or if the loss is not finite.
         """
-        for images, labels in self.remaining_batches():
+        for images, labels in map(require_pair, self.remaining_batches()):
             sums = batch_sums(*step(images, labels), labels)
             self.totals = self.totals.to(sums.device) + sums
             self.batch += 1
@@ -121,13 +124,21 @@ class TrainingRun:
         """Return the batches of the epoch that are still to be trained on."""
         if self.batch == 0:
             self.totals = torch.zeros(3)
-            self.generator_state = None if self.generator is None else self.generator.get_state()
-        elif self.generator is not None and self.generator_state is not None:
+            self.generator_state = torch.get_rng_state() if self.generator is None else self.generator.get_state()
+            return iter(self.batches)
+        if self.generator is not None and self.generator_state is not None:
             self.generator.set_state(self.generator_state)
         starting_at = getattr(self.batches, "starting_at", None)
-        if self.batch and starting_at is not None:
+        if starting_at is not None:
             return iter(starting_at(self.batch))
-        return itertools.islice(iter(self.batches), self.batch, None)
+        now = torch.get_rng_state()
+        if self.generator is None and self.generator_state is not None:  # a DataLoader draws the order of its images
+            torch.set_rng_state(self.generator_state)
+        batches = iter(self.batches)
+        for _ in itertools.islice(batches, self.batch):
+            pass
+        torch.set_rng_state(now)
+        return batches
 
     def epoch_sums(self) -> tuple[float, float, float]:
         """Return sums over the images of the epoch so far: their number, right answers, loss.
@@ -136,6 +147,8 @@ class TrainingRun:
         """
         self._require_finite_loss()
         images, right, loss = self.totals.tolist()
+        if not images:
+            raise UserError("There are no images to train on: the batches of an epoch are empty.")
         return images, right, loss
 
     def interruptible(self, items: Iterable[Item]) -> Iterator[Item]:
