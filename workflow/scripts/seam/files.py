@@ -89,8 +89,9 @@ def read_json(path: str | os.PathLike[str], sealed: bool = False) -> Any:
         if not isinstance(data, dict):
             return data
         recorded, digest = data.pop(DIGEST, None), json_digest(data)
-        # A bit that flips in the key itself would make an older file of this one.
-        renamed = any(is_sha256(value) and value == json_digest(_without(data, key)) for key, value in data.items())
+        # A bit that flips in the key itself, the last one, would make an older file of this one.
+        last = list(data)[-1:] if recorded is None else []
+        renamed = any(is_sha256(data[key]) and data[key] == json_digest(_without(data, key)) for key in last)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file ({error}): delete it and run the workflow again.") from error
     if recorded != digest and (sealed or renamed or recorded is not None):

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     use_threads(1)
     results = evaluate_folder(options.folder, options.data, options.size, options.device, options.architecture)
     if options.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
+        print(json.dumps(results, indent=2))
         return 0
     low, high = results["interval"]
     number = f"{percent(results['accuracy'], 2)} of {counted(results['images'], 'image')}"

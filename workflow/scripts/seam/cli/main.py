@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -41,6 +42,9 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code. A UserError is one sentence on the terminal and status 1."""
     stopped = "Stopped."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without the letters of a class name shows their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _interrupts_kept():
             options = parser().parse_args(arguments)

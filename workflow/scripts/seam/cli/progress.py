@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from seam.errors import cannot_write
+from seam.errors import cannot_write, printable
 from seam.log import log
 from seam.progress import progress
 
@@ -27,10 +28,10 @@ class Progress(logging.Handler):
         """Show a warning, or that a search resumes."""
         if record.levelno == logging.WARNING:  # an error ends the command, which then says it
             self.close_line()
-            print(f"Warning: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(printable(f"Warning: {record.getMessage()}"), file=sys.stderr, flush=True)
         elif record.msg.startswith("resumes from"):
             self.close_line()
-            print(record.getMessage(), file=sys.stderr, flush=True)
+            print(printable(record.getMessage()), file=sys.stderr, flush=True)
 
     def __call__(
         self, name: str, epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_left: float | None
@@ -97,6 +98,7 @@ def show_log(path: str, quiet: bool) -> Progress:
         file = logging.FileHandler(path, mode="a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise cannot_write(path, error) from error
+    file.handleError = lambda record: None  # on a full disk the error about the results says enough
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.setLevel(logging.INFO)
     for handler in (shown, file):
@@ -109,5 +111,6 @@ def hide_log() -> None:
     """Take back `show_log`."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
     log.propagate, progress.listener = True, None

@@ -12,6 +12,7 @@ from seam.files import open_file
 
 # Pillow reads more formats, some of them by starting another program (EPS: Ghostscript). These are enough.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 90_000_000  # of a resized image, such as one a pixel wide
 LARGE = 128  # pixels: from this working size on, images are stored larger than they are used; see `stored_size`
 
 
@@ -59,11 +60,19 @@ def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
 
 
 def read_image(path: str | os.PathLike[str], side: int) -> np.ndarray:
-    """Return the central square of an image, its shorter side resized to `side` pixels: uint8 [side, side, 3]."""
+    """Return the central square of an image, its shorter side resized to `side` pixels: uint8 [side, side, 3].
+
+    Raises UserError as `open_image` does, and if one side is so much longer that the resized image would be too large.
+    """
     image = open_image(path, min_side=side)
     width, height = image.size
     scale = side / min(width, height)
     width, height = max(side, int(width * scale)), max(side, int(height * scale))
+    if width * height > MOST_PIXELS:
+        sides = f"{image.width} x {image.height}"
+        raise UserError(
+            f"{path} cannot be used, because its sides differ too much ({sides} pixels): crop or remove it."
+        )
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if (width, height) != (side, side):

@@ -13,7 +13,7 @@ from seam.models.architectures import build_model
 from seam.models.classes import read_class_file
 from seam.models.fitting import differing_outputs
 from seam.models.published import read_weights
-from seam.models.weights import is_weights_file, load_state
+from seam.models.weights import MOST_OUTPUTS, is_weights_file, load_state
 
 OUTPUTS = 1000  # of torchvision's classifiers
 
@@ -64,6 +64,8 @@ def build_from_options(
             number = differing_outputs(module, state, count)
             if number and outputs is not None:
                 raise UserError(f"{weights} has {number} outputs, not {count}: correct --outputs or --classes.")
+            if number and number > MOST_OUTPUTS:
+                raise UserError(f"{weights} has {number} outputs, more than the {MOST_OUTPUTS:,} that seam takes.")
             if number:
                 count, module = number, build_model(architecture, number)
                 state = read_weights(weights, architecture, module, weights_key)

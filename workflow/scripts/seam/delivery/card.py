@@ -54,6 +54,7 @@ def limits(card: Card) -> list[str]:
 
 def render_card(card: Card) -> str:
     """Return card.md, from the content of card.json."""
+    card = _escaped(card)
     accuracy, size = card["accuracy"], card["size"]
     rows = [("accuracy on the problem", f"{accuracy['source']:.2%}", f"{accuracy['reengineered']:.2%}")]
     if is_balanced(card):
@@ -129,6 +130,15 @@ seed {card["seed"]}.
 - Hyper-parameters: {settings}.
 - Versions: {", ".join(f"{name} {version}" for name, version in card["versions"].items())}.
 """
+
+
+def _escaped(value: Any) -> Any:
+    """Return a part of a card whose texts cannot end a cell of a table or begin HTML: names come from folders."""
+    if isinstance(value, str):
+        return " ".join(value.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").splitlines())
+    if isinstance(value, Mapping):
+        return {_escaped(name): _escaped(part) for name, part in value.items()}
+    return [_escaped(part) for part in value] if isinstance(value, list) else value
 
 
 DISTURBED_TIMES = "Other work on the machine disturbed the timing: the milliseconds are too long."

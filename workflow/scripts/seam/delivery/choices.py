@@ -19,6 +19,7 @@ from seam.data.kinds.registry import IMAGENET, class_names
 from seam.data.problems import REST
 from seam.delivery.card import counted
 from seam.errors import UserError
+from seam.files import json_digest
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
 from seam.settings import (
@@ -33,6 +34,7 @@ from seam.settings import (
     search_settings,
 )
 
+LONG = 60  # characters of a name of a folder
 SMALL = 32  # pixels, for which resnet20 and vgg16_bn are made
 OWN_SIZE = 224  # pixels, for an architecture in a file of the user's, which does not say it
 KNOWN_NORMALIZATIONS = {
@@ -377,9 +379,11 @@ def make_choices(
         fetch["outputs"] = names
     if weights_key:
         fetch["key"] = weights_key
-    target = (
-        folder_name("-".join(kept)) if len("-".join(kept)) <= 60 else f"{folder_name(kept[0])}-and-{len(kept) - 1}-more"
-    )
+    target = folder_name("-".join(kept))
+    if len("-".join(kept)) > LONG:
+        target = f"{folder_name(kept[0])[:LONG]}-and-{len(kept) - 1}-more"
+    if len(target) > 2 * LONG or (len(kept) == 1 and len(kept[0]) > LONG):
+        target = f"{folder_name(kept[0])[:LONG]}-{json_digest({'classes': kept})[:8]}"
     return Choices(
         model=base,
         dataset=folder_name(Path(entry["root"]).resolve().stem) or "data",

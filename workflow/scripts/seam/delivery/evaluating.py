@@ -75,6 +75,7 @@ def _problem(folder: Path) -> tuple[str, list[str]]:
         about = {"problem": found.get("kind"), "members": found.get("members")} if isinstance(found, dict) else {}
     else:
         about = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+        about = about if isinstance(about, dict) else {}
     kind, members = about.get("problem"), about.get("members")
     return (kind if isinstance(kind, str) else ""), (list(map(str, members)) if isinstance(members, list) else [])
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seam.errors import UserError, one_line
+from seam.errors import UserError, cannot_write, one_line
 from seam.files import write_text
 
 CACHE = Path("data")
@@ -107,5 +107,8 @@ def _write(folder: Path, images: Iterable[tuple[Any, str]]) -> None:
     for number, (image, name) in enumerate(images):
         safe = name.replace("/", "-").replace("\0", "").lstrip(".") or "class"
         place = folder / safe / f"{number:06}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        image.convert("RGB").save(place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            image.convert("RGB").save(place)
+        except OSError as error:
+            raise cannot_write(place, error) from error

@@ -20,7 +20,7 @@ from seam.data.decoding import stored_size
 from seam.delivery.card import Card, limits, listed, render_card
 from seam.delivery.replacing import replaced
 from seam.delivery.snippets import SNIPPETS
-from seam.errors import UserError, one_line
+from seam.errors import UserError, one_line, printable
 from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
@@ -53,17 +53,20 @@ def write_package(
     source_folder: str | Path | None = None,
     architecture: str | None = None,
     about: Mapping[str, Any] | None = None,
+    with_c: bool = False,
 ) -> Card:
     """Write the delivered folder `out` of the re-engineered model in `result_folder`; return its card.
 
     dataset_folder: that of the prepared data set. source_folder, architecture: as in `load_reengineered`. about: what
     the results do not say, such as `weights`, `licence`, `data` and `data_licence`. Files that are in the result folder
-    (model.onnx, model-int8.onnx, model.c, macs.json, latency_*.json) are taken from there. An earlier delivery in `out`
-    is replaced, or moves to a folder beside it if its model is another one (`replaced`).
+    (model.onnx, model-int8.onnx, macs.json, latency_*.json) are taken from there, and so is the C code if it is this
+    program's own (`with_c`): nothing says whether that of somebody else's folder does what the model does. An earlier
+    delivery in `out` is replaced, or moves to a folder beside it if its model is another one (`replaced`).
     """
     with replaced(Path(out), (NETWORK, WEIGHTS, INT8, *C_FILES), (*MEANINGS, *SNIPPETS, "card.md")) as staging:
+        words = {name: printable(value) if isinstance(value, str) else value for name, value in (about or {}).items()}
         return _write_files(
-            Path(result_folder), Path(dataset_folder), staging, source_folder, architecture, dict(about or {})
+            Path(result_folder), Path(dataset_folder), staging, source_folder, architecture, words, with_c
         )
 
 
@@ -74,6 +77,7 @@ def _write_files(
     source_folder: str | Path | None,
     architecture: str | None,
     about: dict[str, Any],
+    with_c: bool,
 ) -> Card:
     """Write all files of a delivery into the empty folder `out`, and return its card. See `write_package`."""
     manifest = read_json(dataset_folder / "dataset.json")
@@ -86,7 +90,7 @@ def _write_files(
         shutil.copyfile(folder / NETWORK, out / NETWORK)
     else:
         export(model, out / NETWORK, shape, metadata=onnx_metadata(model.classes, model.normalization))
-    for name in (INT8, *C_FILES):
+    for name in (INT8, *(C_FILES if with_c else ())):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     save_tensors(

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seam.errors import cannot_write
+from seam.errors import UserError, cannot_write
 from seam.files import sha256
 from seam.log import log
 from seam.reuse.cards import CARD, WEIGHTS
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 STAGING = ".new"  # the folder in a delivered folder where the next delivery is written
 
@@ -22,24 +28,54 @@ def replaced(out: Path, models: Sequence[str], others: Sequence[str]) -> Iterato
 
     models, others: the names of files that a delivery can have. If a file of `models` is in `out`, but is not in the
     new delivery with the same content, all that is in `out` moves to `free_folder(out)` before. `others` in `out` are
-    removed. An error in the block leaves `out` as it was. Raises UserError if a file cannot be written.
+    removed. An error in the block leaves `out` as it was. Raises UserError if a file cannot be written, or if another
+    process writes into `out`.
     """
     staging = out / STAGING
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
-        staging.mkdir(parents=True)
-        yield staging
-        if any((out / name).is_file() and not _is_equal(out / name, staging / name) for name in models):
-            log.warning("%s held another model, which is in %s now", out, _set_aside(out))
-        for name in (CARD, *others):  # an unfinished folder has no card
-            (out / name).unlink(missing_ok=True)
-        # The weights come first, because they show whose folder it is.
-        for path in sorted(staging.iterdir(), key=lambda path: (path.name == CARD) - (path.name == WEIGHTS)):
-            path.replace(out / path.name)
+        with contextlib.ExitStack() as stack:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(out))
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
+            staging.mkdir()
+            yield staging
+            _publish(staging, out, models, others)
     except OSError as error:
         raise cannot_write(error.filename or out, error) from error
+
+
+def _publish(staging: Path, out: Path, models: Sequence[str], others: Sequence[str]) -> None:
+    """Move the files of a delivery to their places."""
+    if any((out / name).is_file() and not _is_equal(out / name, staging / name) for name in models):
+        log.warning("%s held another model, which is in %s now", out, _set_aside(out))
+    for name in (CARD, *others):  # an unfinished folder has no card
+        (out / name).unlink(missing_ok=True)
+    # The weights come first, because they show whose folder it is.
+    for path in sorted(staging.iterdir(), key=lambda path: (path.name == CARD) - (path.name == WEIGHTS)):
+        path.replace(out / path.name)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process, where the file system has such locks. Raises UserError if another one has it."""
+    if fcntl is None:
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another run writes its model into {folder} now: wait until it ends and run again, or give another "
+                "--out."
+            ) from error
+        except OSError:  # no such locks here
+            pass
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(number)
 
 
 def free_folder(out: Path) -> Path:

@@ -213,7 +213,7 @@ class Shrinking:
         choices = self.choices
         return write_package(
             self.folder, self.data_folder, out, source_folder=self.model_folder, architecture=choices.architecture,
-            about={"weights": Path(choices.source["weights"]).name, **about},
+            about={"weights": Path(choices.source["weights"]).name, **about}, with_c=True,
         )  # fmt: skip
 
     # ------------------------------------------------------------------ helpers

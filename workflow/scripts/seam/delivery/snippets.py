@@ -16,7 +16,8 @@ _IMAGE = """\
 folder = Path(__file__).resolve().parent
 card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
 steps = card["preprocessing"]
-image = ImageOps.exif_transpose(Image.open(sys.argv[1]))  # upright
+formats = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others make Pillow start programs
+image = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=formats))  # upright
 if image.mode.startswith("I"):  # 16 bits of grey
     image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
 image = image.convert("RGB")

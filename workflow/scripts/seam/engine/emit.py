@@ -152,13 +152,16 @@ class _Writer:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for file, text in texts.items():
-                with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as temporary:
-                    temporary.write(text)
-                os.chmod(temporary.name, 0o644)
-                os.replace(temporary.name, folder / file)
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:  # all files are written before one is replaced
+                for file, text in texts.items():
+                    Path(temporary, file).write_text(text, encoding="utf-8")
+                for file in texts:
+                    os.replace(Path(temporary, file), folder / file)
         except OSError as error:
-            raise EngineError(f"Cannot write into {folder}: {error.strerror or error}.") from error
+            reason = error.strerror or error
+            raise EngineError(
+                f"Cannot write into {folder} ({reason}): free some space or fix its permissions."
+            ) from error
         return Sources([folder / file for file in texts], self.name, self.workspace, self.bytes, self._summary())
 
     def _summary(self) -> str:

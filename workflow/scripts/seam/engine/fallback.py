@@ -19,6 +19,7 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
         raise EngineError(f"{reason} ONNX Runtime, which could run it, is not installed.".lstrip()) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # its log would quote names from the file to the terminal
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common class

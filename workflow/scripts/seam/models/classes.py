@@ -14,6 +14,7 @@ from seam.errors import UserError, cannot_read
 from seam.files import open_file
 
 KEYS = ("classes", "class_names", "categories", "labels", "idx_to_class", "id2label", "class_to_idx", "label2id")
+MOST_NAMES = 100_000  # as a model has outputs at most
 MOST_BYTES = 10_000_000  # of a file of names
 
 
@@ -50,9 +51,11 @@ def match_classes(outputs: Sequence[Sequence[str]], wanted: Sequence[str], owner
         if places[0] in taken:
             raise UserError(f"The classes {taken[places[0]]} and {name} are the same for {owner}: join their images.")
         taken[places[0]] = name
+    wanted_names = set(taken.values())
     for place, name in enumerate(names):  # another output may already have the name of a wanted class
-        names[place] = taken.get(place, name if name not in taken.values() else f"{name} (output {place})")
-    return [name if names.index(name) == place else f"{name} (output {place})" for place, name in enumerate(names)]
+        names[place] = taken.get(place, name if name not in wanted_names else f"{name} (output {place})")
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    return [name if first[name] == place else f"{name} (output {place})" for place, name in enumerate(names)]
 
 
 def _index(outputs: Sequence[Sequence[str]], form: Any) -> dict[str, list[int]]:
@@ -92,6 +95,8 @@ def read_class_file(path: str | os.PathLike[str]) -> list[str]:
 
 def names_in(value: Any) -> list[str] | None:
     """Return the names that a value lists: [name, ...], {0: name, ...}, {"0": name, ...} or {name: 0, ...}."""
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > MOST_NAMES:
+        return None
     if isinstance(value, (list, tuple)):
         return list(value) if value and all(isinstance(name, str) for name in value) else None
     if not isinstance(value, Mapping) or not value:

@@ -114,7 +114,7 @@ def _names_of_file(weights: str) -> list[str]:
         except (SafetensorError, OSError):  # `read_weights` says what is wrong
             metadata = {}
         for value in metadata.values():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 content = json.loads(value)
                 names = names or names_in(content) or find_names(content, None)
     else:

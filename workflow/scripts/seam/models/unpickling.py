@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -265,6 +266,8 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, 
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(storage.values):
             raise pickle.UnpicklingError("it has a tensor that is larger than its storage")
+        if math.prod(size) > len(storage.values):  # strides of 0 can make any number of a single one
+            return _unusual("expanded")
     return storage.values.as_strided(tuple(size), tuple(stride), offset)
 
 

@@ -71,6 +71,7 @@ class OnnxModule(nn.Module):
             raise UserError(f"{path} needs ONNX Runtime: install it with pip install onnxruntime.") from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # its log would quote names from the file to the terminal
         self.path = path
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -23,7 +23,7 @@ from seam.data.kinds.listing import (
     table_splits,
     test_folder,
 )
-from seam.errors import UserError
+from seam.errors import UserError, printable
 from seam.files import json_digest, sha256
 from seam.log import log
 
@@ -218,7 +218,7 @@ def warn_of_ignored(root: str | Path, ignored: Counter[str]) -> None:
         endings = ", ".join(ending or "none" for ending, _ in ignored.most_common(5))
         count = ignored.total()
         words = "1 file is ignored for its ending" if count == 1 else f"{count} files are ignored for their endings"
-        log.warning("%s: %s (%s)", root, words, endings)
+        log.warning("%s", printable(f"{root}: {words} ({endings})"))
 
 
 def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
@@ -234,7 +234,10 @@ def _walk(folder: Path, ignored: Counter[str]) -> Iterator[str]:
         for name in files:
             ending = os.path.splitext(name)[1].lower()
             if ending in SUFFIXES and not name.startswith("."):
-                yield os.path.join(os.path.abspath(place), name)
+                path = os.path.join(os.path.abspath(place), name)
+                if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
+                    raise UserError(f"root: {path} has a name that is not in UTF-8: rename it.")
+                yield path
             elif not name.startswith("."):
                 ignored[ending] += 1
 
