@@ -1141,7 +1141,13 @@ def test_the_configs_of_the_tables_are_right(full, name, tmp_path):
     assert len(plan.students(config)) == students.get(name, 0)
     problems = target_problems(config)
     numbers = {"cifar10.yaml": 40, "cifar100.yaml": 440, "cifar100-ten.yaml": 10, "budget.yaml": 240}
-    numbers |= {"budget_cifar100.yaml": 9, "engine_cifar100.yaml": 3, "recovery.yaml": 240, "timing.yaml": 240}
+    numbers |= {
+        "budget_cifar100.yaml": 9,
+        "engine_cifar100.yaml": 3,
+        "recovery.yaml": 240,
+        "timing.yaml": 240,
+        "on-test.yaml": 240,
+    }
     numbers |= {"channels-cifar10.yaml": 23, "channels-cifar100.yaml": 5, "published-resnet20.yaml": 2 * 102 + 20}
     assert len(problems) == numbers.get(name, 0)
     for problem in problems:

@@ -48,6 +48,8 @@ def export(
         images = _random_images(batch_size, image_shape)
         try:
             _write(module, images, temporary, metadata or {})
+        except OSError:  # of the disk
+            raise
         except Exception as error:  # of the exporter, or of the model's own code
             raise UserError(
                 f"Cannot export the model of {path} to ONNX ({_export_reason(error)}): rewrite that operation in the "

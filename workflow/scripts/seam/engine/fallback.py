@@ -34,7 +34,7 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
 
     def run(images: np.ndarray) -> np.ndarray:
         try:
-            if not isinstance(batch, int):
+            if not isinstance(batch, int) or batch < 1:
                 return np.asarray(session.run(None, {name: images})[0])
             parts = []  # a file of a fixed batch size runs any number of images, too, as in this engine
             for begin in range(0, max(len(images), 1), batch):

@@ -76,10 +76,12 @@ def _session_class() -> Any:
 
     class Session(onnxruntime.InferenceSession):
         def run(self, *arguments: Any, **options: Any) -> Any:
+            thread = threading.get_ident()
+            _failures.pop(thread, None)  # of another kind of call
             try:
                 return super().run(*arguments, **options)
             except Exception:
-                failure = _failures.pop(threading.get_ident(), None)
+                failure = _failures.pop(thread, None)
                 if failure is None:
                     raise
                 raise failure from None

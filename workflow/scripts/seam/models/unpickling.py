@@ -43,6 +43,7 @@ BYTE_TYPES += ("uint16", "uint32", "uint64")
 EXPORTED = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64"}
 EXPORTED |= {12: "bool", 13: "bfloat16"}  # ScalarType of torch.export's archives
 MOST_DIMENSIONS = 64  # torch's own limit
+MOST_REPEATED = 1 << 24  # numbers of a tensor that is larger than what it is stored in
 MOST_REPEATS = 10  # how often, on average, each byte of a pickle may be looked at as a part of keys and lists
 MOST_PARTS = 10_000_000  # the same in all
 LARGEST_KEY = 1 << 60  # larger integers can be chosen such that all have the same hash
@@ -266,7 +267,7 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, 
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= len(storage.values):
             raise pickle.UnpicklingError("it has a tensor that is larger than its storage")
-        if math.prod(size) > len(storage.values):  # strides of 0 can make any number of a single one
+        if math.prod(size) > max(MOST_REPEATED, len(storage.values)):  # strides of 0 repeat numbers without an end
             return _unusual("expanded")
     return storage.values.as_strided(tuple(size), tuple(stride), offset)
 
