@@ -34,6 +34,15 @@ def trained_model(folder, architecture, dataset_folder):
     return folder
 
 
+def small_world(root, data="data", model="small"):
+    """Paint the images into root/colours, prepare them in root/`data`, and train the small model in root/`model`."""
+    from seam.data.kinds.registry import prepare_dataset
+
+    paint(root / "colours")
+    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / data)
+    trained_model(root / model, ARCHITECTURE, root / data)
+
+
 def binary_searches(root, targets, model_folder, dataset_folder, settings):
     """Return {target: arguments of `reengineer` without the device}, in folders as the workflow has them."""
     model = model_folder.name

@@ -4,10 +4,9 @@ import json
 import shutil
 
 import pytest
-from colours import ARCHITECTURE, paint, trained_model
+from colours import ARCHITECTURE, small_world
 
 from seam.cli.main import main
-from seam.data.kinds.registry import prepare_dataset
 from seam.delivery.package import write_package
 from seam.files import load_tensors, read_json, save_tensors, write_json
 from seam.reuse.direct import reengineer
@@ -19,9 +18,7 @@ SETTINGS = {"epochs": 2, "batch_size": 16, "lr_mask": 0.05, "few_images": 0}
 def world(tmp_path_factory):
     """The folder of images of four colours, and a function that returns the delivered folder of a kind of problem."""
     root = tmp_path_factory.mktemp("evaluating")
-    paint(root / "colours")
-    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / "data")
-    trained_model(root / "small", ARCHITECTURE, root / "data")
+    small_world(root)
 
     def delivered(problem, target, members):
         folder = root / problem

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from colours import ARCHITECTURE, paint, trained_model
+from colours import ARCHITECTURE, small_world
 from mistakes import hashes
 from PIL import Image
 
@@ -69,9 +69,7 @@ COMMON = [
 def world(tmp_path_factory):
     """Images of four colours, and the weights of a small network that knows them, in a file as people have it."""
     root = tmp_path_factory.mktemp("world")
-    paint(root / "colours")
-    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / "data")
-    trained_model(root / "small", ARCHITECTURE, root / "data")
+    small_world(root)
     source = open_source(root / "small", architecture=ARCHITECTURE)
     torch.save({"state_dict": source.module.state_dict(), "epoch": 4}, root / "mine.ckpt")
     mean, std = (",".join(map(str, values)) for values in source.normalization)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from colours import ARCHITECTURE, paint, trained_model
+from colours import ARCHITECTURE, small_world
 from PIL import Image
 
 from seam.cli import progress as shown
@@ -39,9 +39,7 @@ SETTINGS = {"epochs": 2, "batch_size": 16, "lr_mask": 0.05, "few_images": 0}
 def result(tmp_path_factory):
     """Results as a run leaves them: the folder of a re-engineered model, of which the others are found."""
     root = tmp_path_factory.mktemp("strangers")
-    paint(root / "colours")
-    prepare_dataset({"kind": "imagefolder", "root": str(root / "colours"), "size": 16}, root / "datasets/colours")
-    trained_model(root / "models/small", ARCHITECTURE, root / "datasets/colours")
+    small_world(root, "datasets/colours", "models/small")
     folder = root / "direct/small/binary/red"
     reengineer(
         folder=folder, model_folder=root / "models/small", dataset_folder=root / "datasets/colours", model="small",

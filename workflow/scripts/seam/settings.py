@@ -57,6 +57,12 @@ def range_words(name: str) -> str:
     return words + (f" and at most {MOST[name]:g}" if name in MOST else "")
 
 
+def require_in_range(name: str, value: Any, owner: str = "") -> None:
+    """Raise ValueError unless a program may give a setting this value. owner: follows the name in the sentence."""
+    if not is_in_range(name, value) and not (name in MAY_BE_ZERO and value == 0):
+        raise ValueError(f"{name}{owner} is {value!r}: it must be a number{range_words(name)}.")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a source model is trained: `training` of the config."""
@@ -124,8 +130,7 @@ class SearchSettings:
                 options = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {options}.")
         for name, value in asdict(self).items():
-            if not is_in_range(name, value) and not (name in MAY_BE_ZERO and value == 0):
-                raise ValueError(f"{name} is {value!r}: it must be a number{range_words(name)}.")
+            require_in_range(name, value)
         if self.budget is not None:
             check_budget(self.budget)
 
@@ -208,8 +213,7 @@ def check_budget(budget: Any) -> None:
         raise ValueError(f"A budget has no key {unknown[0]}: it can have {', '.join(BUDGET_KEYS)}.")
     budget_unit(budget)
     for name, value in budget.items():
-        if not is_in_range(name, value) and not (name in MAY_BE_ZERO and value == 0):
-            raise ValueError(f"{name} of the budget is {value!r}: it must be a number{range_words(name)}.")
+        require_in_range(name, value, " of the budget")
     if (budget.get("distillation") or 0) > 1:
         raise ValueError(f"distillation of the budget is {budget['distillation']!r}: it must be at most 1.")
 

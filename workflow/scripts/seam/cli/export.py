@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the folder and print what it holds."""
     from seam.cli.folders import own_folder
-    from seam.cli.show import MALFORMED
+    from seam.cli.show import of_this_version
     from seam.config.entries import folder_name
     from seam.delivery.package import write_package
-    from seam.errors import UserError, one_line
+    from seam.errors import UserError
     from seam.files import read_json
     from seam.memory import use_threads
     from seam.reuse.cards import is_delivered, require_result
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"{options.folder} is a folder to ship already: copy it.")
     require_result(options.folder, "masks.safetensors")
     metrics = read_json(options.folder / "metrics.json")
-    try:
+    with of_this_version(options.folder):
         model, target, dataset = (folder_name(metrics[name]) for name in ("model", "target", "dataset"))
         data = next(
             (place / "datasets" / dataset for place in options.folder.resolve().parents
@@ -53,10 +53,6 @@ def run(options: argparse.Namespace) -> int:
         out = own_folder(options.out or Path("shrunk") / f"{model}-{target}")
         about = {"weights": options.weights, "licence": options.licence, "data_licence": options.data_licence}
         card = write_package(options.folder, data, out, architecture=options.architecture, about=about)
-    except MALFORMED as error:
-        raise UserError(
-            f"{options.folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."
-        ) from error
     print(f"{out} holds {card['name']}:")
     for name, meaning in card["files"].items():
         print(f"  {name:<20}{meaning}")

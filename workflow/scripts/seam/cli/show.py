@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,15 @@ def describe(folder: Path) -> list[str]:
 
     Raises UserError if the folder holds none of them, or one that is not finished.
     """
-    try:
+    with of_this_version(folder):
         return _describe(folder)
+
+
+@contextlib.contextmanager
+def of_this_version(folder: Path) -> Iterator[None]:
+    """Raise UserError if what runs in this context stumbles over the content of a result folder."""
+    try:
+        yield
     except MALFORMED as error:
         raise UserError(
             f"{folder} holds no result of this version ({one_line(error)}): run the workflow again to make it."

@@ -10,7 +10,7 @@ import numpy as np
 from seam.data.storage import Dataset, Split
 from seam.errors import UserError
 
-KINDS = ("binary", "group", "multiclass", "multiclass_rest")
+PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")
 REST = "rest"  # the output that stands for all other classes
 UNEQUAL = 2.0  # classes are unequal if the largest has more than so many times the images of the smallest
 
@@ -58,8 +58,8 @@ def target_problem(
 
     Raises UserError if the kind is unknown or does not go with so many classes, or if images are missing.
     """
-    if kind not in KINDS:
-        raise UserError(f"{kind} is no kind of problem: choose among {', '.join(KINDS)}.")
+    if kind not in PROBLEMS:
+        raise UserError(f"{kind} is no kind of problem: choose among {', '.join(PROBLEMS)}.")
     if (len(members) == 1) != (kind == "binary"):
         needed = "one class" if kind == "binary" else "at least two classes"
         raise UserError(f"A problem of the kind {kind} is about {needed}, and this one names {len(members)}.")

@@ -64,7 +64,7 @@ def build_from_options(
             number = differing_outputs(module, state, count)
             if number and outputs is not None:
                 raise UserError(f"{weights} has {number} outputs, not {count}: correct --outputs or --classes.")
-            if number and number > MOST_OUTPUTS:
+            if number is not None and number > MOST_OUTPUTS:
                 raise UserError(f"{weights} has {number} outputs, more than the {MOST_OUTPUTS:,} that seam takes.")
             if number:
                 count, module = number, build_model(architecture, number)

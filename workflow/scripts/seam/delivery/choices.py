@@ -16,7 +16,7 @@ from seam.config.entries import folder_name
 from seam.config.wording import closest, did_you_mean, hint
 from seam.data.kinds.imagefolder import unusable_classes
 from seam.data.kinds.registry import IMAGENET, class_names
-from seam.data.problems import REST
+from seam.data.problems import PROBLEMS, REST
 from seam.delivery.card import counted
 from seam.errors import UserError
 from seam.files import json_digest
@@ -44,7 +44,6 @@ KNOWN_NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-PROBLEMS = ("binary", "group", "multiclass", "multiclass_rest")  # see `seam.data.problems.TargetProblem`
 BUDGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(%|k|m|g)?\s*:?\s*(weights|macs|time|ms)?\s*", re.IGNORECASE)
 FACTORS = {"%": 0.01, "k": 1e3, "m": 1e6, "g": 1e9}
 USUAL_EPOCHS = 45  # of a recovery

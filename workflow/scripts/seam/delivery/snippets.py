@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from seam.data.decoding import FORMATS
+
 _START = '''\
 """Classify a photo by {file}: python {name} photo.jpg. Needs {needs}."""
 
@@ -12,11 +16,11 @@ from pathlib import Path
 '''
 
 # The steps of `seam.image`, without the package.
-_IMAGE = """\
+_IMAGE = f"""\
+formats = {json.dumps(FORMATS)}  # others make Pillow start programs
 folder = Path(__file__).resolve().parent
 card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
 steps = card["preprocessing"]
-formats = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others make Pillow start programs
 image = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=formats))  # upright
 if image.mode.startswith("I"):  # 16 bits of grey
     image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

@@ -13,23 +13,24 @@ def load_onnxruntime(path: str | Path, threads: int, reason: str) -> tuple[Calla
 
     reason: why ONNX Runtime is asked. Raises EngineError if it is not installed or cannot run the model.
     """
+    prefix = f"{reason} " if reason else ""
     try:
         import onnxruntime
     except ImportError as error:
-        raise EngineError(f"{reason} ONNX Runtime, which could run it, is not installed.".lstrip()) from error
+        raise EngineError(f"{prefix}ONNX Runtime, which could run it, is not installed.") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4  # its log would quote names from the file to the terminal
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common class
-        raise EngineError(f"{reason} ONNX Runtime does not run {path}: {_first_line(error)}.".lstrip()) from error
+        raise EngineError(f"{prefix}ONNX Runtime does not run {path}: {_first_line(error)}.") from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape = tuple(inputs[0].shape[1:]) if len(inputs) == 1 else ()
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
-        raise EngineError(f"{reason} Its inputs are not one batch of images of a fixed size.".lstrip())
+        raise EngineError(f"{prefix}Its inputs are not one batch of images of a fixed size.")
     if inputs[0].type != "tensor(float)" or [output.type for output in outputs] != ["tensor(float)"]:
-        raise EngineError(f"{reason} It does not have one input and one output, both of float32.".lstrip())
+        raise EngineError(f"{prefix}It does not have one input and one output, both of float32.")
     name, batch = inputs[0].name, inputs[0].shape[0]
 
     def run(images: np.ndarray) -> np.ndarray:

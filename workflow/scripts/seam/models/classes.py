@@ -12,9 +12,9 @@ from typing import Any
 
 from seam.errors import UserError, cannot_read
 from seam.files import open_file
+from seam.models.weights import MOST_OUTPUTS
 
 KEYS = ("classes", "class_names", "categories", "labels", "idx_to_class", "id2label", "class_to_idx", "label2id")
-MOST_NAMES = 100_000  # as a model has outputs at most
 MOST_BYTES = 10_000_000  # of a file of names
 
 
@@ -95,7 +95,7 @@ def read_class_file(path: str | os.PathLike[str]) -> list[str]:
 
 def names_in(value: Any) -> list[str] | None:
     """Return the names that a value lists: [name, ...], {0: name, ...}, {"0": name, ...} or {name: 0, ...}."""
-    if isinstance(value, (list, tuple, Mapping)) and len(value) > MOST_NAMES:
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > MOST_OUTPUTS:
         return None
     if isinstance(value, (list, tuple)):
         return list(value) if value and all(isinstance(name, str) for name in value) else None

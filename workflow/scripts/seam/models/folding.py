@@ -74,10 +74,10 @@ def _foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
         layer, norm = modules[name], modules[node.target]
         called_once = all(sum(call is module for call in calls) == 1 for module in (layer, norm))
         own = dict(layer.named_parameters())
-        unshared = all(
+        # A weight that is computed, as by weight_norm and pruning, is no parameter.
+        unshared = "weight" in own and all(
             parameters.count(id(parameter)) == 1 and f"{name}.{key}" not in read for key, parameter in own.items()
         )
-        unshared = unshared and "weight" in own  # and not computed from other parameters, as weight_norm and pruning do
         frozen = isinstance(norm, BATCH_NORMS) and norm.track_running_stats and norm.running_mean is not None
         if isinstance(layer, CONVOLUTIONS) and frozen and called_once and unshared:
             pairs.append((name, node.target))
