@@ -1248,5 +1248,50 @@ def test_data_sets_by_name_are_split_as_they_are_or_later(tmp_path, monkeypatch)
     assert len(list(folder.glob("*/*.png"))) == 10
 
 
+class HuggingFacePart:
+    """As much of a data set of Hugging Face's `datasets` as is read here: rows, columns, and the types of columns."""
+
+    features = {"picture": type("Image", (), {})(), "kind": type("ClassLabel", (), {"names": ("cat", "dog")})()}
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __getitem__(self, column):
+        return {"kind": self.labels}[column]
+
+    def __iter__(self):
+        return ({"picture": Image.new("L", (8, 8)), "kind": label} for label in self.labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "files"),
+    [
+        ("a/b", {"train": [0, 1, 1], "test": [0]}, ["test/cat", "train/cat", "train/dog", "train/dog"]),
+        ("a/b", {"train": [0, 1], "test": [-1, -1], "validation": [1]}, ["test/dog", "train/cat", "train/dog"]),
+        ("a/b:small", {"train": [0, None, 1], "test": [-1, None]}, ["cat", "dog"]),
+        ("a/b", {"all": [0, 1]}, ["cat", "dog"]),
+    ],
+)
+def test_data_sets_of_hugging_face_are_read_without_images_that_have_no_label(
+    tmp_path, monkeypatch, name, parts, files
+):
+    def load_dataset(name, configuration, cache_dir, trust_remote_code):
+        assert (name, configuration, trust_remote_code) == ("a/b", asked, False)
+        return {part: HuggingFacePart(labels) for part, labels in parts.items()}
+
+    asked = name.partition(":")[2] or None
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    folder = Path(fetching.image_folder(f"hf:{name}", tmp_path))
+    assert folder == tmp_path / ("hf-a-b-small" if asked else "hf-a-b")
+    assert sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("*.png")) == files
+
+
+def test_a_data_set_of_hugging_face_without_training_images_is_refused(tmp_path, monkeypatch):
+    parts = {"dev": HuggingFacePart([0]), "test": HuggingFacePart([1])}
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: parts))
+    with pytest.raises(UserError, match="has no part called train, but dev, test: store it as a folder"):
+        fetching.image_folder("hf:a/b", tmp_path)
+
+
 def test_names_of_settings_are_those_of_the_search():
     assert set(command.KNOWN_NORMALIZATIONS) >= {"imagenet", "cifar10", "cifar100"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ DONE = ".complete"  # a file in a folder that has all images
 def image_folder(data: str, cache: str | Path = CACHE) -> str:
     """Return the folder of a data set: `data` itself, or for torchvision:NAME and hf:NAME one that is written here.
 
+    hf:NAME:CONFIGURATION names one of several configurations of a data set. Images without a label are left out.
     Images are stored without loss, as cache/NAME/train/CLASS/*.png and test/CLASS. Raises UserError if the package is
     not installed or has no such data set.
     """
     kind, colon, name = data.partition(":")
     if not colon or kind not in ("torchvision", "hf") or Path(data).exists():
         return data
-    folder = Path(cache) / f"{kind}-{name.replace('/', '-')}"
+    folder = Path(cache) / f"{kind}-{re.sub('[/:]', '-', name)}"
     if (folder / DONE).is_file():
         return str(folder)
     read = _torchvision if kind == "torchvision" else _hugging_face
@@ -91,16 +93,28 @@ def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:
 
 def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
     datasets = importlib.import_module("datasets")  # no requirement: most people do without it
-    found = datasets.load_dataset(name, cache_dir=cache, trust_remote_code=False)
-    train = found["train"]
+    name, _, configuration = name.partition(":")
+    found = datasets.load_dataset(name, configuration or None, cache_dir=cache, trust_remote_code=False)
+    if "train" not in found and len(found) > 1:
+        raise UserError(f"--data hf:{name} has no part called train, but {', '.join(found)}: store it as a folder.")
+    train = found["train"] if "train" in found else next(iter(found.values()))
     images = next((key for key, kind in train.features.items() if type(kind).__name__ == "Image"), None)
     label = next((key for key, kind in train.features.items() if type(kind).__name__ == "ClassLabel"), None)
     if images is None or label is None:
         raise UserError(f"--data hf:{name} has no column of images and one of class labels.")
     names = train.features[label].names
-    test = next((part for part in ("test", "validation", "val") if part in found), None)
-    parts = {"train": train, "test": found[test]} if test else {".": train}
-    return {split: ((row[images], names[row[label]]) for row in part) for split, part in parts.items()}
+    # The test images of a contest often have no labels, which is written as -1.
+    labelled = (found[part] for part in ("test", "validation", "val") if part in found)
+    test = next((part for part in labelled if any(map(_is_label, part[label]))), None)
+    parts = {"train": train, "test": test} if test is not None else {".": train}
+    return {
+        split: ((row[images], names[row[label]]) for row in part if _is_label(row[label]))
+        for split, part in parts.items()
+    }
+
+
+def _is_label(label: int | None) -> bool:
+    return label is not None and label >= 0
 
 
 def _write(folder: Path, images: Iterable[tuple[Any, str]]) -> None:
