@@ -60,7 +60,9 @@ golden: .venv/dev
 # The table of a config in configs/, over all SEEDS: configs/README.md. OVER: more configs, merged last.
 CONFIG ?= cifar100-ten
 SEEDS ?= 0
-EVIDENCE = evidence/$(CONFIG)
+# Runs with other configs in OVER get folders of their own, so that none replaces the results of another.
+SPACE := $() $()
+EVIDENCE = evidence/$(subst $(SPACE),+,$(strip $(CONFIG) $(basename $(notdir $(OVER)))))
 
 evidence: .venv/seam
 	@mkdir -p data

@@ -22,7 +22,7 @@ KINDS: dict[str, Attempt] = {
 }
 # How often each kind is tried: by default, most attacks once; and in the campaign that docs/reliability.md reports.
 SMALL = {"images": 33, "weights": 61, "strangers": 23, "configs": 9, "flips": 12, "kills": 9, "full-disk": 2}
-LARGE = {"images": 66, "weights": 61, "strangers": 69, "configs": 91, "flips": 500, "kills": 100, "full-disk": 20}
+LARGE = {"images": 66, "weights": 61, "strangers": 69, "configs": 91, "flips": 500, "kills": 100, "full-disk": 24}
 
 
 def run_one(world: World, kind: str, number: int, seed: int) -> Outcome:

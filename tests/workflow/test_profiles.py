@@ -1,4 +1,4 @@
-"""The profiles: what each says of a config that cannot be read, and which jobs have a node of their own."""
+"""The profiles: how they read configs, which jobs they give a node of their own, and the diagram of the demo."""
 
 import re
 
@@ -27,3 +27,17 @@ def test_all_jobs_that_measure_time_have_a_node_of_their_own():
     timed = {match[1] for match in TIMING.finditer(rules) if re.search(r"^ +timing=1,", match[0], re.MULTILINE)}
     assert {"time_engine", "measure_layer_costs", "time_baselines"} <= timed
     assert set(profile["set-resources"]) == set(profile["set-threads"]) == timed
+
+
+def test_the_diagram_in_the_readme_shows_the_rules_of_the_demo(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"<!-- snakemake (.*) -->\n```mermaid", readme)[1]
+    command = command.replace("profiles/", f"{ROOT}/profiles/").split()
+    _, said = snakemake(tmp_path, *command)
+    assert edges(readme) == edges(said)
+
+
+def edges(text: str) -> set[tuple[str, str]]:
+    """Return the edges of a Mermaid diagram as pairs of labels."""
+    names = dict(re.findall(r"(id\d+)\[(\w+)\]", text))
+    return {(names[one], names[other]) for one, other in re.findall(r"(id\d+) --> (id\d+)", text)}
