@@ -104,6 +104,7 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text("import nowhere\n\ndef build(classes):\n    return nowhere.Net(classes)\n")
     (tmp_path / "broken.py").write_text("def build(:\n")
     (tmp_path / "braces{}.pt").touch()
+    (tmp_path / "braces{}.txt").write_text("cat\nrabbit\ngolden retriever\n")
     (tmp_path / "mine.pt").write_bytes(b"")
     return yaml.safe_load(SMALL)
 
@@ -235,8 +236,8 @@ datasets/digits/kind = digit
     datasets.digits.kind is 'digit', but must be digits, cifar10, cifar100, imagefolder, imagenet, mit67, cub200,
     flower102, dog120 or action40 (did you mean digits?).
 datasets/my pets = {kind: digits}
-    datasets has the name 'my pets', but a name can only have letters, digits, '_', '-' and '.', and none of the
-    last two first.
+    datasets has the name 'my pets', but a name can only have letters, digits, '_', '-' and '.', none of the
+    last two first, and at most 100 of them.
 datasets/new = {kind: imagefolder}
     datasets.new.root is missing: docs/configuration.md says what it may be.
 datasets/pets/root = null
@@ -311,6 +312,8 @@ models/mine/architecture = 'my_models.py:'
     models.mine.architecture is 'my_models.py:', but must name a function, too: write my_models.py:build, say.
 models/mine/weights = 'braces{}.pt'
     models.mine.weights is 'braces{}.pt', but braces in a path are wildcards to Snakemake: rename it.
+models/mine/classes = 'braces{}.txt'
+    models.mine.classes is 'braces{}.txt', but braces in a path are wildcards to Snakemake: rename it.
 models/mine/weights = ~nobody-of-that-name/mine.pt
     models.mine.weights is '~nobody-of-that-name/mine.pt', but there is no such file.
 datasets/pets/classes = all
@@ -407,8 +410,8 @@ direct_reuse/1/targets = {one: [otter, seel]}
 direct_reuse/1/targets = {one: [otter, otter]}
     direct_reuse[1].targets.one names 'otter' twice: once is enough.
 direct_reuse/1/targets = {a b: [otter, seal]}
-    direct_reuse[1].targets has the name 'a b', but a name can only have letters, digits, '_', '-' and '.', and
-    none of the last two first.
+    direct_reuse[1].targets has the name 'a b', but a name can only have letters, digits, '_', '-' and '.',
+    none of the last two first, and at most 100 of them.
 direct_reuse/1/targets = [fishes]
     direct_reuse[1].targets names 'fishes', which is not a superclass of cifar100: did you mean fish?
 direct_reuse/1 = {model: mine, problem: multiclass, targets: superclasses}
@@ -825,6 +828,7 @@ def test_subset_of_classes_limits_targets_and_superclasses(small):
         ("../x", "x"),
         (".hidden", "hidden"), ("-1", "1"), ("a/b", "a_b"), ("_x", "_x"),
         ("猫", "class-a810bf84"), ("..", "class-5ec1f7e7"),
+        (100 * "a" + "b", 50 * "a" + "-d89d25f6"), ("x" + 20 * "ab", "x" + 20 * "ab" + "-43be9a8b"),
     ],
 )  # fmt: skip
 def test_folder_names(name, folder):

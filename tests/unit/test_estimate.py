@@ -1,8 +1,10 @@
 """The estimate: what jobs have to do, how long it takes by what has run and by measured steps, and what is printed."""
 
 import re
+import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from colours import ARCHITECTURE
@@ -92,6 +94,24 @@ def test_a_prepared_data_set_is_read_and_folders_are_counted(colours, tmp_path):
     assert Inventory({}, {"mine": entry}, tmp_path).counts("mine") == counted
 
 
+@pytest.mark.parametrize("layout", ["classes", "val", "table", "table with splits"])
+def test_images_are_counted_in_every_layout(colours, tmp_path, layout):
+    root = shutil.copytree(colours / "train" if layout == "classes" else colours, tmp_path / "own")
+    if layout == "val":
+        (root / "test").rename(root / "val")
+    elif layout.startswith("table"):
+        rows = [(path, path.parent.name, path.parent.parent.name) for path in sorted(root.rglob("*.png"))]
+        root = tmp_path / "own.csv"
+        columns = 3 if layout.endswith("splits") else 2
+        lines = [("path", "label", "split"), *rows]
+        root.write_text("".join(",".join(map(str, line[:columns])) + "\n" for line in lines))
+    entry = {"kind": "imagefolder", "root": str(root), "classes": ["red", "blue"], "size": 16, "test_share": 0.3}
+    splits = KINDS["imagefolder"].load(entry, entry["classes"], "")
+    counted = Inventory({}, {"mine": entry}, tmp_path).counts("mine")
+    for name, split in splits.items():
+        assert counted[name] == dict(zip(entry["classes"], np.bincount(split.labels).tolist(), strict=True))
+
+
 def test_the_images_of_a_problem_are_those_that_a_search_has(colours, dataset_folder, tmp_path):
     images = open_dataset(dataset_folder)
     inventory = Inventory({}, {"colours": {"kind": "imagefolder", "root": str(colours)}}, tmp_path)
@@ -127,6 +147,12 @@ def test_a_search_has_its_epochs_in_full(inventory):
     assert sum(work(multiclass, inventory).values()) == 300 * 15000 * 0.8 + 301 * 3000 + 2 * 3000
 
 
+def test_a_search_with_few_images_has_its_own_epochs(inventory):
+    job = search_job(members=("ship",), few_images=5000)
+    images = images_by_kind(job, inventory)  # 60 epochs of all 10,000 training images, and only the last is evaluated
+    assert images == {"train": 59 * 10000, "outputs": 10000 + 2 * 2000}
+
+
 def test_a_baseline_trains_as_long_as_its_search(inventory):
     search = search_job()["params"]["searches"][0]
     job = {"todo": True, "rule": "train_scratch", "wildcards": {"model": "m"}, "params": {"search": search}}
@@ -152,8 +178,9 @@ def test_a_baseline_with_masks_trains_the_head_or_what_the_search_trains(invento
 
 def test_a_recovery_trains_its_epochs_with_the_source_models_answers(inventory):
     search = search_job()["params"]["searches"][0]
-    recovery = {**search, "holdout": 0.2, "settings": {"epochs": 10, "batch_size": 64, "distillation": 1.0}}
-    job = {"todo": True, "rule": "recover", "wildcards": {"model": "m"}, "params": {"recovery": recovery}}
+    recovery = {**search, "settings": {"epochs": 10, "batch_size": 64, "distillation": 1.0}}
+    job = {"todo": True, "rule": "recover", "wildcards": {"model": "m"}, "search": search["settings"]}
+    job["params"] = {"recovery": recovery}
     held = 10 * 2000 + 2 * 2000
     assert images_by_kind(job, inventory) == {"train": 10 * 8000, "outputs": 10 * 8000 + held}
     assert images_by_kind({**job, "rule": "recover_baseline"}, inventory) == images_by_kind(job, inventory)

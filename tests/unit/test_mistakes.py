@@ -581,12 +581,15 @@ def test_what_nobody_thought_of_is_a_line_that_names_the_log(tmp_path, capfd):
         ("/my env/bin/python", "work", "Snakemake cannot start jobs with /my env/bin/python, which has a space"),
         ("/bin/python", "a{b}", "a{b} has a brace in its path, a wildcard to Snakemake: rename it."),
         ("/bin/python", "link", "link/results is neither a folder nor a link to one: remove it."),
+        ("/bin/python", "part", "part/results/direct is a link: link the whole folder results instead."),
     ],
 )
 def test_a_place_in_which_nothing_can_run(tmp_path, python, work, sentence):
     for name in ("work", "a{b}", "link"):
         (tmp_path / name).mkdir()
     (tmp_path / "link/results").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "part/results").mkdir(parents=True)
+    (tmp_path / "part/results/direct").symlink_to(tmp_path / "work")
     check_places("/bin/python", tmp_path / "clone", tmp_path / "work")
     with pytest.raises(UserError) as error:
         check_places(python, tmp_path / "clone", tmp_path / work)

@@ -59,3 +59,12 @@ def test_jobs_of_other_outputs_of_a_folder_do_not_disturb_each_other(outputs):
         write(one, outputs[:1], "1")
         write(other, outputs[1:], "2")
     assert texts(outputs) == ["1", "2"]
+
+
+def test_a_job_whose_name_begins_with_that_of_another_is_left_alone(tmp_path):
+    one, other = tmp_path / "a.masks" / "masks.csv", tmp_path / "a" / "masks.csv"
+    with staged([one]) as long:
+        with staged([other]) as short:  # in .a.masks.TOKEN.new, the other in .a.masks.masks.TOKEN.new
+            short(other).write_text("2")
+        long(one).write_text("1")
+    assert texts([one, other]) == ["1", "2"]

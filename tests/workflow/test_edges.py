@@ -72,5 +72,5 @@ def test_a_search_to_a_latency_is_repeated_with_the_costs_of_layers(clone):
     planned = finished(clone, config, rules, f"{TARGET}/masks.safetensors", *made)
     other = change(config, ["search", "budget", "latency_ms"], 2.0)
     assert planned(other) == {"reengineer": 1}
-    edited(clone[2] / "workflow/scripts/seam/engine/fuse.py")
+    edited(clone[2] / "workflow/scripts/seam/engine/kernels/kernels.c")
     assert planned(other) == planned(config) == {"measure_layer_costs": 1, "reengineer": 1}

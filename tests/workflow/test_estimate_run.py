@@ -78,6 +78,32 @@ def test_what_is_done_is_known_and_what_a_change_touches_is_to_do(folder, monkey
     assert not any(group[0] == "train_source" for group in history(planned[1], inventory))
 
 
+def test_the_work_of_every_job_that_trains_is_known(folder, monkeypatch):
+    place, config = folder
+    recovery = {"epochs": 3}
+    channels, timed = {"granularity": "channel", "budget": {"macs": 0.5}}, {"budget": {"latency": 0.5}}
+    names = ["finetuned", "widths-scratch"], ["head", "magnitude", "magnitude-recovered", "scratch"]
+    entries = [
+        {"model": "small", "problem": "binary", "targets": ["red"], "search": channels, "baselines": names[0]},
+        {"model": "small", "problem": "binary", "targets": ["blue"], "search": timed, "baselines": names[1]},
+    ]
+    entries = [{**entry, "recovery": recovery} for entry in entries]
+    planned, _ = plan(place, monkeypatch, config | {"direct_reuse": entries})
+    monkeypatch.chdir(place)
+    inventory = Inventory(config["models"], config["datasets"])
+    known = {job["rule"] for job in planned if work(job, inventory)}
+    assert known == {job["rule"] for job in planned if "device" in job["params"]} and {
+        *("recover", "recover_baseline", "train_baseline", "train_scratch", "train_channel_baseline"),
+    } <= known  # fmt: skip
+    images = {
+        rule: sum(sum(work(job, inventory).values()) for job in planned if job["rule"] == rule)
+        for rule in ("recover", "recover_baseline")
+    }
+    assert images["recover"] == pytest.approx(2 * images["recover_baseline"])  # the problems have as many images
+    baselines = [job for job in planned if job["rule"] in ("train_baseline", "train_scratch")]
+    assert not any("layer_costs" in job["params"]["search"] for job in baselines)  # which they do without
+
+
 def test_stacks_are_one_stage(folder, monkeypatch):
     place, config = folder
     problems = [{"model": "small", "problem": "binary", "targets": ["red", "blue", "green"]}]

@@ -40,6 +40,54 @@ def test_three_rules_use_the_workflow_as_a_module(example):
     assert 0 < float((example / "accuracy_3.txt").read_text()) <= 1
 
 
+OUTER = f"""
+module seam:
+    snakefile: "{ROOT}/Snakefile"
+    config: config["own"]
+    # prefix: "seam"
+
+use rule * from seam as seam_*
+
+rule all:
+    default_target: True
+    input: "results/partial/mine.txt"
+
+rule mine:
+    output: "results/partial/mine.txt"
+    shell: "touch {{output}}"
+"""
+
+
+@pytest.fixture
+def outer(tmp_path):
+    """Return the folder of a workflow of one's own, with a config that this one would refuse."""
+    (tmp_path / "Snakefile").write_text(f'configfile: "config.yaml"\n{OUTER}')
+    own = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"engines": ["onnxruntime"]}
+    (tmp_path / "config.yaml").write_text("samples: {a: 0012}\n" + yaml.safe_dump({"own": own}))
+    return tmp_path
+
+
+def test_files_and_config_of_the_other_workflow_are_left_alone(outer):
+    run(outer)
+    assert (outer / "results/partial/mine.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "target", "sentence"),
+    [
+        (("# prefix", "prefix"), "all", "SeaM's workflow works as a module only without prefix"),
+        (("", ""), "seam_estimate", "estimate is for SeaM's own Snakefile, not for a module: run it there."),
+    ],
+)
+def test_what_a_module_cannot_do_is_told(outer, change, target, sentence):
+    path = outer / "Snakefile"
+    path.write_text(path.read_text().replace(*change, 1))
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", target]
+    result = subprocess.run(command, cwd=outer, capture_output=True, text=True, check=False)
+    said = result.stdout + result.stderr
+    assert result.returncode != 0 and sentence in said
+
+
 def test_the_catalog_finds_the_workflow_in_its_layout(tmp_path):
     shutil.copytree(ROOT / "workflow", tmp_path / "workflow")
     shutil.copytree(ROOT / "envs", tmp_path / "envs", ignore=shutil.ignore_patterns(".built"))

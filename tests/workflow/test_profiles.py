@@ -29,6 +29,15 @@ def test_all_jobs_that_measure_time_have_a_node_of_their_own():
     assert set(profile["set-resources"]) == set(profile["set-threads"]) == timed
 
 
+def test_a_job_that_fails_leaves_all_results_of_earlier_ones():
+    """A rule's outputs are restored only if they are marked with update(): workflow/rules/keeping.smk."""
+    rules = "\n".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    blocks = re.findall(r"^ +output:\n(.*?)^ +(?:log|benchmark|params|threads|conda):", rules, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 30
+    for block in blocks:
+        assert len(re.findall(r'"results/', block)) == block.count("update("), block
+
+
 def test_the_diagram_in_the_readme_shows_the_rules_of_the_demo(tmp_path):
     readme = (ROOT / "README.md").read_text()
     command = re.search(r"<!-- snakemake (.*) -->\n```mermaid", readme)[1]

@@ -46,6 +46,30 @@ def test_a_mistake_in_the_config_touches_no_result(run):
     assert results(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        (
+            "indirect/small/two/seam-0.9/metrics.json",
+            "0.9 is no threshold of small and two in the config: it has 0.3, 0.5",
+        ),
+        ("indirect/small/two/seam-0.50/student.safetensors", "0.50 is no threshold of small and two in the config"),
+        ("direct/small/binary/red/baselines/finetuned/metrics.json", "whose search is one of single weights"),
+        ("direct/small/binary/blue/baselines/magnitude/metrics.json", "whose search is one of channels"),
+    ],
+)
+def test_results_that_the_config_cannot_have_are_refused_before_any_job(run, file, sentence):
+    folder, config = run
+    channels = {"granularity": "channel", "budget": {"macs": 0.5}}
+    entry = {"model": "small", "problem": "binary", "targets": ["blue"], "search": channels}
+    config = change(config, ["direct_reuse", 0, "targets"], ["red"])
+    config = change(config, ["direct_reuse", 0, "overrides"], {})
+    config["direct_reuse"].append(entry)
+    config["indirect_reuse"] = [{"model": "small", "datasets": ["two"], "students": ["seam"], "thresholds": [0.3, 0.5]}]
+    status, said = snakemake(folder, "--dry-run", "--", f"results/{file}", config=config, check=False)
+    assert status != 0 and sentence in said
+
+
 def test_mistakes_in_images_and_weights_touch_no_other_result(run, tmp_path):
     folder, config = run
     before = results(folder)

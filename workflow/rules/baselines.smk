@@ -193,13 +193,15 @@ rule plot_channel_baselines:
         baselines="results/tables/baselines.csv",
         modules=modules("plot_channel_baselines.py"),
     output:
-        pareto=report(
-            "results/figures/baselines_latency.png",
-            caption="../report/baselines_latency.rst",
-            category="Figures",
-            labels={"figure": "Accuracy and latency of channels and baselines"},
+        pareto=update(
+            report(
+                "results/figures/baselines_latency.png",
+                caption="../report/baselines_latency.rst",
+                category="Figures",
+                labels={"figure": "Accuracy and latency of channels and baselines"},
+            )
         ),
-        pareto_pdf="results/figures/baselines_latency.pdf",
+        pareto_pdf=update("results/figures/baselines_latency.pdf"),
     log:
         "results/logs/plot_channel_baselines.log",
     benchmark:
@@ -220,17 +222,21 @@ rule collect_baselines:
         latency=latency_of_baselines(),
         modules=modules("collect_baselines.py"),
     output:
-        baselines=report(
-            "results/tables/baselines.csv",
-            caption="../report/baselines.rst",
-            category="Tables",
-            labels={"table": "Baselines"},
+        baselines=update(
+            report(
+                "results/tables/baselines.csv",
+                caption="../report/baselines.rst",
+                category="Tables",
+                labels={"table": "Baselines"},
+            )
         ),
-        comparison=report(
-            "results/tables/baselines_comparison.csv",
-            caption="../report/baselines_comparison.rst",
-            category="Tables",
-            labels={"table": "Search against baselines"},
+        comparison=update(
+            report(
+                "results/tables/baselines_comparison.csv",
+                caption="../report/baselines_comparison.rst",
+                category="Tables",
+                labels={"table": "Search against baselines"},
+            )
         ),
     log:
         "results/logs/collect_baselines.log",
@@ -252,13 +258,15 @@ rule plot_baselines:
         comparison="results/tables/baselines_comparison.csv",
         modules=modules("plot_baselines.py"),
     output:
-        baselines=report(
-            "results/figures/baselines.png",
-            caption="../report/baselines_figure.rst",
-            category="Figures",
-            labels={"figure": "Accuracy and weights of search and baselines"},
+        baselines=update(
+            report(
+                "results/figures/baselines.png",
+                caption="../report/baselines_figure.rst",
+                category="Figures",
+                labels={"figure": "Accuracy and weights of search and baselines"},
+            )
         ),
-        baselines_pdf="results/figures/baselines.pdf",
+        baselines_pdf=update("results/figures/baselines.pdf"),
     log:
         "results/logs/plot_baselines.log",
     benchmark:

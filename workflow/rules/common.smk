@@ -40,8 +40,17 @@ from seam.settings import (
 
 name_run()
 
+IS_MODULE = not workflow.modifier.is_main_snakefile()  # of another workflow
+
 try:
-    for file in workflow.configfiles:
+    if IS_MODULE and workflow.modifier.path_modifier.prefix:
+        raise UserError(
+            "SeaM's workflow works as a module only without prefix, because its results are in results/ of the working "
+            "directory: leave the prefix out."
+        )
+    for file in (
+        [] if IS_MODULE else workflow.configfiles
+    ):  # those of the other workflow are its own
         check_content(file)
         check_empty_mappings(file, config)
     config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
@@ -182,8 +191,10 @@ def source_weights(wildcards):
 
 
 def model_content(wildcards):
-    """Return the digests of the user's files that a source model is made from."""
-    return {"sha256 of the model's files": DIGESTS.of(model_files(wildcards))}
+    """Return the digests of the user's files that a source model is made from, and the version of a package with it."""
+    package, colon, _ = architecture(wildcards).partition(":")
+    of_package = versions(package) if colon and package in ("torchvision", "timm") else {}
+    return {"sha256 of the model's files": DIGESTS.of(model_files(wildcards)), **of_package}
 
 
 def class_list_content(wildcards):
@@ -207,7 +218,15 @@ def versions(*packages):
 
 def problem_of(wildcards):
     name = wildcards.model, wildcards.problem, wildcards.target
-    return find_entry(name, PROBLEM_BY_NAME, "a target problem")
+    problem = find_entry(name, PROBLEM_BY_NAME, "a target problem")
+    baseline = wildcards.get("baseline")
+    is_channel = problem.settings.get("granularity") == "channel"
+    if baseline is not None and is_channel != (baseline in CHANNEL_BASELINES):
+        searched = "channels" if is_channel else "single weights"
+        raise WorkflowError(
+            f"{baseline} is no baseline of {problem.target}, whose search is one of {searched}: ask for another file."
+        )
+    return problem
 
 
 def layer_costs(problem):
@@ -421,7 +440,8 @@ def engine_environment(wildcards):
 def baseline_arguments(wildcards):
     """Return the arguments of the search that a baseline is compared with, without its own files."""
     arguments = search_arguments(problem_of(wildcards))
-    return {name: arguments[name] for name in arguments if name not in ("folder", "checkpoint")}
+    left_out = "folder", "checkpoint", "layer_costs"
+    return {name: arguments[name] for name in arguments if name not in left_out}
 
 
 def baseline_recovery_arguments(wildcards):
@@ -437,8 +457,11 @@ def baseline_recovery_arguments(wildcards):
 
 
 def scratch_training(wildcards):
-    """Return the settings of a baseline that is trained from random weights; epochs and batches are the search's."""
-    settings = config["training"]
+    """Return the settings of a baseline that is trained from random weights; epochs and batches are the search's.
+
+    They are those of the source model's own training, if it has some.
+    """
+    settings = {**config["training"], **config["models"][wildcards.model].get("training", {})}
     return {
         "training": {
             name: settings[name]
@@ -551,6 +574,17 @@ def unmasked_student(name):
         return {"student": name, "threshold": None}
 
     return student
+
+
+def masks_of_student(wildcards):
+    """Return the file with the masks of a student. The config has to have its threshold: others have no masks there."""
+    thresholds = [f"{threshold:g}" for threshold in transfer_of(wildcards).thresholds]
+    if wildcards.threshold not in thresholds:
+        raise WorkflowError(
+            f"{wildcards.threshold} is no threshold of {wildcards.model} and {wildcards.dataset} in the config: it has "
+            f"{', '.join(thresholds) or 'none'}."
+        )
+    return f"results/indirect/{wildcards.model}/{wildcards.dataset}/search/masks.safetensors"
 
 
 def masked_student(wildcards):

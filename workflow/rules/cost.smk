@@ -116,6 +116,7 @@ rule measure_layer_costs:
     input:
         manifest=manifest_of,
         weights="results/models/{model}/source.safetensors",
+        kernels=engine_kernels(SimpleNamespace(engine="seam")),
         modules=modules("measure_layer_costs.py"),
     output:
         costs=update("results/models/{model}/layer_costs_{batch}.json"),
@@ -179,11 +180,13 @@ rule make_env:
     input:
         requirements=workflow_file("envs/deepsparse.txt"),
     output:
-        env=directory("envs/.built/deepsparse"),
+        env=directory("envs/.built/{environment}"),
     log:
-        "results/logs/make_env/deepsparse.log",
+        "results/logs/make_env/{environment}.log",
     benchmark:
-        "results/benchmarks/make_env/deepsparse.tsv"
+        "results/benchmarks/make_env/{environment}.tsv"
+    wildcard_constraints:
+        environment="deepsparse",  # a wildcard, so that `--until make_env` does not make what no other job needs
     retries: 2
     conda:
         "../../envs/deepsparse.yaml"
@@ -391,11 +394,13 @@ rule collect_budgets:
         budgets=budget_files(),
         modules=modules("collect_budgets.py"),
     output:
-        budgets=report(
-            "results/tables/latency_budgets.csv",
-            caption="../report/latency_budgets.rst",
-            category="Tables",
-            labels={"table": "Budgets of time"},
+        budgets=update(
+            report(
+                "results/tables/latency_budgets.csv",
+                caption="../report/latency_budgets.rst",
+                category="Tables",
+                labels={"table": "Budgets of time"},
+            )
         ),
     log:
         "results/logs/collect_budgets.log",

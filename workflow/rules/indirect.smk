@@ -171,7 +171,7 @@ use rule finetune_standard as finetune_seam with:
         manifest="results/datasets/{dataset}/dataset.json",
         arrays=ancient("results/datasets/{dataset}/arrays"),
         weights="results/models/{model}/source.safetensors",
-        masks="results/indirect/{model}/{dataset}/search/masks.safetensors",
+        masks=masks_of_student,
         histories=[
             "results/indirect/{model}/{dataset}/search/head.csv",
             "results/indirect/{model}/{dataset}/search/history.csv",

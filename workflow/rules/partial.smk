@@ -90,7 +90,9 @@ def remove_partial():
             shutil.rmtree(PARTIAL)
 
 
-if workflow.exec_mode == ExecMode.DEFAULT:
+if (
+    workflow.exec_mode == ExecMode.DEFAULT and not IS_MODULE
+):  # else the folder may be the other workflow's
     # Snakemake does not call onsuccess if nothing is to be done, for example after a target left the config.
     atexit.register(remove_partial)
 

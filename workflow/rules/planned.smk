@@ -18,6 +18,9 @@ def planned_jobs():
             "rule": job.rule.name,
             "wildcards": dict(job.wildcards.items()),
             "params": dict(job.params.items()),
+            "search": (
+                problem_of(job.wildcards).settings if "target" in job.wildcards.keys() else None
+            ),
             "threads": job.threads,
             "benchmark": job.benchmark,
             "output": list(job.output),
@@ -34,6 +37,8 @@ def write_plan():
 
 def dry_run(wildcards):
     """Return the command that plans all of this run's workflow and does nothing."""
+    if IS_MODULE:  # its dry run would plan the other workflow
+        raise WorkflowError("estimate is for SeaM's own Snakefile, not for a module: run it there.")
     triggers = [str(trigger) for trigger in workflow.rerun_triggers]
     values, files = workflow.config_settings.config_args, workflow.overwrite_configfiles
     command = [sys.executable, "-m", "snakemake", "all", "--dry-run", "--nolock"]

@@ -17,7 +17,7 @@ rule report:
         ],
         modules=modules("make_report.py"),
     output:
-        page="results/report.html",
+        page=update("results/report.html"),
     log:
         "results/logs/report.log",
     benchmark:

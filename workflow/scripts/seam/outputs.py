@@ -19,6 +19,7 @@ except ImportError:  # not on Windows
     fcntl = None
 
 CLAIM = ".claim"  # a file in a staging folder: its job is the newest of these outputs
+TOKEN = 12  # hexadecimal digits in the name of a staging folder
 LOCK_SECONDS = 60  # after so many, a lock is ignored: the process that holds it was suspended
 
 
@@ -35,7 +36,7 @@ def staged(outputs: Iterable[str | os.PathLike[str]]) -> Iterator[Callable[[str 
     """
     paths = [Path(output) for output in outputs]
     folders: dict[Path, Path] = {}
-    token = uuid.uuid4().hex[:12]
+    token = uuid.uuid4().hex[:TOKEN]
 
     def staging(output: str | os.PathLike[str]) -> Path:
         output = Path(output)
@@ -60,7 +61,8 @@ def _claim(output: Path, token: str) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root):
-            for earlier in root.glob(f"{glob.escape(name)}.*.new"):
+            # The token is matched exactly: another target's name may begin with this one.
+            for earlier in root.glob(f"{glob.escape(name)}.{'[0-9a-f]' * TOKEN}.new"):
                 (earlier / CLAIM).unlink(missing_ok=True)
                 shutil.rmtree(earlier, ignore_errors=True)
             folder.mkdir()

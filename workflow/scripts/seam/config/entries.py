@@ -14,6 +14,8 @@ from seam.errors import UserError
 
 REST = "rest"  # as in seam.data.problems, which imports numpy
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+LONGEST = 100  # characters: logs and staging folders have longer names, and file systems allow 255
+REPEATED = re.compile(r"(?P<value>.+)(?P=value){19}$")  # Snakemake takes such a name for an endless loop of rules
 
 
 def direct_entries(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -33,12 +35,16 @@ def folder_name(name: str) -> str:
     ('aquarium_fish', 'golden_retriever', 'creme_brulee_hot')
 
     A name with neither a letter from a to z nor a digit, such as one in another script, becomes a part of its digest.
+    So does the end of a name of more than 100 characters, or of one that repeats something 20 times.
     """
-    if FOLDER_NAME.fullmatch(name):
-        return name
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    folder = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
-    return folder or f"class-{hashlib.sha256(unicodedata.normalize('NFC', name).encode()).hexdigest()[:8]}"
+    folder = name
+    if not FOLDER_NAME.fullmatch(name):
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        folder = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-")
+    if folder and len(folder) <= LONGEST and not REPEATED.search(folder):
+        return folder
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode()).hexdigest()[:8]
+    return f"{folder[: LONGEST // 2] or 'class'}-{digest}"
 
 
 def targets_of(

@@ -39,6 +39,9 @@ def check_places(python: str, clone: Path, working_folder: Path) -> None:
     for folder in (working_folder, clone):
         if set("{}") & set(str(folder)):
             raise UserError(f"{folder} has a brace in its path, a wildcard to Snakemake: rename it.")
+    direct = working_folder / "results" / "direct"
+    if direct.is_symlink():  # its models name their source models, in results/models, by relative paths
+        raise UserError(f"{direct} is a link: link the whole folder results instead.")
     for folder in (working_folder, working_folder / "results"):
         if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{folder} is neither a folder nor a link to one: remove it.")

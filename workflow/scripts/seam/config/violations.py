@@ -46,7 +46,7 @@ def _sentence(error: ValidationError, schema: dict[str, Any], config: dict[str, 
     if rule == "pattern" and "propertyNames" in error.absolute_schema_path:
         return (
             f"{key} has the name {shown(value)}, but a name can only have letters, digits, '_', '-' and '.', "
-            "and none of the last two first."
+            "none of the last two first, and at most 100 of them."
         )
     if rule == "pattern":
         names = rules["pattern"].strip("^()$").split("|")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from seam.data.kinds import imagefolder
 from seam.data.kinds.registry import KINDS, class_names
 from seam.files import read_json
-from seam.settings import choose_batch_size
+from seam.settings import SearchSettings, choose_batch_size, for_few_images
 
 # Training and test images of a class in the published data sets; means where classes differ.
 PUBLISHED = {
@@ -56,15 +57,15 @@ class Inventory:
         self, models: dict[str, Any], datasets: dict[str, Any], folder: str | Path = "results/datasets"
     ) -> None:
         self.models, self.datasets, self.folder = models, datasets, Path(folder)
-        self._counts: dict[str, dict[str, dict[str, float]]] = {}
+        self._counts: dict[str, Mapping[str, Mapping[str, float]]] = {}
 
-    def counts(self, dataset: str) -> dict[str, dict[str, float]]:
+    def counts(self, dataset: str) -> Mapping[str, Mapping[str, float]]:
         """Return {"train": {class: images}, "test": ...} of a data set: as prepared, as published, or counted."""
         if dataset not in self._counts:
             self._counts[dataset] = self._count(self.datasets[dataset], self.folder / dataset / "dataset.json")
         return self._counts[dataset]
 
-    def _count(self, entry: dict[str, Any], manifest: Path) -> dict[str, dict[str, float]]:
+    def _count(self, entry: dict[str, Any], manifest: Path) -> Mapping[str, Mapping[str, float]]:
         classes, kind = class_names(entry), entry["kind"]
         if manifest.exists():
             counts = read_json(manifest)["counts"]
@@ -74,8 +75,7 @@ class Inventory:
             return {
                 s: {name: float(n) for name in classes} for s, n in zip(("train", "test"), PUBLISHED[kind], strict=True)
             }
-        folders = {split: Path(entry["root"]) / split for split in ("train", "test")}
-        return {s: {name: len(imagefolder.image_files(path / name)) for name in classes} for s, path in folders.items()}
+        return imagefolder.KIND.counts(entry, classes)
 
     def images(self, dataset: str) -> dict[str, float]:
         """Return {"train": images, "test": images} of a data set."""
@@ -93,6 +93,15 @@ class Inventory:
                 rest = min(own / len(members), others) if kind == "multiclass_rest" else 0
                 images[split] = own + rest
         return images
+
+    def fewest(self, dataset: str, kind: str, members: list[str]) -> float:
+        """Return the number of training images of a target problem's smallest class."""
+        counts = self.counts(dataset)["train"]
+        own = [counts[name] for name in members]
+        others = sum(counts.values()) - sum(own)
+        if kind in ("binary", "group"):
+            return min(sum(own), others)
+        return min(*own, others) if kind == "multiclass_rest" else min(own)
 
     def steps(self, model: str, dataset: str, batch_size: int, train: float, outputs: float) -> dict[Step, float]:
         """Return {Step: images} of a model for images that it trains on, and images that it only predicts."""
@@ -116,7 +125,13 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
             steps.update(_search(search, inventory))
         return dict(steps)
     if rule in ("recover", "recover_baseline"):
-        return _recovery(job["params"]["recovery"], inventory)
+        return _recovery(job["params"]["recovery"], job["search"], inventory)
+    if rule == "train_channel_baseline":  # costs what its search and recovery do
+        search = job["params"]["search"]
+        steps = Counter(_search(search, inventory))
+        if search["recovery"]:
+            steps.update(_recovery({**search, "settings": search["recovery"]}, search["settings"], inventory))
+        return dict(steps)
     if rule in ("train_baseline", "train_scratch"):
         return _baseline(job["wildcards"].get("baseline", "scratch"), job["params"]["search"], inventory)
     if rule not in ("train_source", "evaluate_source", "attack_source", "evaluate_defects", *BLOCKS):
@@ -145,7 +160,7 @@ def work(job: Job, inventory: Inventory) -> dict[Step, float]:
 
 def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     """Return the steps of one search, from the arguments of `seam.reuse.direct.reengineer`."""
-    settings, dataset = search["settings"], search["dataset"]
+    settings, dataset = _settings(search, inventory), search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
@@ -162,7 +177,7 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
 
 def _baseline(baseline: str, search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     """Return the steps of a baseline, which trains as long as its search: the head, biases as well, or all weights."""
-    settings, dataset = search["settings"], search["dataset"]
+    settings, dataset = _settings(search, inventory), search["dataset"]
     images = inventory.problem(dataset, search["problem"], search["members"])
     train, select = _selection(images, settings)
     batch_size = settings["batch_size"] or choose_batch_size(int(train), settings["epochs"])
@@ -175,19 +190,30 @@ def _baseline(baseline: str, search: dict[str, Any], inventory: Inventory) -> di
     return inventory.steps(search["model"], dataset, batch_size, train, outputs)
 
 
-def _recovery(recovery: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
-    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search."""
+def _recovery(recovery: dict[str, Any], search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
+    """Return the steps of one recovery, as if nothing had been removed: what is left is known after the search.
+
+    search: the settings of the search before it, which say what is held out.
+    """
     settings, dataset = recovery["settings"], recovery["dataset"]
     images = inventory.problem(dataset, recovery["problem"], recovery["members"])
-    train = settings["epochs"] * (1 - recovery["holdout"]) * images["train"]
-    outputs = settings["epochs"] * recovery["holdout"] * images["train"] + 2 * images["test"]
+    train, select = (settings["epochs"] * count for count in _selection(images, search))
+    outputs = select + 2 * images["test"]
     if settings["distillation"]:
         outputs += train
     return inventory.steps(recovery["model"], dataset, settings["batch_size"], train, outputs)
+
+
+def _settings(search: dict[str, Any], inventory: Inventory) -> dict[str, Any]:
+    """Return the settings that a search takes: others than its own if it has few images."""
+    fewest = inventory.fewest(search["dataset"], search["problem"], search["members"])
+    return asdict(for_few_images(SearchSettings(**search["settings"]), int(fewest)))
 
 
 def _selection(images: dict[str, float], settings: dict[str, Any]) -> tuple[float, float]:
     """Return the number of images that train, and of those on which an epoch is selected."""
     if settings["selection"] == "test":
         return images["train"], images["test"]
+    if settings["selection"] == "last":
+        return images["train"], 0.0
     return (1 - settings["holdout"]) * images["train"], settings["holdout"] * images["train"]

@@ -31,8 +31,8 @@ def check_model(key: str, model: dict[str, Any], datasets: dict[str, Any]) -> No
     check_image_size(f"{key}.architecture is", model, model["dataset"], dataset)
     _check_weights(f"{key}.weights", model, dataset)
     _check_classes(f"{key}.classes", model, dataset)
-    for name in ("architecture", "weights"):
-        if set("{}") & set(model[name]):
+    for name in ("architecture", "weights", "classes"):
+        if isinstance(model.get(name), str) and set("{}") & set(model[name]):
             raise UserError(
                 f"{key}.{name} is {shown(model[name])}, but braces in a path are wildcards to Snakemake: rename it."
             )

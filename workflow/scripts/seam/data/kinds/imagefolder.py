@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from seam.data.kinds.kind import Entry, Kind
 from seam.data.kinds.listing import (
     TEST_SHARE,
     Files,
+    count_test_images,
     draw_test_images,
     is_line,
     is_table,
@@ -64,6 +65,16 @@ class ImageFolder(Kind):
             name: replace(whole, labels=whole.labels[part], files=[files[place] for place in part.nonzero()[0]])
             for name, part in (("train", ~chosen), ("test", chosen))
         }
+
+    def counts(self, entry: Entry, wanted: list[str]) -> dict[str, Mapping[str, int]]:
+        """Return {"train": {class: images}, "test": ...}, without reading an image."""
+        train, test = self._files(entry["root"], wanted)
+        numbers = {name: len(train[name]) for name in wanted}
+        if test is not None:
+            return {"train": numbers, "test": {name: len(test[name]) for name in wanted}}
+        share = entry.get("test_share", TEST_SHARE)
+        drawn = {name: count_test_images(number, share) for name, number in numbers.items()}
+        return {"train": {name: number - drawn[name] for name, number in numbers.items()}, "test": drawn}
 
     def record(self, entry: Entry, wanted: list[str], splits: dict[str, Split]) -> str | None:
         """Return the split that was drawn, as CSV; None if the data set came with its own."""

@@ -65,8 +65,13 @@ def draw_test_images(labels: Sequence[int], names: Sequence[str], share: float, 
                 "remove the class."
             )
         random = np.random.default_rng([seed, label, len(images)])
-        chosen[random.choice(images, min(len(images) - 1, max(1, round(share * len(images)))), replace=False)] = True
+        chosen[random.choice(images, count_test_images(len(images), share), replace=False)] = True
     return chosen
+
+
+def count_test_images(images: int, share: float) -> int:
+    """Return how many of the images of a class are drawn for testing: `share` of them, but at least one and not all."""
+    return min(images - 1, max(1, round(share * images)))
 
 
 def read_table(path: str | Path) -> dict[str | None, Files]:
