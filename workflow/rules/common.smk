@@ -48,9 +48,8 @@ try:
             "SeaM's workflow works as a module only without prefix, because its results are in results/ of the working "
             "directory: leave the prefix out."
         )
-    for file in (
-        [] if IS_MODULE else workflow.configfiles
-    ):  # those of the other workflow are its own
+    # The files of another workflow are its own: they may have what this one refuses.
+    for file in [] if IS_MODULE else workflow.configfiles:
         check_content(file)
         check_empty_mappings(file, config)
     config = plan.validate(config, WORKFLOW / "schemas" / "config.schema.yaml")
@@ -191,7 +190,10 @@ def source_weights(wildcards):
 
 
 def model_content(wildcards):
-    """Return the digests of the user's files that a source model is made from, and the version of a package with it."""
+    """Return the digests of the user's files that a source model is made from.
+
+    With them is the version of torchvision or timm, if its architecture is one of theirs.
+    """
     package, colon, _ = architecture(wildcards).partition(":")
     of_package = versions(package) if colon and package in ("torchvision", "timm") else {}
     return {"sha256 of the model's files": DIGESTS.of(model_files(wildcards)), **of_package}
