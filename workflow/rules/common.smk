@@ -218,13 +218,17 @@ def versions(*packages):
 # Direct reuse.
 
 
+def is_of_channels(problem):
+    """Return whether a problem's search is one of channels."""
+    return problem.settings.get("granularity") == "channel"
+
+
 def problem_of(wildcards):
     name = wildcards.model, wildcards.problem, wildcards.target
     problem = find_entry(name, PROBLEM_BY_NAME, "a target problem")
     baseline = wildcards.get("baseline")
-    is_channel = problem.settings.get("granularity") == "channel"
-    if baseline is not None and is_channel != (baseline in CHANNEL_BASELINES):
-        searched = "channels" if is_channel else "single weights"
+    if baseline is not None and is_of_channels(problem) != (baseline in CHANNEL_BASELINES):
+        searched = "channels" if is_of_channels(problem) else "single weights"
         raise WorkflowError(
             f"{baseline} is no baseline of {problem.target}, whose search is one of {searched}: ask for another file."
         )
@@ -234,7 +238,7 @@ def problem_of(wildcards):
 def layer_costs(problem):
     """Return the files with the costs of layers that a problem's search needs: one for a latency budget, or none."""
     budget, folder = latency_budget(problem), f"results/models/{problem.model}"
-    if problem.settings.get("granularity") == "channel":
+    if is_of_channels(problem):
         names = "channel_costs_{engine}_{batch}_{multiple}.json"
         names = [names.format(**budget, **problem.settings["channels"])] if budget else []
     else:
@@ -249,8 +253,7 @@ def latency_budget(problem):
     limit = {unit: budget[unit] for unit in TIMES if unit in budget}
     if not limit:
         return {}
-    is_channel = problem.settings.get("granularity") == "channel"
-    engine = budget.get("engine", "onnxruntime" if is_channel else "seam")
+    engine = budget.get("engine", "onnxruntime" if is_of_channels(problem) else "seam")
     return {"batch": budget.get("batch", 1), "engine": engine, **limit}
 
 

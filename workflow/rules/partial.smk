@@ -90,9 +90,8 @@ def remove_partial():
             shutil.rmtree(PARTIAL)
 
 
-if (
-    workflow.exec_mode == ExecMode.DEFAULT and not IS_MODULE
-):  # else the folder may be the other workflow's
+# In a module, the folder may be the other workflow's.
+if workflow.exec_mode == ExecMode.DEFAULT and not IS_MODULE:
     # Snakemake does not call onsuccess if nothing is to be done, for example after a target left the config.
     atexit.register(remove_partial)
 

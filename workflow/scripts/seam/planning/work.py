@@ -197,7 +197,8 @@ def _recovery(recovery: dict[str, Any], search: dict[str, Any], inventory: Inven
     """
     settings, dataset = recovery["settings"], recovery["dataset"]
     images = inventory.problem(dataset, recovery["problem"], recovery["members"])
-    train, select = (settings["epochs"] * count for count in _selection(images, search))
+    taken = _settings({**recovery, "settings": search}, inventory)
+    train, select = (settings["epochs"] * count for count in _selection(images, taken))
     outputs = select + 2 * images["test"]
     if settings["distillation"]:
         outputs += train
