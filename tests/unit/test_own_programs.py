@@ -102,6 +102,31 @@ def test_a_search_that_fails_leaves_the_network_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    (
+        (lambda labels: labels + 1, "training labels go from 1 to 2, and the model has fewer outputs: labels are"),
+        (lambda labels: labels - 1, "labels go from -1 to 0: labels are the numbers of outputs, from 0"),
+        (lambda labels: labels.float(), r"labels of 16 images have the shape \(16,\) and the type torch.float32: give"),
+        (lambda labels: labels[:, None], r"labels of 16 images have the shape \(16, 1\)"),
+        (lambda labels: labels[:9], r"labels of 16 images have the shape \(9,\)"),
+        (lambda labels: labels.int(), r"training labels are torch.int32: convert them with .long\(\)"),
+    ),
+)
+@pytest.mark.parametrize("given", (BUDGET, {"epochs": 2}, CHANNELS), ids=("budget", "published", "channels"))
+def test_training_labels_that_are_not_numbers_of_outputs_are_named(given, labels, message):
+    source = network()
+    training = [(images, labels(right)) for images, right in batches()]
+    before, model = copy.deepcopy(source.state_dict()), with_head(source, 4, 2)
+    with pytest.raises(UserError, match=message):
+        if given is CHANNELS:
+            groups = find_groups(source, torch.zeros(2, 3, 8, 8))
+            search_channels(model, groups, training, batches(seed=1), 0.8, settings(**given))
+        else:
+            search(model, training, batches(seed=1), 0.8, settings(**given))
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+
+
 def test_a_checkpoint_never_replaces_a_file_that_was_set_aside(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(network().state_dict(), path)
@@ -318,6 +343,14 @@ def test_exports_say_what_is_wrong(tmp_path):
 
     with pytest.raises(UserError, match="Cannot export the model of .*x.onnx to ONNX"):
         export(Broken(), tmp_path / "x.onnx", (3, 8, 8))
+
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)), images
+
+    with pytest.raises(UserError, match="model of .*x.onnx returns a tuple: it must return its logits, one tensor"):
+        export(Pair(), tmp_path / "x.onnx", (3, 8, 8))
+    assert not (tmp_path / "x.onnx").exists()
     export(nn.DataParallel(network()), tmp_path / "y.onnx", (3, 8, 8))
     module = OnnxModule(tmp_path / "y.onnx")
     images = torch.randn(2, 3, 8, 8)

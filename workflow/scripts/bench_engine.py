@@ -150,7 +150,7 @@ class Deepsparse:
 def turn(run: Callable[[], float]) -> float:
     """Return the median of the seconds that `run` returns in at least 2 calls, after calls for `SETTLE` seconds.
 
-    An engine's threads go on spinning after its last call, ONNX Runtime's for 32 ms, and hold cores meanwhile.
+    An engine's threads keep spinning after its last call, ONNX Runtime's for 32 ms, and hold cores meanwhile.
     """
     begin = time.perf_counter()
     run()

@@ -31,7 +31,7 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    r"""Return the first line of an exception's text, for a sentence that goes on after it, or the exception's type.
+    r"""Return the first line of an exception's text, for a sentence that continues after it, or the exception's type.
 
     >>> first_line(RuntimeError("The model is wrong.\nin line 3"))
     'The model is wrong'

@@ -35,16 +35,7 @@ def predict(
     if not pairs:
         raise UserError("There are no images to evaluate a model on: the batches are empty.")
     logits, labels = torch.cat([pair[0] for pair in pairs]).float().cpu(), torch.cat([pair[1] for pair in pairs]).cpu()
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point():  # both have an axis more in a stack
-        raise UserError(
-            f"The labels of {len(logits)} images have the shape {tuple(labels.shape)} and the type {labels.dtype}: "
-            "give one whole number for each image, [N]."
-        )
-    if labels.min() < 0 or labels.max() >= logits.shape[-1]:
-        raise UserError(
-            f"The labels go from {labels.min()} to {labels.max()}, and the model has {logits.shape[-1]} outputs: "
-            "labels are the numbers of outputs, from 0."
-        )
+    require_labels(labels, logits.shape[:-1], logits.shape[-1])
     if not logits.isfinite().all():
         raise UserError("The outputs of a model became NaN or infinite: lower its learning rates.")
     return logits, labels
@@ -67,6 +58,23 @@ def require_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, torch.Tensor) for part in batch):
         return batch[0], batch[1]
     raise UserError(f"A batch is of the type {type(batch).__name__}: give pairs (images, labels) of tensors.")
+
+
+def require_labels(labels: torch.Tensor, shape: Sequence[int], outputs: int | None = None) -> None:
+    """Raise UserError unless the labels are whole numbers of this shape from 0 to `outputs` - 1.
+
+    shape: [N], or [N, T] for the labels of T models. outputs: None does not check how large the labels are.
+    """
+    if labels.shape != tuple(shape) or labels.is_floating_point():
+        raise UserError(
+            f"The labels of {shape[0]} images have the shape {tuple(labels.shape)} and the type {labels.dtype}: "
+            "give one whole number for each image, [N]."
+        )
+    if labels.min() < 0 or (outputs is not None and labels.max() >= outputs):
+        has = "" if outputs is None else f", and the model has {outputs} outputs"
+        raise UserError(
+            f"The labels go from {labels.min()} to {labels.max()}{has}: labels are the numbers of outputs, from 0."
+        )
 
 
 def share(correct: torch.Tensor) -> float:

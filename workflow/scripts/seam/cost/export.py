@@ -116,11 +116,18 @@ def _check(module: nn.Module, path: Path, images: torch.Tensor, name: str | os.P
 
     try:
         with torch.no_grad():
-            expected = module(images).numpy()
+            logits = module(images)
+        if not isinstance(logits, torch.Tensor):
+            raise UserError(
+                f"The model of {name} returns a {type(logits).__name__}: it must return its logits, one tensor, alone."
+            )
+        expected = logits.numpy()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()  # its default is all cores
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         outputs = np.asarray(session.run(["logits"], {"images": images.numpy()})[0])
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(
             f"ONNX Runtime cannot run the model of {name} for {len(images)} image(s) ({first_line(error)}): "

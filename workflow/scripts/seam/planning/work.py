@@ -83,25 +83,11 @@ class Inventory:
 
     def problem(self, dataset: str, kind: str, members: list[str]) -> dict[str, float]:
         """Return {"train": images, "test": images} of a target problem."""
-        images = {}
-        for split, counts in self.counts(dataset).items():
-            own = sum(counts[name] for name in members)
-            others = sum(counts.values()) - own
-            if kind in ("binary", "group"):
-                images[split] = 2 * min(own, others)
-            else:
-                rest = min(own / len(members), others) if kind == "multiclass_rest" else 0
-                images[split] = own + rest
-        return images
+        return {split: sum(class_sizes(counts, kind, members)) for split, counts in self.counts(dataset).items()}
 
     def fewest(self, dataset: str, kind: str, members: list[str]) -> float:
         """Return the number of training images of a target problem's smallest class."""
-        counts = self.counts(dataset)["train"]
-        own = [counts[name] for name in members]
-        others = sum(counts.values()) - sum(own)
-        if kind in ("binary", "group"):
-            return min(sum(own), others)
-        return min(*own, others) if kind == "multiclass_rest" else min(own)
+        return min(class_sizes(self.counts(dataset)["train"], kind, members))
 
     def steps(self, model: str, dataset: str, batch_size: int, train: float, outputs: float) -> dict[Step, float]:
         """Return {Step: images} of a model for images that it trains on, and images that it only predicts."""
@@ -109,6 +95,19 @@ class Inventory:
         size = entry.get("size") or KINDS[entry["kind"]].size
         images = {"train": train, "outputs": outputs}
         return {Step(kind, architecture, size, batch_size): count for kind, count in images.items() if count}
+
+
+def class_sizes(counts: Mapping[str, float], kind: str, members: list[str]) -> list[float]:
+    """Return the number of images of each class of a target problem, from those {class: images} of a data set.
+
+    >>> class_sizes({"cat": 10, "dog": 20, "cow": 90}, "multiclass_rest", ["cat", "dog"])
+    [10, 20, 15.0]
+    """
+    own = [counts[name] for name in members]
+    others = sum(counts.values()) - sum(own)
+    if kind in ("binary", "group"):
+        return [min(sum(own), others)] * 2
+    return [*own, min(sum(own) / len(own), others)] if kind == "multiclass_rest" else own
 
 
 def stage(job: Job) -> str:

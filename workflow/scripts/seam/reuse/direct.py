@@ -155,7 +155,7 @@ class Reengineering:
         derives. members: the target's classes. settings: a dictionary of `SearchSettings`. checkpoint: the path of the
         file to resume from. architecture: the source model's, needed if it is a file. layer_costs: the path of the
         table that a latency budget needs (see `seam.cost.layer_costs` and, for channels, `seam.cost.channel_costs`).
-        allow_one_answer: whether the result may give the same answer for all test images: a recovery can mend that.
+        allow_one_answer: whether the result may give the same answer for all test images: a recovery can repair that.
         Raises UserError if the source model is no better than guessing.
         """
         self.folder, self.model_folder, self.seed = Path(folder), Path(model_folder), seed

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 
 from seam.errors import UserError, one_line
-from seam.evaluation import require_pair
+from seam.evaluation import require_labels, require_pair
 from seam.log import log
 from seam.progress import progress
 from seam.training.checkpoint import Checkpoint
@@ -108,11 +108,16 @@ class TrainingRun:
     def train_epoch(self, step: Step) -> tuple[float, float, float]:
         """Train the rest of the epoch; return sums over all its images: their number, right answers, loss.
 
-        The sums are read from the device once. Raises UserError if there is no batch, if a batch is no pair of tensors
-        or if the loss is not finite.
+        The sums are read from the device once. Raises UserError if there is no batch, if a batch is no pair of tensors,
+        if labels on the CPU are not the numbers of outputs, or if the loss is not finite.
         """
         for images, labels in map(require_pair, self.remaining_batches()):
-            sums = batch_sums(*step(images, labels), labels)
+            try:
+                logits, loss = step(images, labels)
+            except (IndexError, RuntimeError, ValueError) as error:  # as torch's losses raise them
+                require_training_labels(images, labels, error)
+                raise
+            sums = batch_sums(logits, loss, labels)
             self.totals = self.totals.to(sums.device) + sums
             self.batch += 1
             self.exit_if_signalled()
@@ -248,6 +253,23 @@ class TrainingRun:
             raise UserError(
                 f"{self.checkpoint.path} does not fit this job ({one_line(error)}): delete it, and the job starts anew."
             ) from error
+
+
+def require_training_labels(images: torch.Tensor, labels: torch.Tensor, error: Exception) -> None:
+    """Raise UserError if the labels [B] of `images`, on the CPU, explain why a training step raised `error`.
+
+    Labels are read after a failure only, because most batches are right.
+    """
+    if labels.device.type != "cpu":  # after a failed kernel nothing can be read from a GPU
+        return
+    require_labels(labels, [len(images)])
+    if labels.dtype not in (torch.int64, torch.uint8):
+        raise UserError(f"The training labels are {labels.dtype}: convert them with .long().") from error
+    if isinstance(error, IndexError):
+        raise UserError(
+            f"The training labels go from {labels.min()} to {labels.max()}, and the model has fewer outputs: labels "
+            "are the numbers of outputs, from 0."
+        ) from error
 
 
 def batch_sums(logits: torch.Tensor, loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
