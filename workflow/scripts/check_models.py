@@ -148,7 +148,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
-    columns = ["model", "px", "parameters", "masked", "MACs", "masked", "channels", "branches", "export"]
+    columns = ["model", "px", "parameters", "parameters masked", "MACs", "MACs masked", "channels", "branches", "export"]
     columns += ["ONNX Runtime", "seam.engine"]
     rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, entry in sorted(found.items()):
@@ -164,7 +164,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     failed = {name: entry["findings"].get(step, "") for name, entry in found.items() for step in entry["failed"]}
     sentences = [f"- `{name}`: {words}" for name, words in sorted(failed.items())]
     works = sum(not entry["failed"] for entry in found.values())
-    rows += ["", f"{works} of {len(found)} have nothing that fails.", *([""] if sentences else []), *sentences]
+    rows += ["", f"{works} of {len(found)} models pass all checks.", *([""] if sentences else []), *sentences]
     rows += grouped(
         "seam.engine runs networks of convolutions, and leaves these models to ONNX Runtime",
         {
