@@ -3,12 +3,14 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from networks import Residual, vgg
 from torch import nn
 
 from seam import evaluation
+from seam.data.problems import Subset, TargetProblem
 from seam.errors import UserError
 from seam.masks.biases import add_shifts
 from seam.masks.bits import bake
@@ -18,7 +20,7 @@ from seam.models.cifar import resnet20
 from seam.models.surgery import with_head
 from seam.models.uses import count_uses
 from seam.search.budget import WITHIN, Budget, rank_within_budget
-from seam.search.distillation import Distillation
+from seam.search.distillation import Distillation, source_outputs
 from seam.search.plain import search
 from seam.settings import SearchSettings, choose_batch_size, search_settings
 from seam.training.checkpoint import Checkpoint
@@ -233,6 +235,38 @@ def test_distillation_teaches_the_probabilities_of_the_source_model():
     soft = nn.functional.cross_entropy(logits, torch.stack([target, 1 - target], 1).detach())
     expected = 0.3 * nn.functional.cross_entropy(logits, labels) + 0.7 * soft
     torch.testing.assert_close(distillation.loss(logits, labels), expected)
+
+
+def test_a_weight_that_another_module_owns_has_the_name_of_its_mask():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(3, 3, 1, 1))
+            self.first, self.second = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False)
+            self.first.weight = self.second.weight = self.kernel
+
+        def forward(self, images):
+            return self.second(self.first(images)).mean((2, 3))
+
+    network, images = Tied(), torch.zeros(2, 3, 4, 4)
+    assert count_uses(network, images) == {"first.weight": 32.0}
+    masks = Masks(network)
+    cost = make_cost("macs", masks, network, images)
+    assert list(masks.values) == ["first.weight"]
+    assert cost.share({"first.weight": torch.zeros(3, 3, 1, 1, dtype=torch.bool)}) == 0  # nothing is fixed
+
+
+def test_the_rest_is_what_the_data_set_has():
+    none = Subset(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    source = ("owl", "cat", "dog", "fox", "cow")
+    for kind, classes, members, expected in (
+        ("binary", ("cat", "rest"), ("cat",), [[1], [0, 2, 4]]),
+        ("group", ("pets", "rest"), ("dog", "cat"), [[2, 1], [0, 4]]),
+        ("multiclass_rest", ("dog", "cat", "rest"), ("dog", "cat"), [[2], [1], [0, 4]]),
+        ("multiclass", ("dog", "cat"), ("dog", "cat"), [[2], [1]]),
+    ):
+        problem = TargetProblem(kind, classes, members, none, none, none)
+        assert source_outputs(problem, source, ["cat", "cow", "dog", "owl"]) == expected
 
 
 def test_a_search_learns_from_the_source_model_alone():

@@ -28,6 +28,7 @@ def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0, da
                 "problem": "binary",
                 "target": f"t{number}",
                 "accuracy_source": 0.8,
+                "accuracy_source_restricted": 0.83,
                 "accuracy_reengineered": 0.8 + gain / 100,
             },
             **{"retention": 0.1, "images_test": 200, "search_selection": selection, **cells},
@@ -65,10 +66,14 @@ def test_methods_are_side_by_side_and_seeds_are_averaged_by_problem(tmp_path):
     search = table.loc["net", "holdout", "search"]
     assert (search["problems"], search["seeds"], search["images_test"]) == (2, 2, 800)
     assert search["gain_points"] == pytest.approx(3.5)
-    assert search["gain_low"] == pytest.approx(2.5) and search["gain_high"] == pytest.approx(4.5)
+    half = 12.706204736  # Student's t with one degree of freedom, and the standard error is 1
+    assert search["gain_low"] == pytest.approx(3.5 - half) and search["gain_high"] == pytest.approx(3.5 + half)
+    names = ["accuracy_source_restricted", "gain_restricted_points", "gain_restricted_high"]
+    assert search[names].tolist() == pytest.approx([0.83, 0.5, 0.5 + half])
     assert search["right"] == 164 + 168 + 166 + 170
     head = table.loc["net", "holdout", "head"]
     assert head["gain_points"] == pytest.approx(1.5) and head["retention"] == 1
+    assert head["gain_restricted_points"] == pytest.approx(-1.5)
     assert head[["search_over_points", "search_over_low", "search_over_high"]].tolist() == pytest.approx([2, 2, 2])
     assert pd.isna(search["search_over_points"])
 
@@ -138,7 +143,8 @@ def test_the_table_is_written_and_printed(tmp_path):
     lines = text.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert "+5.85" in lines[2] and "10.11 %" in lines[2]
-    row = "| head alone | 2 x 1 | 100.0 % | 81.00 % | 324 of 400 | +1.00 (+0.00 to +2.00) | +2.00 (+2.00 to +2.00) |"
+    gains = "+1.00 (-11.71 to +13.71) | -2.00 (-14.71 to +10.71) | +2.00 (+2.00 to +2.00) |"
+    row = f"| head alone | 2 x 1 | 100.0 % | 81.00 % | 324 of 400 | {gains}"
     assert lines[4] == f"| net | pets, binary | weights, held out {row}"
     assert len(pd.read_csv(tmp_path / "e.csv")) == 2
 

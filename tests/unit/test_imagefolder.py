@@ -643,6 +643,16 @@ def test_a_list_without_splits_is_split(tmp_path):
     assert (len(found.train), len(found.test)) == (8, 2) and (tmp_path / "a" / "out" / "split.csv").is_file()
 
 
+def test_an_image_that_is_listed_again_counts_once(tmp_path, caplog):
+    """Two copies could end up in training and test."""
+    plain(tmp_path / "photos", {"cat": 5, "dog": 5})
+    lines = [f"photos/{name}/{n}.png,{name}" for name in ("cat", "dog") for n in range(5)]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,label", *lines, *lines[:3]]))
+    found = prepare(tmp_path / "photos.csv", tmp_path / "a")
+    assert (len(found.train), len(found.test)) == (8, 2)
+    assert "lists images again on 3 of its lines: each image counts once" in caplog.text
+
+
 def test_a_pipe_as_a_list_is_one_sentence(tmp_path):
     os.mkfifo(tmp_path / "photos.csv")
     with pytest.raises(UserError, match="photos.csv is a pipe"):
@@ -662,6 +672,14 @@ def test_a_pipe_as_a_list_is_one_sentence(tmp_path):
         ("path,label\nphotos/cat/0.png,a\0b\n", "line 2 of .* has the label 'a.x00b', which cannot be printed"),
         ("path,label\nphotos/cat/0.png,a\x1b[1mb\n", "line 2 of .* has the label 'a.x1b.1mb'"),
         ("path,label\nphotos/cat/0.png,a\u2028b\n", "line 2 of .* has the label 'a.u2028b'"),
+        (
+            "path,label\nphotos/cat/0.png,cat\nphotos/./cat/0.png,dog\n",
+            "lines 2 and 3 of .* give the image photos/./cat/0.png another label: correct",
+        ),
+        (
+            "path,label,split\nphotos/cat/0.png,cat,train\nphotos/cat/0.png,cat,test\n",
+            "lines 2 and 3 of .* give the image photos/cat/0.png another split: correct",
+        ),
     ],
 )
 def test_a_wrong_list_is_one_sentence(tmp_path, text, sentence):

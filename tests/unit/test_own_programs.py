@@ -1,6 +1,7 @@
 """The functions of docs/library.md in programs of one's own: interruptions, mistakes, unusual networks."""
 
 import copy
+import itertools
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from seam.cost.export import export
+from seam.data.batches import batches as batches_of
 from seam.data.problems import Subset, hold_out, target_problem
+from seam.data.storage import Split
 from seam.errors import UserError
 from seam.evaluation import accuracy, predict
 from seam.masks.biases import add_shifts
@@ -147,6 +150,23 @@ def test_a_checkpoint_is_no_folder(tmp_path):
     assert (tmp_path / "folder").is_dir()
 
 
+def test_a_search_of_channels_can_select_the_last_epoch():
+    source = network()
+    groups = find_groups(source, torch.zeros(2, 3, 8, 8))
+    given = settings(**CHANNELS, selection="last")
+    result = search_channels(with_head(source, 4, 2), groups, batches(), batches(), 0.8, given)
+    assert [row["accuracy"] is None for row in result.history] == [True, True, True, False]
+    assert result.selected_epoch == 4
+
+
+def test_a_network_whose_channels_cannot_be_followed_has_a_sentence():
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4, track_running_stats=False)
+    )
+    with pytest.raises(UserError, match="cannot be followed, because it does not run on an image of zeros .Expected"):
+        find_groups(layers, torch.zeros(1, 3, 8, 8))
+
+
 def test_a_notebook_has_no_file_for_a_checkpoint(tmp_path):
     Checkpoint(tmp_path / "x.pt", {}, None).write({"epoch": 1})
     assert Checkpoint(tmp_path / "x.pt", {}, None).read() == {"epoch": 1}
@@ -180,6 +200,26 @@ def test_a_run_resumes_in_the_order_of_a_dataloader(tmp_path):
     rest = seen()
     assert (first[0] + rest[0], first[1] + rest[1]) == whole
     assert sorted(whole[0]) == list(range(12))
+
+
+def test_a_run_without_a_generator_resumes_with_the_images_that_are_left():
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 8, 8, 3).contiguous().numpy()
+    split = Split(np.zeros(12, np.int64), (8, 8), images)
+    torch.manual_seed(0)
+    data = batches_of(split, np.arange(12), np.zeros(12, np.int64), 2, normalization=([0] * 3, [1] * 3), shuffle=True)
+    run = TrainingRun(data, {})
+    first = [number(batch) for batch in itertools.islice(run.remaining_batches(), 3)]
+    again = TrainingRun(data, {})
+    again.generator_state, again.batch = run.generator_state, 3
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    rest = [number(batch) for batch in again.remaining_batches()]
+    assert sorted(sum(first + rest, [])) == list(range(12))
+    assert torch.equal(torch.get_rng_state(), before)  # the steps draw on as they would have
+
+
+def number(batch):
+    return (batch[0][:, 0, 0, 0] * 255).round().int().tolist()
 
 
 def test_numbers_of_numpy_are_resumed_from(tmp_path):

@@ -16,7 +16,7 @@ from seam.report.closing import closing_lines
 from seam.report.html import Number, chart, table
 from seam.report.intervals import wilson
 from seam.report.losses import lost
-from seam.report.page import without_empty, write_report
+from seam.report.page import problems_table, warnings, without_empty, write_report
 from seam.report.summary import write_summary
 from seam.report.tables import read_table
 
@@ -123,6 +123,21 @@ def test_results_that_lost_accuracy_are_said(results):
     write_csv(results / "worse/direct_binary.csv", binary)
     said = "\n".join(closing_lines(results / "worse", None))
     assert "1 of 5 results lost more than 2 points" in said and "3.1 points" in said
+    link = warnings(binary)
+    assert link.count("<li><a href=") == 1 and "Markup" not in link
+
+
+def test_gains_are_judged_like_for_like(results):
+    problems = read_table(results / "results/tables/direct_binary.csv")
+    alike = problems_table(problems)
+    assert "like for like, points" not in alike and " to " in alike.replace("\u00a0", " ")
+    problems["accuracy_source_restricted"] = problems["accuracy_reengineered"] + 0.05
+    problems["decided_by"] = "balanced_accuracy"
+    for name in ("source", "source_restricted", "reengineered"):
+        problems[f"balanced_accuracy_{name}"] = problems[f"accuracy_{name}"]
+    page = problems_table(problems)
+    assert page.count('class="number worse"') == len(problems) and "better" not in page
+    assert "<th" in page and "95 % interval" not in page  # of a balanced accuracy there is none
 
 
 def test_progress_is_a_line_a_minute(capsys):

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from seam.masks.coverage import coverage_frequencies
 from seam.masks.scores import (
     activation_scores,
     gradient_scores,
@@ -55,6 +56,24 @@ def test_an_activation_score_is_the_norm_of_what_a_weight_adds_to_its_outputs():
     assert torch.allclose(scores["2.weight"], module[2].weight.abs() * features.norm(dim=0), rtol=1e-4)
     assert torch.allclose(scores["2.bias"], module[2].bias.abs() * 10**0.5, rtol=1e-5)
     assert torch.allclose(scores["0.bias"], convolution.bias.abs() * (10 * 9) ** 0.5, rtol=1e-5)
+
+
+def test_inputs_may_be_given_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images):
+            return self.layer(input=images)
+
+    torch.manual_seed(0)
+    module, data = ByName(), [(torch.randn(5, 3, 3, 3), torch.zeros(5))]
+    scores = activation_scores(module, names(module), data)
+    expected = activation_scores(nn.Sequential(module.layer), ["0.weight"], data)
+    assert torch.equal(scores["layer.weight"], expected["0.weight"])
+    first, second = coverage_frequencies(module, data)["layer"], coverage_frequencies(nn.Sequential(module.layer), data)
+    assert all(map(torch.equal, first, second["0"]))
 
 
 def test_scores_cover_every_kind_of_layer():

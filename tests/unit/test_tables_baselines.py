@@ -88,7 +88,8 @@ def test_differences_are_paired_and_counted(made):
     assert head["difference_points"] == pytest.approx(-1.5) and random["difference_points"] == pytest.approx(12.5)
     assert (head["search_better"], head["equal"], head["baseline_better"]) == (0, 0, 3)
     assert (random["right_search"], random["right_baseline"], random["images_test"]) == (540, 465, 600)
-    assert random["difference_low"] >= 10 and random["difference_high"] <= 15
+    half = 4.302652730 * 2.5 / 3**0.5  # Student's t of 10, 12.5 and 15
+    assert [random["difference_low"], random["difference_high"]] == pytest.approx([12.5 - half, 12.5 + half])
     assert head["retention_baseline"] == 1 and head["retention_search"] == pytest.approx(0.1)
 
 
@@ -144,7 +145,7 @@ def test_the_summary_counts_problems_of_two_kinds_over_the_same_classes_apart(tm
     rows = {row[0]: row for row in summary_rows(baselines(paths, searches))}
     assert {(group, problems) for _, _, _, _, group, problems, *_ in rows.values()} == {("baselines", 3)}
     assert rows["search_over_baseline"][8] == pytest.approx((-4 - 4 + 5) / 3)  # not (0.5 - 4) / 2
-    assert rows["search_over_baseline_high"][8] == pytest.approx(5)
+    assert rows["search_over_baseline_high"][8] == pytest.approx(-1 + 4.302652730 * 27**0.5 / 3**0.5)
 
 
 @pytest.fixture
@@ -196,6 +197,13 @@ def test_files_and_figure(made, tmp_path):
     assert np.allclose(points["head alone"], (100, 91.5)) and np.allclose(points["search"], (10, 90))
     write_tables(tmp_path / "b.csv", tmp_path / "c.csv", [], [])
     assert not figures_of_file(tmp_path / "b.csv")["baselines"].axes
+
+
+@pytest.mark.parametrize("count", (3, 10))
+def test_intervals_over_few_problems_are_wide_enough(count):
+    random = np.random.default_rng(2)
+    intervals = [bootstrap(list(random.normal(1, 2, count)), resamples=1000) for _ in range(400)]
+    assert 0.92 <= np.mean([low <= 1 <= high for low, high in intervals]) <= 0.98
 
 
 def test_the_interval_is_that_of_the_mean_over_problems():

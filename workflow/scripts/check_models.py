@@ -148,7 +148,17 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
-    columns = ["model", "px", "parameters", "parameters masked", "MACs", "MACs masked", "channels", "branches", "export"]
+    columns = [
+        "model",
+        "px",
+        "parameters",
+        "parameters masked",
+        "MACs",
+        "MACs masked",
+        "channels",
+        "branches",
+        "export",
+    ]
     columns += ["ONNX Runtime", "seam.engine"]
     rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, entry in sorted(found.items()):

@@ -39,7 +39,7 @@ def measure_layer_costs(module: nn.Module, image_shape: tuple[int, ...], batch: 
     engine does not run the model.
     """
     names = calls_of(module, torch.zeros(1, *image_shape))
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     sizes = [parameters[name].numel() for name in names]
     passes, expected = {}, {}
     images = np.random.default_rng(0).standard_normal((batch, *image_shape), dtype=np.float32)

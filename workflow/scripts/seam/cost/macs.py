@@ -43,7 +43,7 @@ def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Mac
     for operator, macs in operators.items():
         dense[OPERATORS.get(operator, "other")] += int(macs)
 
-    sparse, parameters = dict(dense), dict(module.named_parameters())
+    sparse, parameters = dict(dense), dict(module.named_parameters(remove_duplicate=False))
     uses = count_uses_by_kind(module, torch.zeros(1, *image_shape))
     for kind, times in uses.items():
         sparse[kind] -= round(sum(times[name] * int((parameters[name] == 0).sum()) for name in times))

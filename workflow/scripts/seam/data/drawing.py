@@ -28,13 +28,16 @@ def problem_seed(name: str, kind: str, target: str, seed: int) -> int:
 
 def problem_of_result(dataset: Dataset, metrics: Mapping[str, Any]) -> TargetProblem:
     """Return the target problem of a finished search again, from its metrics.json."""
-    kind, settings = metrics["problem"], metrics["settings"]
+    kind, target, seed = metrics["problem"], metrics["target"], metrics["seed"]
+    share = held_out_share(metrics["settings"])
+    return draw_problem(dataset, metrics["dataset"], kind, target, members_of_result(metrics), seed, share)
+
+
+def members_of_result(metrics: Mapping[str, Any]) -> Sequence[str]:
+    """Return the data set's classes that are the target of a finished search, from its metrics.json."""
     classes = metrics["classes"]
-    members = {"binary": classes[:1], "group": metrics.get("members"), "multiclass_rest": classes[:-1]}.get(
-        kind, classes
-    )
-    share = held_out_share(settings)
-    return draw_problem(dataset, metrics["dataset"], kind, metrics["target"], members, metrics["seed"], share)
+    members = {"binary": classes[:1], "group": metrics.get("members"), "multiclass_rest": classes[:-1]}
+    return members.get(metrics["problem"], classes) or ()
 
 
 def held_out_share(settings: Mapping[str, Any]) -> float:

@@ -76,9 +76,9 @@ def make_cost(
             raise UserError(
                 "A cost in latency needs a table of what layers cost in the engine: run it by the workflow."
             )
-        return latency_cost(masks, layer_costs, dict(network.named_parameters()))
+        return latency_cost(masks, layer_costs, dict(network.named_parameters(remove_duplicate=False)))
     if unit == "macs":
-        return macs_cost(masks, count_uses(network, images), dict(network.named_parameters()))
+        return macs_cost(masks, count_uses(network, images), dict(network.named_parameters(remove_duplicate=False)))
     if unit == "weights":
         return weights_cost(masks)
     raise UserError(f"The cost {unit} is not known: choose weights, macs or latency.")

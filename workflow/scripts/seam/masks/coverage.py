@@ -36,15 +36,16 @@ def coverage_frequencies(
     frequencies: Frequencies = {}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            new = tuple(covered(values, threshold).sum(0).cpu() for values in (inputs[0], output))
+        def hook(layer: nn.Module, inputs: Any, by_name: dict[str, Any], output: torch.Tensor) -> None:
+            images = next(iter((*inputs, *by_name.values())))
+            new = tuple(covered(values, threshold).sum(0).cpu() for values in (images, output))
             old = frequencies.get(name, (0, 0))
             frequencies[name] = (old[0] + new[0], old[1] + new[1])
 
         return hook
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, CONVOLUTION)}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
     training = module.training
     module.eval()
     try:

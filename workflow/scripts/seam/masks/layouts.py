@@ -122,10 +122,19 @@ def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
             layer.training = training
     traced.eval()
     follower = _Follower(traced, module)
-    with torch.no_grad():
-        follower.run(images)
-    for layer, training in modes.items():
-        layer.training = training
+    try:
+        with torch.no_grad():
+            follower.run(images)
+    except UserError:
+        raise
+    except Exception as error:  # of the model's own code, such as batch norm without statistics on a single value
+        raise UserError(
+            f"The channels of the model cannot be followed, because it does not run on an image of zeros "
+            f"({first_line(error)}): set granularity to weight, or correct its code."
+        ) from error
+    finally:
+        for layer, training in modes.items():
+            layer.training = training
     return follower.result()
 
 

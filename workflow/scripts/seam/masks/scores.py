@@ -45,8 +45,8 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
     norms: dict[str, torch.Tensor] = {}  # sums of squares until the end, by layer
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: Any, inputs: Any, output: torch.Tensor) -> None:
-            squares = input_squares(layer, inputs[0])
+        def hook(layer: Any, inputs: Any, by_name: dict[str, Any], output: torch.Tensor) -> None:
+            squares = input_squares(layer, next(iter((*inputs, *by_name.values()))))
             outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
             ones = torch.tensor(float(output.numel() // outputs), device=squares.device)
             for key, value in ((name, squares), (f"{name}.ones", ones)):
@@ -56,7 +56,7 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, MASKED_LAYERS)}
     visible = {name: layer for name, layer in layers.items() if not isinstance(layer, nn.MultiheadAttention)}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in visible.items()]
+    hooks = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in visible.items()]
     training = module.training
     module.eval()
     try:

@@ -19,14 +19,28 @@ CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
 
+def weight_names(module: nn.Module) -> dict[torch.Tensor, str]:
+    """Return {parameter: name} of all parameters of a model.
+
+    A parameter of a convolution, linear or attention layer is named after the first such layer that has it, as its mask
+    is, although another module may own it as well.
+    """
+    names: dict[torch.Tensor, str] = {}
+    for layer_name, layer in module.named_modules():
+        if isinstance(layer, (_ConvNd, nn.Linear, nn.MultiheadAttention)):
+            for name, parameter in layer.named_parameters(recurse=False):
+                names.setdefault(parameter, f"{layer_name}.{name}" if layer_name else name)
+    return {parameter: name for name, parameter in module.named_parameters()} | names
+
+
 def count_uses(module: nn.Module, images: torch.Tensor) -> dict[str, float]:
     """Return {name: uses} of the weights of all convolutions and linear operations, for one of `images` [B, 3, H, W].
 
     A use is a multiply-accumulate: a convolution uses each weight once for each place of its output (of its input, if
     it is transposed), a linear layer once for each input vector, an attention layer once for each token of the query,
     key or value that it projects. If one matrix projects all three, its weights have the mean of their uses. Uses add
-    up if the model uses a weight several times, or if several layers share it. It has the name that it has in
-    `named_parameters`. A weight that the model does not use has none, nor has one from which the model computes
+    up if the model uses a weight several times, or if several layers share it. It has the name that `weight_names`
+    gives it. A weight that the model does not use has none, nor has one from which the model computes
     another. The module stays as it is.
     """
     return dict(sum((Counter(uses) for uses in count_uses_by_kind(module, images).values()), Counter()))
@@ -49,7 +63,7 @@ class _UseCounter(TorchFunctionMode):
     def __init__(self, module: nn.Module, count: int) -> None:
         """count: the number of images on which the module runs."""
         super().__init__()
-        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+        self.names = weight_names(module)
         self.count = count
         self.uses: dict[str, dict[str, float]] = {"convolution": {}, "linear": {}}
 
@@ -87,10 +101,10 @@ class _UseCounter(TorchFunctionMode):
 def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:
     """Return the names of the weights of convolutions and linear layers, in the order in which the model calls them.
 
-    A weight that layers share has the name that it has in `named_parameters`. Attention layers are left out.
+    A weight that layers share has the name that `weight_names` gives it. Attention layers are left out.
     """
     names: list[str] = []
-    known: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    known = weight_names(module)
 
     def note(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(layer, nn.MultiheadAttention):

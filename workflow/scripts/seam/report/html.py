@@ -25,12 +25,16 @@ class Markup:
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a table's cell: it is shown with so many decimals and a unit, and sorted by its value."""
+    """A number of a table's cell: it is shown with so many decimals and a unit, and sorted by its value.
+
+    judged: whether a signed number is coloured as better (above 0) or worse.
+    """
 
     value: float | None
     decimals: int = 0
     unit: str = ""
     signed: bool = False
+    judged: bool = True
 
     @property
     def is_missing(self) -> bool:
@@ -64,8 +68,9 @@ def cell(value: object, tag: str = "td") -> str:
     if isinstance(value, Number):
         data = "" if value.is_missing else repr(float(value.value or 0))
         colour = ""
-        if value.signed and value.value is not None and not value.is_missing and round(value.value, value.decimals):
-            colour = " worse" if value.value < 0 else " better"
+        is_judged = value.signed and value.judged and value.value is not None and not value.is_missing
+        if is_judged and round(value.value or 0, value.decimals):
+            colour = " worse" if (value.value or 0) < 0 else " better"
         return f'<td class="number{colour}" data-value="{data}">{text(value)}</td>'
     return f"<{tag}>{text('' if value is None else value)}</{tag}>"
 

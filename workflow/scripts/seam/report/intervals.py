@@ -9,21 +9,31 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+FEWEST = 5  # values for a bootstrap: resamples of fewer hardly leave their range
 NONE = float("nan")
 
 
 def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, level: float = LEVEL) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of `values`; NaN if there are fewer than two.
+    """Return the bootstrap interval of the mean of `values`; NaN if there are fewer than two.
 
     The values are those of different target problems, which are resampled. If problems were run with several seeds,
     give the mean over the seeds of each problem: seeds of one problem are no independent problems (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993). The same values always give the same interval.
+
+    The plain percentile interval is too narrow: of ten normal values it covers the mean in 90 % of cases instead of 95.
+    So its quantiles are moved out until it is as wide as Student's t interval would be for symmetric values (the
+    expanded percentile interval of Hesterberg, "What Teachers Should Know About the Bootstrap", 2015). Fewer than five
+    values get Student's t interval itself.
     """
-    if len(values) < 2:
-        return NONE, NONE
+    count = len(values)
+    if count < FEWEST:
+        return student_t(values, level)
+    from scipy.stats import norm, t
+
+    tail = norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf((1 + level) / 2, count - 1))
     random, numbers = np.random.default_rng(0), np.asarray(values, float)
-    means = numbers[random.integers(0, len(numbers), (resamples, len(numbers)))].mean(1)
-    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    means = numbers[random.integers(0, count, (resamples, count))].mean(1)
+    low, high = np.quantile(means, (tail, 1 - tail))
     return float(low), float(high)
 
 

@@ -346,7 +346,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(settings.epochs * len(each.train)))
-    parameters = dict(network.named_parameters())
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [(parameters[name], bit.to(each.device)) for name, bit in bits.items()]
 
     def apply() -> None:

@@ -231,7 +231,7 @@ class Reengineering:
             assert isinstance(head, nn.Linear)
             initialise_head(head, outputs_of_classes(self.problem, source.classes), *outputs["selection"])
         self.model.to(self.device)
-        self.source_classes = source.classes
+        self.source_classes, self.data_classes = source.classes, images.classes
         names = [*self.names.values(), list(members)]
         self.layer_costs = None if layer_costs is None else read_json(layer_costs)
         tables = {} if layer_costs is None else {"layer costs": sha256(layer_costs)}
@@ -261,7 +261,8 @@ class Reengineering:
         share = (self.settings.budget or {}).get("distillation")
         if not share:
             return None
-        outputs, labels = source_outputs(self.problem, self.source_classes), self.problem.train.labels
+        outputs = source_outputs(self.problem, self.source_classes, self.data_classes)
+        labels = self.problem.train.labels
         frequencies = [int((labels == number).sum()) for number in range(len(self.problem.classes))]
         if self.is_balanced:  # all classes count the same
             frequencies = [1] * len(frequencies)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from seam.data.drawing import members_of_result
 from seam.files import read_json
 from seam.precision import exact
 from seam.reuse.baselines import Baseline, apply_bits, head_rate
@@ -32,7 +33,6 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
     folder = Path(search_folder)
     search = read_json(folder / "metrics.json")
     results = folder.parents[3]  # results/direct/{model}/{problem}/{target}
-    classes = search["classes"]
     ready = Baseline(
         baseline,
         folder,
@@ -40,7 +40,7 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         folder=folder,
         model_folder=results / "models" / search["model"],
         dataset_folder=results / "datasets" / search["dataset"],
-        members=classes[:1] if search["problem"] == "binary" else classes,
+        members=members_of_result(search),
         settings=search["settings"],
         device="cpu",
         **{name: search[name] for name in ("model", "dataset", "problem", "target", "seed")},

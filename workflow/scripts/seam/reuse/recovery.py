@@ -173,7 +173,7 @@ def train(
     source, relu, head = (network.get_submodule(name) for name in ("source", "relu", "head"))
     groups = [(list(source.parameters()), settings.lr), (list(head.parameters()), settings.lr_head)]
     optimizer = Adam(groups, warm_cosine(settings.epochs * len(images)))
-    parameters = dict(network.named_parameters())
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     masked = [(parameters[name], bits.to(parameters[name].device)) for name, bits in kept.items()]
     mixing = Mixing(settings.cutmix, len(next(head.parameters())), seed)
 

@@ -26,7 +26,7 @@ from seam.models.surgery import copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.inputs import first_images
-from seam.search.mask_search import SELECTED_ON, Measure, SearchResult
+from seam.search.mask_search import SELECTED_ON, Measure, SearchResult, is_evaluated
 from seam.search.training import train_head
 from seam.settings import TIMES, SearchSettings, budget_share, budget_unit, budget_words
 from seam.training.adam import Adam
@@ -133,7 +133,7 @@ def search_channels(
             step = train_head(model, head_only, of_batch) if phase == "head" else training.begin_epoch()
             images, right, loss = run.train_epoch(step)
             accuracy = None
-            if run.epoch % settings.evaluate_every == 0 or run.epoch == settings.epochs:
+            if is_evaluated(run.epoch, settings):
                 accuracy = float(measure(*predict(model, run.interruptible(selection))))
             share = cost.share(masks.kept)
             row = {

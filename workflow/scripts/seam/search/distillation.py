@@ -76,10 +76,17 @@ class Distillation:
         return observing
 
 
-def source_outputs(problem: TargetProblem, source_classes: Sequence[str]) -> list[list[int]]:
-    """Return the source model's outputs that stand for each class of a problem; those of `rest` are all others."""
+def source_outputs(
+    problem: TargetProblem, source_classes: Sequence[str], data_classes: Sequence[str]
+) -> list[list[int]]:
+    """Return the source model's outputs that stand for each class of a problem.
+
+    data_classes: those of the data set, all of them classes of the source model. The rest are those that are no
+    members. No image shows another class of the source model: with 995 more outputs in its mean, `rest` would be too
+    improbable for every image.
+    """
     members = [source_classes.index(name) for name in problem.members]
-    others = [number for number in range(len(source_classes)) if number not in members]
+    others = sorted(source_classes.index(name) for name in data_classes if name not in problem.members)
     if problem.kind in ("binary", "group"):
         return [members, others]
     each = [[number] for number in members]

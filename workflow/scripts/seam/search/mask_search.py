@@ -48,6 +48,16 @@ class SearchResult:
     shifts: Tensors | None = None
 
 
+def is_evaluated(epoch: int, settings: SearchSettings) -> bool:
+    """Return whether an epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last.
+
+    With `selection: last`, only the last one is.
+    """
+    if settings.selection == "last":
+        return epoch == settings.epochs
+    return epoch % settings.evaluate_every == 0 or epoch == settings.epochs
+
+
 class MaskSearch:
     """One search of a target problem: what its epochs train, when it ends, and which epoch is its result.
 
@@ -104,13 +114,8 @@ class MaskSearch:
         return "head" if head_only else "masks"
 
     def is_evaluated(self) -> bool:
-        """Return whether the epoch is evaluated, so that it can be selected: each `evaluate_every`-th, and the last.
-
-        With `selection: last`, only the last one is.
-        """
-        if self.settings.selection == "last":
-            return self.run.epoch == self.settings.epochs
-        return self.run.epoch % self.settings.evaluate_every == 0 or self.run.epoch == self.settings.epochs
+        """Return whether the epoch is evaluated, so that it can be selected."""
+        return is_evaluated(self.run.epoch, self.settings)
 
     def end_epoch(
         self,

@@ -69,7 +69,8 @@ def search_stack(
         first = problems[0]
         exclude = unused_parameters(first.model.get_submodule("source"), next(iter(first.selection))[0][:2])
         stack = Stack([problem.model for problem in problems], settings, len(first.train), exclude, first.class_weights)
-        members = []
+        members, own = [], stack.slices(0)
+        beginning = {name: part.state_dict() for name, part in own.items()}
         for number, problem in enumerate(problems):
             run = entered.enter_context(TrainingRun(problem.train, stack.slices(number), problem.checkpoint, ADVICE))
             mask_search = MaskSearch(run, settings, problem.source_accuracy, problem.target, problem.measure)
@@ -78,6 +79,9 @@ def search_stack(
         places = [(run.epoch, run.batch) for run in runs]
         if later := [problem.target for problem, place in zip(problems, places, strict=True) if place != places[0]]:
             log.info("searched later, as their checkpoints stand elsewhere: %s", ", ".join(later))
+            state = first.checkpoint.read() if first.checkpoint else None
+            for name, part in own.items():  # the number of steps is that of the whole stack, and the others' came last
+                part.load_state_dict((state["parts"] if state else beginning)[name])
         stack, members = _keep(stack, members, [place == places[0] for place in places])
         while members:
             unfinished = [member.search.has_next_epoch() for member in members]

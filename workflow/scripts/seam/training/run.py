@@ -133,17 +133,15 @@ class TrainingRun:
             return iter(self.batches)
         if self.generator is not None and self.generator_state is not None:
             self.generator.set_state(self.generator_state)
-        starting_at = getattr(self.batches, "starting_at", None)
-        if starting_at is not None:
-            return iter(starting_at(self.batch))
         now = torch.get_rng_state()
-        if self.generator is None and self.generator_state is not None:  # a DataLoader draws the order of its images
+        if self.generator is None and self.generator_state is not None:  # the batches may draw from torch's own numbers
             torch.set_rng_state(self.generator_state)
-        batches = iter(self.batches)
-        for _ in itertools.islice(batches, self.batch):
-            pass
+        starting_at = getattr(self.batches, "starting_at", None)
+        batches = iter(self.batches if starting_at is None else starting_at(self.batch))
+        skipped = self.batch if starting_at is None else 0
+        begin = list(itertools.islice(batches, skipped + 1))[skipped:]  # iterators draw when the first batch is taken
         torch.set_rng_state(now)
-        return batches
+        return itertools.chain(begin, batches)
 
     def epoch_sums(self) -> tuple[float, float, float]:
         """Return sums over the images of the epoch so far: their number, right answers, loss.

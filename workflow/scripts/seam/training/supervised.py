@@ -142,7 +142,7 @@ def _train_and_select(
 
     set_mode: puts the model into the mode in which it is trained.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     masked = [(parameters[name], bit.to(parameters[name].device)) for name, bit in bits.items()]
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from seam.errors import UserError, cannot_read
 from seam.files import open_file
+from seam.log import log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,8 +78,9 @@ def count_test_images(images: int, share: float) -> int:
 def read_table(path: str | Path) -> dict[str | None, Files]:
     """Return {split: {class: paths}} of a CSV file with a column of paths, one of labels and, if it has one, of splits.
 
-    Paths begin at the folder of the CSV file. Without a column of splits, the only split is None. Raises UserError,
-    which names the line, if a column, a label or an image is missing.
+    Paths begin at the folder of the CSV file. Without a column of splits, the only split is None. A line that says the
+    same as one before it counts once, with a warning: two copies could end up in training and test. Raises UserError,
+    which names the line, if a column, a label or an image is missing, or if an image has two labels or two splits.
     """
     try:
         return _read_table(Path(path))
@@ -109,6 +111,8 @@ def _read_table(path: Path) -> dict[str | None, Files]:
             f"({', '.join(LABELS[:3])}), but it is {first.strip()[:80]!a}."
         )
     splits: dict[str | None, Files] = {}
+    listed: dict[str, tuple[str, str | None, int]] = {}  # image: label, split, line
+    repeated = 0
     for row in reader:
         place, name = (str(row.get(column) or "").strip() for column in (file, label))
         if not place or not name:
@@ -124,7 +128,19 @@ def _read_table(path: Path) -> dict[str | None, Files]:
                 f"root: line {reader.line_num} of {path} names the image {place}, but there is no such file."
             )
         part = str(row.get(split) or "").strip().lower() if split else None
+        before = listed.setdefault(os.path.normpath(image), (name, part, reader.line_num))
+        if before[:2] != (name, part):
+            what = "label" if before[0] != name else "split"
+            raise UserError(
+                f"root: lines {before[2]} and {reader.line_num} of {path} give the image {place} another {what}: "
+                "correct one of them."
+            )
+        if before[2] != reader.line_num:
+            repeated += 1
+            continue
         splits.setdefault(part, {}).setdefault(name, []).append(image)
+    if repeated:
+        log.warning("%s lists images again on %d of its lines: each image counts once", path, repeated)
     if not splits:
         raise UserError(f"root: {path} lists no images: add a line for each.")
     return {part: {name: sorted(files) for name, files in sorted(own.items())} for part, own in splits.items()}
