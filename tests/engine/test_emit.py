@@ -182,6 +182,18 @@ def test_the_command(model, tmp_path, capsys):
     assert (tmp_path / "out/oak_tree.c").read_bytes() == first
 
 
+@pytest.mark.parametrize("name", ("Makefile", "main.c"))
+def test_files_of_the_users_stay(tmp_path, model, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("all: mine\n")
+    with pytest.raises(EngineError, match=f"out/{name} is there already, and not of this program: give another folder"):
+        emit(model, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "all: mine\n" and len(list((tmp_path / "out").iterdir())) == 1
+    (tmp_path / "out" / name).unlink()
+    for _ in range(2):  # its own are replaced
+        emit(model, tmp_path / "out")
+
+
 def test_errors(tmp_path, model, capsys):
     assert main(["compile", str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 1
     assert "Cannot read" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from random_models import RandomModel, SparseModel
 
 import seam.engine
 from seam.engine import EngineError, UnsupportedError, load, native
-from seam.engine.compiler import build_all
+from seam.engine.compiler import build_all, find_compiler
 from seam.engine.emit import emit
 
 ROOM = Path(native.__file__).parents[2]
@@ -157,8 +157,38 @@ def test_malformed_models(tmp_path, model):
     with pytest.raises(EngineError, match="kernel_shape is out of range"):
         load(one_operation(tmp_path / "pool.onnx", node))
     node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[9, 2])
-    with pytest.raises(EngineError, match="does not fit into a map of 8 x 8"):
-        load(one_operation(tmp_path / "pool.onnx", node))
+    with pytest.raises(UnsupportedError, match="does not fit into a map of 8 x 8"):
+        load(one_operation(tmp_path / "pool.onnx", node), fallback=False)
+
+
+def test_onnxruntime_runs_what_only_the_engine_lacks(tmp_path):
+    """Among them poolings whose numbers differ between versions of the operation, and windows of padding alone."""
+    pools = [
+        ("MaxPool", {"kernel_shape": [2, 2], "dilations": [5, 5], "pads": [1, 1, 1, 1]}, (3, 7, 4), "padding alone"),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [5, 5], "auto_pad": "SAME_UPPER"}, (3, 8, 8), "end out"),
+    ]
+    for operation, attributes, shape, words in pools:
+        node = helper.make_node(operation, ["images"], ["y"], **attributes)
+        path = one_operation(tmp_path / "pool.onnx", node, shape, ("n", 3, "h", "w"), opset=19)
+        with pytest.raises(UnsupportedError, match=words):
+            load(path, fallback=False)
+    vector = numpy_helper.from_array(np.ones(192, np.float32), "vector")
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "vector"], ["y"])],
+        "vector",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [vector],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "v.onnx")
+    with pytest.raises(UnsupportedError, match="input 1 of MatMul is a float32 array of rank 1"):
+        load(tmp_path / "v.onnx", fallback=False)
+
+
+def test_a_compiler_that_is_no_command(monkeypatch):
+    monkeypatch.setenv("CC", 'gcc "')
+    with pytest.raises(EngineError, match="CC is .*, which is no command .No closing quotation.: correct it"):
+        find_compiler()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")

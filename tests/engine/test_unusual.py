@@ -200,16 +200,19 @@ def test_c_code_of_any_name_compiles(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_a_damaged_library_is_compiled_anew(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spoil", (lambda _: b"", lambda code: code[: len(code) // 2], lambda code: code[:-1] + b"x"))
+def test_a_damaged_library_is_compiled_anew(tmp_path, monkeypatch, spoil):
     monkeypatch.setenv(native.CACHE_VARIABLE, str(tmp_path))
     monkeypatch.setattr(native, "BUILT", tmp_path / "none")
     instructions = compiler.instruction_set()
     damaged = tmp_path / compiler.file_name(instructions)
-    damaged.write_bytes(b"")
+    compiler.build(instructions, damaged)
+    assert compiler.is_whole(damaged)
+    damaged.write_bytes(spoil(damaged.read_bytes()))  # a file of code that is cut would end the process
     native.library.cache_clear()
     try:
         assert seam.engine.load(chain(tmp_path / "m.onnx")).backend == "seam"
-        assert damaged.stat().st_size > 1000
+        assert compiler.is_whole(damaged)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv(native.CACHE_VARIABLE, ".")
         native.library.cache_clear()

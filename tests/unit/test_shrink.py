@@ -894,6 +894,8 @@ def test_check_finds_the_number_of_outputs_in_any_file_of_weights(tmp_path, caps
     assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
     assert main([*arguments, str(tmp_path / "sorted.safetensors"), "--outputs", "4"]) == 1
     assert "sorted.safetensors has 3 outputs, not 4: correct --outputs or --classes." in capsys.readouterr().err
+    assert main(["check", ARCHITECTURE, "--outputs", "4", "--classes", "a,b"]) == 1
+    assert "--outputs is 4, but --classes names 2: leave one of them out." in capsys.readouterr().err
     for classes in ("weights", str(tmp_path / "names.txt")):
         main([*arguments, str(tmp_path / "sorted.safetensors"), "--classes", classes, "--json"])
         assert "3 outputs" in json.loads(capsys.readouterr().out)["findings"]["runs"]
@@ -1052,6 +1054,14 @@ def test_few_images_get_small_batches():
         search_choice(100, {"macs": 0.5}, None, ["alpha=2"])
     with pytest.raises(UserError, match=r"alhpa=2 is no setting of a search: did you mean alpha\?"):
         search_choice(100, None, None, ["alhpa=2"])
+    for epochs, given, words in (
+        (5, ["epochs=7"], "epochs is given twice .--epochs is the same"),
+        (None, ["alpha=1"] * 2, "alpha"),
+    ):
+        with pytest.raises(UserError, match=f"--search {words}"):
+            search_choice(100, None, epochs, given)
+    with pytest.raises(UserError, match="--recovery epochs=3,epochs=9 gives epochs twice: leave one out"):
+        recovery_choice("epochs=3,epochs=9")
 
 
 def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):

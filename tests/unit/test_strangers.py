@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+import zipfile
 
 import pytest
 import torch
 from colours import ARCHITECTURE, small_world
 from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
 
 from seam.cli import progress as shown
 from seam.cli.main import main
+from seam.cost.export import export, onnx_metadata
+from seam.cost.quantization import quantize
 from seam.data.decoding import read_image
 from seam.data.kinds import imagefolder
 from seam.data.kinds.registry import prepare_dataset
@@ -22,15 +28,18 @@ from seam.delivery import fetching
 from seam.delivery.building import build_from_options
 from seam.delivery.card import render_card
 from seam.delivery.choices import make_choices
+from seam.delivery.evaluating import evaluate_folder
 from seam.delivery.package import write_package
-from seam.delivery.replacing import STAGING, replaced
+from seam.delivery.replacing import STAGING, alone, replaced
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError
 from seam.files import json_digest, read_json, write_json
 from seam.models.cifar import resnet20
 from seam.models.classes import find_names, match_classes
+from seam.models.unpickling import read_checkpoint
 from seam.reuse.cards import CARD, WEIGHTS
 from seam.reuse.direct import reengineer
+from seam.reuse.load import load_reengineered
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "lr_mask": 0.05, "few_images": 0}
 
@@ -61,6 +70,73 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
         (staging / WEIGHTS).write_text("two")
     assert (out / WEIGHTS).read_text() == "two" and (tmp_path / "out.1" / WEIGHTS).read_text() == "one"
     assert not (out / STAGING).exists()
+
+
+def test_two_runs_do_not_share_a_working_folder(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        for split in ("train", "test"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "photos" / split / name / "0.png")
+    save_file(resnet20(2).state_dict(), tmp_path / "x.safetensors")
+    (tmp_path / "out.work").mkdir()
+    command = ["shrink", "resnet20", "--weights", str(tmp_path / "x.safetensors"), "--data", str(tmp_path / "photos")]
+    with alone(tmp_path / "out.work", "works in"):
+        assert main([*command, "--keep", "cat", "--out", str(tmp_path / "out")]) == 1
+    assert "Another run works in" in capsys.readouterr().err and not list((tmp_path / "out.work").iterdir())
+
+
+def test_only_the_model_itself_in_int8_is_delivered(result, tmp_path, caplog):
+    """A folder can hold, or link to, anything under that name."""
+    folder = tmp_path / "direct/small/binary/red"
+    shutil.copytree(result.parents[3], tmp_path, dirs_exist_ok=True)
+    data = tmp_path / "datasets/colours"
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    (folder / "model-int8.onnx").symlink_to(secret)
+    card = write_package(folder, data, tmp_path / "linked", architecture=ARCHITECTURE)
+    assert "model-int8.onnx" not in card["files"] and not (tmp_path / "linked/model-int8.onnx").exists()
+    assert "model-int8.onnx is not this model in int8" in caplog.text
+    (folder / "model-int8.onnx").unlink()
+    size = read_json(data / "dataset.json")["size"][0]
+    other = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    export(other, folder / "model-int8.onnx", (3, size, size))
+    assert "model-int8.onnx" not in write_package(folder, data, tmp_path / "other", architecture=ARCHITECTURE)["files"]
+    (folder / "model-int8.onnx").unlink()
+    model = load_reengineered(folder, architecture=ARCHITECTURE)
+    export(model, folder / "model.onnx", (3, size, size), metadata=onnx_metadata(model.classes, model.normalization))
+    quantize(folder / "model.onnx", folder / "model-int8.onnx", [torch.randn(16, 3, size, size).numpy()])
+    assert "model-int8.onnx" in write_package(folder, data, tmp_path / "same", architecture=ARCHITECTURE)["files"]
+
+
+def test_a_deep_key_of_a_weights_file_ends_in_a_sentence(tmp_path):
+    """Python's hash of nested tuples calls itself in C, and ends the process."""
+    content = b"\x80\x02}X\x01\x00\x00\x00a" + b"\x85" * 200_000 + b"K\x01s."
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("x/data.pkl", content)
+    with pytest.raises(UserError, match="is not a whole weights file"):
+        build_from_options("resnet20", str(tmp_path / "x.pth"))
+
+
+def test_many_storages_of_an_old_file_are_read_in_time(tmp_path):
+    """Their sizes were added up again for each."""
+    tensors = {str(number): torch.zeros(1) for number in range(8000)}
+    torch.save(tensors, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    begin = time.process_time()
+    assert len(read_checkpoint(tmp_path / "x.pth")[0]) == 8000
+    assert time.process_time() - begin < 1.0
+
+
+@pytest.mark.parametrize("size", ("abc", [-3, 3], [900, 900], ["a"], []))
+def test_a_size_that_is_none_is_told(result, tmp_path, size):
+    shutil.copytree(result.parents[3], tmp_path, dirs_exist_ok=True)
+    manifest = tmp_path / "datasets/colours/dataset.json"
+    write_json(manifest, {**read_json(manifest), "size": size})
+    folder = tmp_path / "direct/small/binary/red"
+    with pytest.raises(UserError, match="dataset.json has no size of images from 1 to 512: give it by --size"):
+        evaluate_folder(folder, str(tmp_path), architecture=ARCHITECTURE)
+    (folder / "metrics.json").write_text("[1]")
+    with pytest.raises(UserError):
+        evaluate_folder(folder, str(tmp_path), architecture=ARCHITECTURE)
 
 
 def test_an_export_stays_in_its_place_and_takes_no_code_along(result, tmp_path, monkeypatch, capsys):

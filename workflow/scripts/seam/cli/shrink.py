@@ -18,6 +18,7 @@ Interrupt it with Ctrl-C; the same command resumes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import warnings
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.card import counted
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
-    from seam.delivery.replacing import free_folder
+    from seam.delivery.replacing import alone, free_folder
     from seam.delivery.shrinking import Shrinking, require_engines, use_one_thread
     from seam.device import select_device
     from seam.errors import UserError
@@ -172,6 +173,8 @@ def run(options: argparse.Namespace) -> int:
     require_outside({"--out": out, "--work": work}, data)
     select_device(options.device)  # one that is missing is told at once
     work.mkdir(parents=True, exist_ok=True)
+    locked = contextlib.ExitStack()
+    locked.enter_context(alone(work, "works in"))  # two runs would take each other's masks
     progress = show_log(str(work / "log.txt"), options.quiet or options.json)
 
     def say(text: str) -> None:
@@ -221,6 +224,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         progress.close_line()
         hide_log()
+        locked.close()
     verdict = judge(card, options.lose)
     if options.json:
         print(json.dumps({**card, "folder": str(out), "exit_code": EXIT_WORSE if verdict else 0}, indent=2))

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from seam.files import write_json
 from seam.log import log
 from seam.models.surgery import plain_attention
-from seam.models.uses import count_uses_by_kind
+from seam.models.uses import count_uses_by_kind, weight_names
 
 OPERATORS = {"conv": "convolution", "linear": "linear", "addmm": "linear"}  # fvcore's names to ours
 
@@ -43,7 +43,7 @@ def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Mac
     for operator, macs in operators.items():
         dense[OPERATORS.get(operator, "other")] += int(macs)
 
-    sparse, parameters = dict(dense), dict(module.named_parameters(remove_duplicate=False))
+    sparse, parameters = dict(dense), {name: parameter for parameter, name in weight_names(module).items()}
     uses = count_uses_by_kind(module, torch.zeros(1, *image_shape))
     for kind, times in uses.items():
         sparse[kind] -= round(sum(times[name] * int((parameters[name] == 0).sum()) for name in times))

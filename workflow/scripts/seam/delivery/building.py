@@ -42,8 +42,8 @@ def build_from_options(
     """
     architecture = resolve_architecture(model)
     weights = os.path.expanduser(weights) if weights else None
-    if outputs is None and classes and classes != "weights":
-        outputs = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}.get(classes)
+    if classes and classes != "weights":
+        given, outputs = outputs, {"cifar10": 10, "cifar100": 100, "imagenet": 1000}.get(classes)
         if outputs is None and "," not in classes and not os.path.isfile(classes):
             raise UserError(
                 f"--classes is {classes}, but there is no such file: name one, or write cifar10, cifar100, imagenet, "
@@ -51,6 +51,8 @@ def build_from_options(
             )
         if outputs is None:
             outputs = len(read_class_file(classes) if os.path.isfile(classes) else classes.split(","))
+        if given not in (None, outputs):
+            raise UserError(f"--outputs is {given}, but --classes names {outputs}: leave one of them out.")
     words = f"{architecture}, random weights"
     if weights is not None and not is_weights_file(weights):
         raise UserError(

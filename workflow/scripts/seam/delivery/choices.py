@@ -204,6 +204,11 @@ def search_choice(
         search |= {"batch_size": batch_size, "schedule": "fast", "epochs": epochs or 20, "lr_mask": 0.1, "alpha": 3.0}
     known = [each.name for each in fields(SearchSettings) if each.name not in ("budget", "granularity", "channels")]
     known += [f"channels.{each.name}" for each in fields(ChannelSettings)]
+    names = [text.partition("=")[0] for text in given] + ["epochs"] * (epochs is not None)
+    for name in names:
+        if names.count(name) > 1:
+            other = " (--epochs is the same)" if name == "epochs" and epochs is not None else ""
+            raise UserError(f"--search {name} is given twice{other}: leave one out.")
     for text in given:
         name, _, value = text.partition("=")
         block, _, key = name.rpartition(".")
@@ -250,6 +255,8 @@ def recovery_choice(text: str | None) -> dict[str, Any]:
             name, value = "epochs", name
         if name not in defaults:
             raise UserError(f"--recovery {part.strip()} is no setting of a recovery{hint(name, defaults)}")
+        if name in given and not text.isdecimal():
+            raise UserError(f"--recovery {text} gives {name} twice: leave one out.")
         given[name] = _value(name, value, defaults[name], f"--recovery {part.strip()}")
     if "epochs" not in given:
         raise UserError(f"--recovery is {text}, but must say how many epochs it takes: epochs=8,{text}.")

@@ -21,7 +21,7 @@ from seam.evaluation import predict
 from seam.files import read_json
 from seam.models.classes import normalised_name
 from seam.report.intervals import wilson
-from seam.reuse.cards import is_delivered, read_card
+from seam.reuse.cards import MOST_PIXELS, is_delivered, read_card
 from seam.reuse.load import load_reengineered
 
 BATCH = 64
@@ -137,8 +137,15 @@ def _files(data: str) -> dict[str, list[str]]:
 def _recorded_size(folder: Path) -> int:
     """Return the size of the data set that the workflow's result folder belongs to. Raises UserError if unknown."""
     metrics = read_json(folder / "metrics.json")
-    for place in folder.resolve().parents:
-        manifest = place / "datasets" / str(metrics.get("dataset")) / "dataset.json"
+    name = str(metrics.get("dataset")) if isinstance(metrics, dict) else ""
+    is_name = name == Path(name).name and name not in ("", "..")
+    for place in folder.resolve().parents if is_name else ():
+        manifest = place / "datasets" / name / "dataset.json"
         if manifest.is_file():
-            return int(read_json(manifest)["size"][0])
+            found = read_json(manifest)
+            size = found.get("size") if isinstance(found, dict) else None
+            side = size[0] if isinstance(size, list) and size else None
+            if type(side) is not int or not 0 < side <= MOST_PIXELS:
+                raise UserError(f"{manifest} has no size of images from 1 to {MOST_PIXELS}: give it by --size.")
+            return side
     raise UserError(f"{folder} does not say for which size of images its model is made: give it by --size.")

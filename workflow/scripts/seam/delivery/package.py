@@ -21,7 +21,7 @@ from seam.delivery.card import Card, limits, listed, render_card
 from seam.delivery.replacing import replaced
 from seam.delivery.snippets import SNIPPETS
 from seam.errors import UserError, one_line, printable
-from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
+from seam.files import atomic_write, check_onnx_seal, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
 from seam.report.measured import read_metrics
@@ -30,6 +30,7 @@ from seam.reuse.delivered import OnnxModule
 from seam.reuse.load import load_reengineered
 
 INT8 = "model-int8.onnx"
+INT8_TOLERANCE = 0.5  # of the largest output, on images with half of the usual contrast; some 4 % are usual
 C_FILES = ("model.c", "model.h", "main.c", "Makefile")  # as `seam.engine.emit` writes a model of the name `model`
 MEANINGS = {
     NETWORK: "the network for ONNX Runtime and other engines (`use_onnxruntime.py`)",
@@ -90,9 +91,10 @@ def _write_files(
         shutil.copyfile(folder / NETWORK, out / NETWORK)
     else:
         export(model, out / NETWORK, shape, metadata=onnx_metadata(model.classes, model.normalization))
-    for name in (INT8, *(C_FILES if with_c else ())):
+    for name in C_FILES if with_c else ():
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
+    _copy_int8(folder / INT8, out / INT8, model, shape)
     save_tensors(
         out / WEIGHTS,
         model.state_dict(),
@@ -209,6 +211,29 @@ def _measured_model(
         model = load_reengineered(folder, source_folder, architecture, recovered=False)
         log.info("%s is the model before its recovery, and so is all that is delivered", path)
     return model
+
+
+def _copy_int8(path: Path, target: Path, model: Any, shape: tuple[int, ...]) -> None:
+    """Copy a quantized model, if there is one that gives nearly the outputs of `model`; otherwise warn.
+
+    A folder from a stranger can hold, or link to, any file under that name, and an earlier search can have left one.
+    """
+    if not path.is_file():
+        return
+    shutil.copyfile(path, target)
+    images = 0.5 * torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        check_onnx_seal(target)
+        outputs, expected = OnnxModule(target)(images), model(images)
+        is_same = outputs.shape == expected.shape and bool(
+            (outputs - expected).abs().max() <= INT8_TOLERANCE * expected.abs().max()
+        )
+    except UserError as error:
+        log.warning("%s", error)
+        is_same = False
+    if not is_same:
+        target.unlink()
+        log.warning("no %s: %s is not this model in int8; remove it, and run the workflow again to make it", INT8, path)
 
 
 def _agree(outputs: torch.Tensor, expected: torch.Tensor) -> bool:

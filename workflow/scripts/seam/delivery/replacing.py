@@ -35,7 +35,7 @@ def replaced(out: Path, models: Sequence[str], others: Sequence[str]) -> Iterato
     try:
         with contextlib.ExitStack() as stack:
             out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone(out))
+            stack.enter_context(alone(out, "writes its model into"))
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
             staging.mkdir()
@@ -57,8 +57,11 @@ def _publish(staging: Path, out: Path, models: Sequence[str], others: Sequence[s
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Lock a folder for this process, where the file system has such locks. Raises UserError if another one has it."""
+def alone(folder: Path, does: str) -> Iterator[None]:
+    """Lock a folder for this process, where the file system has such locks. Raises UserError if another one has it.
+
+    does: what another run does with the folder, for the sentence.
+    """
     if fcntl is None:
         yield
         return
@@ -68,8 +71,7 @@ def _alone(folder: Path) -> Iterator[None]:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another run writes its model into {folder} now: wait until it ends and run again, or give another "
-                "--out."
+                f"Another run {does} {folder} now: wait until it ends and run again, or give another --out."
             ) from error
         except OSError:  # no such locks here
             pass

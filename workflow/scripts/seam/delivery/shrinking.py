@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from seam.cost.export import export, onnx_metadata
@@ -242,6 +243,7 @@ class Shrinking:
         paths = ("model_folder", "dataset_folder", "masks_folder", "layer_costs")
         files = {"source": self.model_folder / "source.safetensors"}
         own = {name: value for name, value in arguments.items() if name not in paths}
+        own["threads"] = torch.get_num_threads()  # sums round otherwise with another number
         return {**own, **{name: sha256(path) for name, path in files.items()}, **self._images}
 
     @cached_property

@@ -20,6 +20,7 @@ KERNELS = Path(__file__).parent / "kernels"
 BUILT = Path(__file__).parent / "built"  # libraries that an installation brings along
 FLAGS_VARIABLE = "SEAM_ENGINE_CFLAGS"  # further flags of the compiler, such as -fsanitize=address
 COMPILER_SECONDS = 300
+SEAL_BYTES = 32  # of the SHA-256 at the end of a library
 
 # -ffp-contract=fast: a product and a sum become one multiply-add, in the order in which the code has them.
 MATH_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
@@ -87,7 +88,10 @@ def find_compiler() -> list[str]:
 
     Raises EngineError if there is none.
     """
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:  # such as a quotation that does not end
+        raise EngineError(f"CC is {os.environ['CC']!r}, which is no command ({error}): correct it.") from error
     for command in (named, ["cc"], ["gcc"], ["clang"]):
         if command and shutil.which(command[0]):
             return command
@@ -126,9 +130,25 @@ def build(instructions: InstructionSet, path: Path, extra: tuple[str, ...] = ())
             if done.returncode:
                 reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
                 raise EngineError(f"The C compiler {compiler[0]} cannot compile the kernels: {reason}")
+            _seal(target)
             os.replace(target, path)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineError(f"Cannot compile the kernels into {path.parent}: {error}.") from error
+
+
+def _seal(path: Path) -> None:
+    """Append the SHA-256 of a library to it, which the system's loader ignores, and let the disk store it."""
+    with open(path, "r+b") as file:
+        digest = hashlib.sha256(file.read()).digest()
+        file.write(digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a library is as `build` made it: code that a power cut has damaged would end the process."""
+    content = path.read_bytes()
+    return hashlib.sha256(content[:-SEAL_BYTES]).digest() == content[-SEAL_BYTES:]
 
 
 def build_all(folder: Path = BUILT) -> list[Path]:

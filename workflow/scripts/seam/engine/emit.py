@@ -126,6 +126,10 @@ def kernel_shapes() -> tuple[tuple[int, int, int, int], ...]:
     )
 
 
+# How the files begin that have names which a folder of the user's may hold, too.
+MARKS = {"main.c": b"/* Runs the network on a file of raw float32 images", "Makefile": b"# make, then: ./"}
+
+
 class _Writer:
     """Turns a program into C. Pointers in its structures become the names of constant arrays."""
 
@@ -152,6 +156,11 @@ class _Writer:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for file, beginning in MARKS.items():
+                if (folder / file).exists() and beginning not in (folder / file).read_bytes()[:1000]:
+                    raise EngineError(
+                        f"{folder / file} is there already, and not of this program: give another folder, or move it."
+                    )
             with tempfile.TemporaryDirectory(dir=folder) as temporary:  # all files are written before one is replaced
                 for file, text in texts.items():
                     Path(temporary, file).write_text(text, encoding="utf-8")

@@ -63,11 +63,17 @@ class Window:
             room = size + self.before[axis] + self.after[axis] - reach
             count = (-(-room // self.stride[axis]) if ceil else room // self.stride[axis]) + 1
             if count < 1:
-                raise EngineError(f"A window of {reach} pixels does not fit into a map of {height} x {width}.")
+                raise UnsupportedError(f"a window of {reach} pixels does not fit into a map of {height} x {width}")
             if ceil and (count - 1) * self.stride[axis] >= size + self.before[axis]:
                 count -= 1  # a window must begin within the map or the padding before it
             sizes.append(count)
         return sizes[0], sizes[1]
+
+    def misses(self, axis: int, size: int, outputs: int) -> bool:
+        """Return whether one of the windows along an axis of a map meets none of its pixels."""
+        inner = range(0, self.dilation[axis] * self.kernel[axis], self.dilation[axis])
+        starts = (place * self.stride[axis] - self.before[axis] for place in range(outputs))
+        return not all(any(0 <= start + step < size for step in inner) for start in starts)
 
 
 def _nothing() -> np.ndarray:
@@ -182,8 +188,10 @@ class _Converter:
 
     def _floats(self, node: Node, index: int, rank: int | None = None) -> np.ndarray:
         value = self._constant(node, index)
-        if value is None or value.dtype != np.float32 or (rank is not None and value.ndim != rank):
-            raise EngineError(f"its input {index} is not a float32 array of the right rank.")
+        if value is None:
+            raise EngineError(f"its input {index} is missing.")
+        if value.dtype != np.float32 or (rank is not None and value.ndim != rank):
+            raise UnsupportedError(f"input {index} of {node.operation} is a {value.dtype} array of rank {value.ndim}")
         return value
 
     def _integers(self, node: Node, index: int, attribute: str, default=None) -> list[int] | None:
@@ -252,7 +260,9 @@ class _Converter:
             need = []
             for axis in (0, 1):
                 reach = dilation[axis] * (kernel[axis] - 1) + 1
-                need.append(max(0, (-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach - size[axis]))
+                need.append((-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach - size[axis])
+                if need[axis] < 0:  # versions of the operations differ there
+                    raise UnsupportedError("its windows leave a map's end out, with automatic padding")
             less, more = tuple(n // 2 for n in need), tuple(n - n // 2 for n in need)
             before, after = (less, more) if automatic == "SAME_UPPER" else (more, less)
         elif automatic == "VALID":
@@ -423,6 +433,8 @@ class _Converter:
             if max(window.before[axis], window.after[axis]) >= window.kernel[axis]:
                 raise UnsupportedError("it pads a pooling by as much as its window or more")
         shape = (channels, *window.output(height, width, bool(node.attributes.get("ceil_mode", 0))))
+        if any(map(window.misses, (0, 1), (height, width), shape[1:])):
+            raise UnsupportedError("it has a dilated pooling with a window of padding alone")
         count_padding = bool(node.attributes.get("count_include_pad", 0))
         if window == Window():
             self._alias(node, source, 4)
@@ -668,7 +680,9 @@ class _Converter:
 
         def gather(values):
             array, index = values
-            if array.ndim != 1 or np.any(index >= len(array)) or np.any(index < -len(array)):
+            if array.ndim != 1:
+                raise UnsupportedError("it gathers from a constant of other than one dimension")
+            if np.any(index >= len(array)) or np.any(index < -len(array)):
                 raise EngineError("its index is out of range.")
             return array[index]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seam.engine.compiler import BUILT, FLAGS_VARIABLE, InstructionSet, build, file_name, instruction_set
+from seam.engine.compiler import BUILT, FLAGS_VARIABLE, InstructionSet, build, file_name, instruction_set, is_whole
 from seam.engine.errors import EngineError
 from seam.engine.tiling import Machine
 
@@ -111,7 +111,7 @@ def library(name: str | None = None) -> Library:
     folder = cache_folder()
     try:
         path = folder.resolve() / file_name(instructions, extra)  # without a folder, the system would look elsewhere
-        if path.exists():
+        if path.exists() and is_whole(path):
             with contextlib.suppress(EngineError):  # a damaged file is compiled anew
                 return Library(path, instructions)
     except OSError as error:

@@ -48,6 +48,7 @@ MOST_REPEATS = 10  # how often, on average, each byte of a pickle may be looked 
 MOST_PARTS = 10_000_000  # the same in all
 LARGEST_KEY = 1 << 60  # larger integers can be chosen such that all have the same hash
 MOST_NUMBERED = 30_000  # parts of keys that are tuples with numbers, which can be chosen in the same way
+MOST_NESTED = 20  # tuples within tuples of a key
 MOST_NAME = 1000  # characters of a tensor's name
 MOST_WORK = 100_000_000  # of a search for weights, in characters of names
 ENTRY_WORK = 100  # of an entry of a dictionary beside its name
@@ -142,13 +143,16 @@ def _read_legacy(file: IO[bytes], size: int) -> tuple[Any, bool]:
             raise pickle.UnpicklingError("it is a bare pickle")
     _Unpickler(file, _no_storage, size).load()  # facts about the machine
     buffers: dict[str, tuple[bytearray, int]] = {}
+    left = size
 
     def make_storage(key: str, dtype: str, count: int) -> torch.Tensor:
         import torch
 
+        nonlocal left
         width = getattr(torch, dtype).itemsize
-        if count < 0 or sum(len(buffer) for buffer, _ in buffers.values()) + count * width > size:
+        if count < 0 or count * width > left:
             raise pickle.UnpicklingError("it has a storage that is larger than the file")
+        left -= count * width
         buffers[key] = bytearray(count * width), count
         return _flat(buffers[key][0], dtype)
 
@@ -399,15 +403,17 @@ class _Unpickler(_PythonUnpickler):
 
     def is_key(self, value: Any) -> bool:
         """Return whether a value can be a key here: a text, a number, None, or a tuple of those."""
-        waiting, parts, has_number = [value], 0, False
+        waiting, parts, has_number = [(value, 0)], 0, False
         while waiting:
-            part = waiting.pop()
+            part, depth = waiting.pop()
             self.count(1)
             parts += 1
             has_number |= isinstance(part, (int, float))
             if isinstance(part, tuple):
+                if depth == MOST_NESTED:  # Python's hash calls itself for each, without a limit
+                    raise pickle.UnpicklingError("it has a key of tuples that are nested too deep")
                 self.count(len(part))
-                waiting += part
+                waiting += [(inner, depth + 1) for inner in part]
             elif not isinstance(part, (str, int, float, bytes, type(None))) or _is_long(part):
                 return False
         if has_number and isinstance(value, tuple):

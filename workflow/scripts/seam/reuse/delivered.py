@@ -31,6 +31,11 @@ def load_delivered(folder: str | Path) -> Any:
     tensors, metadata = load_tensors(folder / WEIGHTS)
     classes, normalization = read_classes(metadata, folder / WEIGHTS), read_normalization(metadata, folder / WEIGHTS)
     module: Any = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
+    if isinstance(module, OnnxModule) and module.outputs not in (None, len(classes)):
+        raise UserError(
+            f"{folder / NETWORK} has {module.outputs} outputs, and the folder names {len(classes)} classes: ask "
+            "for the folder once more."
+        )
     module.classes, module.normalization = classes, normalization
     module.size = side = card["preprocessing"]["crop"]
     if not isinstance(module, OnnxModule):
@@ -78,6 +83,9 @@ class OnnxModule(nn.Module):
         except Exception as error:  # ONNX Runtime's errors have no class in common
             raise self._cannot_run(error) from error
         outputs = [output.type for output in self.session.get_outputs()]
+        shapes = [output.shape for output in self.session.get_outputs()]
+        number = shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) == 2 else None
+        self.outputs = number if isinstance(number, int) else None  # None: the file does not say it
         if len(self.session.get_inputs()) != 1 or outputs != ["tensor(float)"]:
             raise UserError(
                 f"{path} is not a model with images as its input and logits as its output: ask for another."
