@@ -30,12 +30,7 @@ def load_delivered(folder: str | Path) -> Any:
     card = read_card(folder)
     tensors, metadata = load_tensors(folder / WEIGHTS)
     classes, normalization = read_classes(metadata, folder / WEIGHTS), read_normalization(metadata, folder / WEIGHTS)
-    module: Any = _torch_module(metadata, tensors, len(classes), folder) or OnnxModule(folder / NETWORK)
-    if isinstance(module, OnnxModule) and module.outputs not in (None, len(classes)):
-        raise UserError(
-            f"{folder / NETWORK} has {module.outputs} outputs, and the folder names {len(classes)} classes: ask "
-            "for the folder once more."
-        )
+    module: Any = _torch_module(metadata, tensors, len(classes), folder) or _onnx_module(folder, len(classes))
     module.classes, module.normalization = classes, normalization
     module.size = side = card["preprocessing"]["crop"]
     if not isinstance(module, OnnxModule):
@@ -61,6 +56,17 @@ def _torch_module(
         module = with_head(network, width, outputs)
     resize(module, tensors)
     return module if load_state(module, tensors, folder / WEIGHTS) is None else None
+
+
+def _onnx_module(folder: Path, classes: int) -> OnnxModule:
+    """Return model.onnx as a module. Raises UserError if it has another number of outputs than the folder classes."""
+    module = OnnxModule(folder / NETWORK)
+    if module.outputs not in (None, classes):
+        raise UserError(
+            f"{folder / NETWORK} has {module.outputs} outputs, and the folder names {classes} classes: ask for the "
+            "folder once more."
+        )
+    return module
 
 
 class OnnxModule(nn.Module):
