@@ -38,6 +38,7 @@ from seam.models.cifar import resnet20
 from seam.models.classes import find_names, match_classes
 from seam.models.unpickling import read_checkpoint
 from seam.reuse.cards import CARD, WEIGHTS
+from seam.reuse.delivered import load_delivered
 from seam.reuse.direct import reengineer
 from seam.reuse.load import load_reengineered
 
@@ -106,6 +107,15 @@ def test_only_the_model_itself_in_int8_is_delivered(result, tmp_path, caplog):
     export(model, folder / "model.onnx", (3, size, size), metadata=onnx_metadata(model.classes, model.normalization))
     quantize(folder / "model.onnx", folder / "model-int8.onnx", [torch.randn(16, 3, size, size).numpy()])
     assert "model-int8.onnx" in write_package(folder, data, tmp_path / "same", architecture=ARCHITECTURE)["files"]
+
+
+def test_a_network_with_other_outputs_than_classes_is_refused(result, tmp_path):
+    write_package(result, result.parents[3] / "datasets/colours", tmp_path / "out", architecture=ARCHITECTURE)
+    size = load_delivered(tmp_path / "out").size
+    other = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    export(other, tmp_path / "out/model.onnx", (3, size, size))
+    with pytest.raises(UserError, match="model.onnx has 5 outputs, and the folder names 2 classes"):
+        load_delivered(tmp_path / "out")
 
 
 def test_a_deep_key_of_a_weights_file_ends_in_a_sentence(tmp_path):
