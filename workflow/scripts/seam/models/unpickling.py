@@ -48,7 +48,7 @@ MOST_REPEATS = 10  # how often, on average, each byte of a pickle may be looked 
 MOST_PARTS = 10_000_000  # the same in all
 LARGEST_KEY = 1 << 60  # larger integers can be chosen such that all have the same hash
 MOST_NUMBERED = 30_000  # parts of keys that are tuples with numbers, which can be chosen in the same way
-MOST_NESTED = 20  # tuples within tuples of a key
+MOST_NESTED = 1000  # tuples within tuples of a key
 MOST_NAME = 1000  # characters of a tensor's name
 MOST_WORK = 100_000_000  # of a search for weights, in characters of names
 ENTRY_WORK = 100  # of an entry of a dictionary beside its name
@@ -411,7 +411,7 @@ class _Unpickler(_PythonUnpickler):
             has_number |= isinstance(part, (int, float))
             if isinstance(part, tuple):
                 if depth == MOST_NESTED:  # Python's hash calls itself for each, without a limit
-                    raise pickle.UnpicklingError("it has a key of tuples that are nested too deep")
+                    raise _TooManyParts("it nests the tuples of a key too deep")
                 self.count(len(part))
                 waiting += [(inner, depth + 1) for inner in part]
             elif not isinstance(part, (str, int, float, bytes, type(None))) or _is_long(part):
