@@ -281,7 +281,7 @@ def equal_hashes(count=40_000):
 
 YEARS = {
     "bytes": (repeated_bytes, "is not a whole weights file"),
-    "equal hashes": (equal_hashes, "repeats parts of itself too often: save the state_dict"),
+    "equal hashes": (equal_hashes, "has too many tuples of numbers as keys: save the state_dict"),
     "a key": (nested_key, "repeats parts of itself too often: save the state_dict"),
     "a wide key": (wide_key, "repeats parts of itself too often: save the state_dict"),
     "a list": (repeated_list, "repeats parts of itself too often: save the state_dict"),

@@ -102,7 +102,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Any, bool]:
                 _check_parts(archive, path)
                 return _read_archive(archive)
     except _TooManyParts as error:
-        raise UserError(f"{path} repeats parts of itself too often: save the state_dict() alone.") from error
+        raise UserError(f"{path} {error}: save the state_dict() alone.") from error
     except DAMAGED as error:
         raise pickle.UnpicklingError("it is damaged") from error
 
@@ -399,7 +399,7 @@ class _Unpickler(_PythonUnpickler):
         """
         self.most_parts -= parts
         if self.most_parts < 0:
-            raise _TooManyParts("it repeats parts of itself too often")
+            raise _TooManyParts("repeats parts of itself too often")
 
     def is_key(self, value: Any) -> bool:
         """Return whether a value can be a key here: a text, a number, None, or a tuple of those."""
@@ -411,7 +411,7 @@ class _Unpickler(_PythonUnpickler):
             has_number |= isinstance(part, (int, float))
             if isinstance(part, tuple):
                 if depth == MOST_NESTED:  # Python's hash calls itself for each, without a limit
-                    raise _TooManyParts("it nests the tuples of a key too deep")
+                    raise _TooManyParts("nests the tuples of a key too deep")
                 self.count(len(part))
                 waiting += [(inner, depth + 1) for inner in part]
             elif not isinstance(part, (str, int, float, bytes, type(None))) or _is_long(part):
@@ -419,7 +419,7 @@ class _Unpickler(_PythonUnpickler):
         if has_number and isinstance(value, tuple):
             self.most_numbered -= parts
             if self.most_numbered < 0:
-                raise _TooManyParts("it has too many tuples of numbers as keys")
+                raise _TooManyParts("has too many tuples of numbers as keys")
         return True
 
     def load_reduce(self) -> None:
