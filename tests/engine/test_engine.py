@@ -172,6 +172,13 @@ def test_onnxruntime_runs_what_only_the_engine_lacks(tmp_path):
         path = one_operation(tmp_path / "pool.onnx", node, shape, ("n", 3, "h", "w"), opset=19)
         with pytest.raises(UnsupportedError, match=words):
             load(path, fallback=False)
+    weight = numpy_helper.from_array(np.eye(3, dtype=np.float32)[:, :, None, None], "w")
+    node = helper.make_node("Conv", ["images", "w"], ["y"], strides=[2, 2], auto_pad="SAME_UPPER")
+    path = one_operation(tmp_path / "conv.onnx", node, (3, 8, 8), ("n", 3, "h", "w"))
+    model = onnx.load(path)
+    model.graph.initializer.append(weight)
+    onnx.save(model, path)
+    assert_agrees(path, (2,))  # a convolution of that kind is in many networks
     vector = numpy_helper.from_array(np.ones(192, np.float32), "vector")
     graph = helper.make_graph(
         [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("MatMul", ["flat", "vector"], ["y"])],

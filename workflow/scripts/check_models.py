@@ -148,18 +148,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     text = INTRODUCTION.format(
         models="\n".join(wrapped(models, "")), threads=1, torch=torch.__version__, onnxruntime=onnxruntime.__version__
     )
-    columns = [
-        "model",
-        "px",
-        "parameters",
-        "parameters masked",
-        "MACs",
-        "MACs masked",
-        "channels",
-        "branches",
-        "export",
-    ]
-    columns += ["ONNX Runtime", "seam.engine"]
+    columns = ["model", "px", "parameters", "parameters masked", "MACs", "MACs masked"]
+    columns += ["channels", "branches", "export", "ONNX Runtime", "seam.engine"]
     rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, entry in sorted(found.items()):
         engines = entry.get("engines", {})

@@ -260,9 +260,7 @@ class _Converter:
             need = []
             for axis in (0, 1):
                 reach = dilation[axis] * (kernel[axis] - 1) + 1
-                need.append((-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach - size[axis])
-                if need[axis] < 0:  # versions of the operations differ there
-                    raise UnsupportedError("its windows leave a map's end out, with automatic padding")
+                need.append(max(0, (-(-size[axis] // stride[axis]) - 1) * stride[axis] + reach - size[axis]))
             less, more = tuple(n // 2 for n in need), tuple(n - n // 2 for n in need)
             before, after = (less, more) if automatic == "SAME_UPPER" else (more, less)
         elif automatic == "VALID":
@@ -429,7 +427,11 @@ class _Converter:
         window = self._window(node, kernel, (height, width))
         if kind == "average pool" and node.attributes.get("dilations", (1, 1)) != (1, 1):
             raise UnsupportedError("it has dilated average pooling")
-        for axis in (0, 1):
+        is_same = str(node.attributes.get("auto_pad", "")).startswith("SAME")
+        for axis, size in enumerate((height, width)):
+            stride, reach = window.stride[axis], window.dilation[axis] * (window.kernel[axis] - 1) + 1
+            if is_same and (-(-size // stride) - 1) * stride + reach < size:  # versions of the operation differ there
+                raise UnsupportedError("it has a pooling that leaves a map's end out, with automatic padding")
             if max(window.before[axis], window.after[axis]) >= window.kernel[axis]:
                 raise UnsupportedError("it pads a pooling by as much as its window or more")
         shape = (channels, *window.output(height, width, bool(node.attributes.get("ceil_mode", 0))))
