@@ -17,6 +17,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.masks.layers import maskable
 from seam.masks.scores import per_weight
+from seam.models.uses import given
 from seam.precision import exact
 
 Frequencies = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by convolution: of its input and its output channels
@@ -37,8 +38,8 @@ def coverage_frequencies(
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: Any, by_name: dict[str, Any], output: torch.Tensor) -> None:
-            images = next(iter((*inputs, *by_name.values())))
-            new = tuple(covered(values, threshold).sum(0).cpu() for values in (images, output))
+            values = given(inputs, by_name)[0], output
+            new = tuple(covered(each, threshold).sum(0).cpu() for each in values)
             old = frequencies.get(name, (0, 0))
             frequencies[name] = (old[0] + new[0], old[1] + new[1])
 

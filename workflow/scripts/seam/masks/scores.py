@@ -16,6 +16,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.masks.layers import MASKED_LAYERS, maskable
+from seam.models.uses import given
 from seam.precision import exact
 
 Scores = dict[str, torch.Tensor]  # {name of a parameter: the score of each of its weights}, on the CPU
@@ -46,7 +47,7 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: Any, by_name: dict[str, Any], output: torch.Tensor) -> None:
-            squares = input_squares(layer, next(iter((*inputs, *by_name.values()))))
+            squares = input_squares(layer, given(inputs, by_name)[0])
             outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
             ones = torch.tensor(float(output.numel() // outputs), device=squares.device)
             for key, value in ((name, squares), (f"{name}.ones", ones)):

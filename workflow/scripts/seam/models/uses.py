@@ -127,11 +127,16 @@ def input_shapes(module: nn.Module, images: torch.Tensor) -> dict[str, list[tupl
     return shapes
 
 
+def given(inputs: tuple[Any, ...], by_name: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a layer is called with, from the arguments of a forward hook, if it is called by position or name."""
+    return inputs or tuple(by_name.values())
+
+
 def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[..., None]) -> None:
     """Run the module, and call `note` with the name, layer, inputs and outputs of each call of a layer."""
 
     def called(name: str, layer: nn.Module, inputs: Any, by_name: dict[str, Any], output: Any) -> None:
-        note(name, layer, inputs or tuple(by_name.values()), output)
+        note(name, layer, given(inputs, by_name), output)
 
     hooks = [
         layer.register_forward_hook(partial(called, name), with_kwargs=True)

@@ -138,8 +138,9 @@ class TrainingRun:
             torch.set_rng_state(self.generator_state)
         starting_at = getattr(self.batches, "starting_at", None)
         batches = iter(self.batches if starting_at is None else starting_at(self.batch))
-        skipped = self.batch if starting_at is None else 0
-        begin = list(itertools.islice(batches, skipped + 1))[skipped:]  # iterators draw when the first batch is taken
+        for _ in itertools.islice(batches, self.batch if starting_at is None else 0):
+            pass
+        begin = list(itertools.islice(batches, 1))  # iterators draw when the first batch is taken
         torch.set_rng_state(now)
         return itertools.chain(begin, batches)
 
