@@ -32,8 +32,8 @@ import torch  # noqa: E402
 
 from seam.bench.memory import peak, saved, size_of  # noqa: E402
 from seam.bench.network import BATCH, Bench  # noqa: E402
-from seam.bench.rendering import processor  # noqa: E402
 from seam.bench.step import step_rows  # noqa: E402
+from seam.cost.processor import describe_cpu  # noqa: E402
 from seam.data.preparation import write_dataset  # noqa: E402
 from seam.data.storage import Split  # noqa: E402
 from seam.device import describe_device, select_device  # noqa: E402
@@ -176,7 +176,7 @@ class Check:
 
     def where(self) -> dict:
         """Return what the numbers depend on: the card or processor, and the versions."""
-        facts = {"name": processor(), **describe_device(self.device), "torch": torch.__version__}
+        facts = {"name": describe_cpu()[0], **describe_device(self.device), "torch": torch.__version__}
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             facts |= {

@@ -112,20 +112,42 @@ def test_the_same_seed_gives_the_same_masks_and_another_does_not(search, tmp_pat
 
 
 def test_a_checkpoint_depends_on_the_number_of_kept_weights_alone(search, tmp_path):
-    """Other masks of the same retention change nothing; those of another retention do, but not for the head."""
+    """Other masks of the same retention change nothing, except for `scratch`; another retention does, but not for the
+    head.
+    """
     arguments = {**search, "folder": str(tmp_path), "checkpoint": str(tmp_path / "c.pt")}
     tensors, about = load_tensors(f"{search['folder']}/masks.safetensors")
     name = next(key for key in tensors if key.startswith("mask/") and len(tensors[key]) > 8)
     (tmp_path / "metrics.json").write_text((Path(search["folder"]) / "metrics.json").read_text())
 
-    def provenance(baseline, masks):
+    def provenance(baseline, masks, training=None):
         save_tensors(tmp_path / "masks.safetensors", masks, about)
-        return Baseline(baseline, tmp_path, **arguments).provenance
+        return Baseline(baseline, tmp_path, training=training, **arguments).provenance
 
     moved = {**tensors, name: tensors[name].flip(0)}
     emptied = {**tensors, name: torch.zeros_like(tensors[name])}
     assert provenance("snip", moved) == provenance("snip", tensors) != provenance("snip", emptied)
     assert provenance("head", emptied) == provenance("head", tensors)
+    scratch = provenance("scratch", tensors, TRAINING)
+    assert scratch == provenance("scratch", tensors, dict(TRAINING)) != provenance("scratch", moved, TRAINING)
+    assert scratch != provenance("scratch", tensors, TRAINING | {"lr": 0.01})
+
+
+def test_baselines_of_a_search_that_takes_its_last_epoch_take_theirs(tmp_path, model_folder, dataset_folder):
+    settings = SETTINGS | {"selection": "last", "epochs": 4}
+    root = tmp_path / "results"
+    arguments = binary_searches(root, ["red"], model_folder, dataset_folder, settings)["red"] | {"device": "cpu"}
+    assert reengineer(**arguments)["selected_epoch"] == 4
+    for baseline in ("head", "scratch"):
+        assert run(arguments, baseline)["selected_epoch"] == 4
+        history = pd.read_csv(f"{arguments['folder']}/baselines/{baseline}/history.csv")
+        assert history["selected"].tolist() == [0, 0, 0, 1]
+    for name, folder in (("models/small", model_folder), ("datasets/colours", dataset_folder)):
+        shutil.copytree(folder, root / name)
+    assert quick_baseline("head", arguments["folder"], architecture=ARCHITECTURE)["selected_epoch"] == 4
+    for name in ("scratch", "biases", "magnitude-recovered", "wanda"):
+        with pytest.raises(UserError, match=f"^{name} cannot be estimated from features: choose among head, magnitude"):
+            quick_baseline(name, arguments["folder"], architecture=ARCHITECTURE)
 
 
 def test_a_head_below_a_budget_is_not_trained_at_the_rate_of_changing_masks():

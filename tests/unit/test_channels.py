@@ -290,3 +290,22 @@ def test_masks_of_other_groups_are_refused():
     ):
         with pytest.raises(ValueError, match=sentence):
             require_channels(groups, wrong)
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_channels_that_a_vector_scales_stay(divide):
+    """Its code would multiply fewer channels by as many numbers as before."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale, self.head = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(16)), nn.Linear(16, 4)
+            self.hidden = nn.Linear(8, 16)
+
+        def forward(self, images):
+            hidden = self.hidden(self.layer(images).relu().mean((2, 3)))
+            hidden = hidden / self.scale if divide else hidden * self.scale
+            return self.head((2.0 * hidden).relu())
+
+    groups = find_groups(Scaled().eval(), IMAGES)
+    assert groups.sizes == {"layer": 8}

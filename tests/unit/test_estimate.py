@@ -15,7 +15,7 @@ from seam.data.storage import open_dataset
 from seam.errors import UserError
 from seam.files import write_json
 from seam.planning import calibration
-from seam.planning.estimate import OTHER, duration, estimate, history, missing, notes, read_plan, table, timed
+from seam.planning.estimate import OTHER, estimate, history, missing, notes, read_plan, table, timed
 from seam.planning.work import PUBLISHED, Inventory, Step, work
 from seam.settings import search_settings
 
@@ -143,6 +143,12 @@ def test_a_search_has_its_epochs_in_full(inventory):
     job["params"]["searches"][0]["settings"] = search_settings(SEARCH | {"budget": {"weights": 0.1, "epochs": 40}})
     images = images_by_kind(job, inventory)  # all epochs train, and the source model predicts beside them
     assert images == {"train": 40 * 8000, "outputs": 40 * 8000 + 41 * 2000 + 2 * 2000}
+    channels = search_job()
+    for teaches in (1.0, 0.0):  # the first epoch trains the head alone
+        own = {"budget": {"macs": 0.5, "epochs": 40}, "granularity": "channel", "channels": {"distillation": teaches}}
+        channels["params"]["searches"][0]["settings"] = search_settings(SEARCH | own)
+        passes = (40 if teaches else 1) * 8000
+        assert images_by_kind(channels, inventory) == {"train": 39 * 8000, "outputs": passes + 41 * 2000 + 2 * 2000}
     multiclass = search_job(problem="multiclass", members=["ship", "cat", "dog"])
     assert sum(work(multiclass, inventory).values()) == 300 * 15000 * 0.8 + 301 * 3000 + 2 * 3000
 
@@ -267,6 +273,12 @@ def test_a_job_that_was_resumed_took_the_seconds_of_all_its_epochs(inventory, tm
     assert list(past.values()) == [[pytest.approx(180 / sum(work(search_job(), inventory).values()))]]
 
 
+def test_the_seconds_of_the_jobs_in_a_collected_table_are_not_those_of_collecting(inventory, tmp_path):
+    write_benchmark(tmp_path, 0, 2.5, rule="collect_direct", epochs=[36000, 36000])
+    job = make_job(0, "collect_direct", folder=tmp_path)
+    assert list(history([job], inventory).values()) == [[2.5]]
+
+
 def test_the_seconds_of_all_cores_count_on_a_cpu(inventory, tmp_path):
     write_benchmark(tmp_path, 0, 100, rule="time_engine")
     job = make_job(0, "time_engine", folder=tmp_path) | {"threads": 8}
@@ -293,13 +305,6 @@ def test_a_benchmark_without_seconds_is_no_history(inventory, tmp_path, text):
 
 
 # ---------------------------------------------------------------------- what is printed
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(20, "0 min"), (200, "3 min"), (5000, "83 min"), (7300, "2.0 h"), (2e5, "2.3 days")]
-)
-def test_times_have_units_that_fit(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_the_table_has_a_line_for_each_stage_and_the_sum():

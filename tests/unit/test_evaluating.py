@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from colours import ARCHITECTURE, small_world
+from PIL import Image
 
 from seam.cli.main import main
+from seam.delivery.evaluating import _labelled
 from seam.delivery.package import write_package
 from seam.files import load_tensors, read_json, save_tensors, write_json
 from seam.reuse.direct import reengineer
@@ -69,6 +73,22 @@ def test_other_classes_are_the_rest_if_there_is_one_and_are_left_out_aloud_if_no
     assert evaluated(capsys, folder / "out", root / "colours")["left_out"] == ["blue", "green"]
     assert main(["evaluate", str(folder / "out"), "--data", str(root / "colours")]) == 0
     assert "left out           blue and green: the model does not know them" in capsys.readouterr().out
+
+
+def test_classes_whose_names_differ_in_case_alone_are_two(tmp_path):
+    plain = np.zeros((8, 8, 3), np.uint8)
+    for name in ("A", "a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(plain).save(tmp_path / name / "x.png")
+    files, labels, left = _labelled(str(tmp_path), ["A", "a"], "multiclass", [])
+    assert [Path(file).parent.name for file in files] == ["A", "a"] and labels.tolist() == [0, 1] and left == ["b"]
+    files, labels, _ = _labelled(str(tmp_path), ["A", "rest"], "binary", [])
+    assert {Path(file).parent.name: label for file, label in zip(files, labels, strict=True)} == {
+        "A": 0,
+        "a": 1,
+        "b": 1,
+    }
+    assert _labelled(str(tmp_path), ["B", "rest"], "binary", [])[1].tolist() == [1, 1, 0]
 
 
 def test_names_of_a_stranger_do_nothing_to_the_terminal(world, capsys):

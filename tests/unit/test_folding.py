@@ -93,3 +93,25 @@ def test_a_mask_takes_a_bias_away_but_not_what_the_batch_norm_adds():
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert torch.allclose(folded(images), network(images), rtol=1e-12, atol=1e-12)
     assert folded.biased.bias.abs().sum() > 0 and network.biased.bias.abs().sum() == 0
+
+
+def test_a_batch_norm_with_two_names_is_folded_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 3), self.norm, nn.ReLU())
+
+        def forward(self, images):
+            return self.features(images).mean((2, 3))
+
+    network, images = lively(Twice()), torch.randn(2, 3, 8, 8).double()
+    expected = network(images)
+    folded = fold(network)
+    assert norms(folded) == [] and torch.allclose(folded(images), expected, atol=1e-5)
+
+
+def test_batch_norms_that_share_their_weights_are_not_folded():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    network[3].weight, network[3].bias = network[1].weight, network[1].bias
+    assert norms(fold(lively(network))) == ["1", "3"]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -633,6 +634,25 @@ def test_a_list_of_images(root, tmp_path, delimiter):
     assert found.classes == expected.classes
     np.testing.assert_array_equal(found.train.images, expected.train.images)
     np.testing.assert_array_equal(found.test.labels, expected.test.labels)
+
+
+def test_rows_of_a_list_with_another_split_or_none_are_told(root, tmp_path, caplog):
+    rows = [("split", "image", "label")]
+    rows += [(path.parts[-3], str(path), path.parts[-2]) for path in sorted(root.rglob("*.png"))]
+    table = tmp_path / "photos.csv"
+
+    shutil.copy(rows[1][1], tmp_path / "more.png")
+
+    def write(split):
+        own = [rows[0], (split, "more.png", rows[1][2]), *rows[1:]]
+        table.write_text("".join(",".join(row) + "\n" for row in own))
+
+    write("trian")
+    assert len(prepare(table, tmp_path / "a").test) == len([row for row in rows if row[0] == "test"])
+    assert f"{table}: the images of the split trian are not used (1)" in caplog.text
+    write("")
+    with pytest.raises(UserError, match=r"root: line 2 of .*photos.csv has no split: write train or test in it"):
+        prepare(table, tmp_path / "b")
 
 
 def test_a_list_without_splits_is_split(tmp_path):

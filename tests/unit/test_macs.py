@@ -316,6 +316,34 @@ def test_the_module_is_left_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_a_parametrized_model_works_as_before():
+    """torch's `remove_parametrizations` changes a class that the copy shares with the model."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    network, images = nn.Sequential(layer, nn.Flatten()).eval(), torch.ones(1, 3, 4, 4)
+    expected = network(images)
+    assert count_macs(network, (3, 4, 4))["sparse"]["convolution"] == 4 * 3 * 9 * 4
+    assert torch.equal(network(images), expected)
+
+
+class Attending(nn.Module):
+    """An attention layer over 16 tokens of 8 numbers. With `averages` it computes its products one by one."""
+
+    def __init__(self, averages):
+        super().__init__()
+        self.tokens, self.averages = nn.Conv2d(3, 8, 4, 4), averages
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images):
+        tokens = self.tokens(images).flatten(2).mT
+        return self.attention(tokens, tokens, tokens, need_weights=self.averages)[0].mean(1)
+
+
+def test_fused_attention_counts_its_products():
+    fused, plain = (count_macs(Attending(averages), (3, 16, 16))["dense"] for averages in (False, True))
+    assert fused["other"] == 16 * 16 * (8 + 8) and fused["linear"] == plain["linear"] == 16 * 4 * 8 * 8
+    assert plain["other"] - fused["other"] == plain["total"] - fused["total"] <= 0.05 * plain["total"]
+
+
 def test_what_fvcore_cannot_count_is_said_once(caplog):
     with caplog.at_level(logging.INFO):
         count_macs(Residual(), (3, 16, 16))

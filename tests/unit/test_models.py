@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,15 @@ from seam.masks.layers import unused_parameters
 from seam.models import published
 from seam.models.architectures import build_model, require_classifier
 from seam.models.published import HUB, HUB_NORMALIZATION, SHA256, fetch_weights, read_weights
-from seam.models.surgery import find_last_layer, initialise_head
+from seam.models.surgery import (
+    copy_module,
+    copy_state,
+    find_last_layer,
+    initialise_head,
+    replace_last_layer,
+    to_channels_last,
+    with_head,
+)
 from seam.models.unallocated import build_unallocated
 from seam.models.weights import Source, load_state, open_source, save_source
 from seam.reuse.load import load_student
@@ -584,3 +593,72 @@ def test_a_head_begins_with_the_answers_of_the_source_model_also_beside_a_rest_o
     places[:3] = torch.tensor([2, 0, 1])
     initialise_head(single, places, logits[:3], torch.tensor([2, 0, 1]))
     torch.testing.assert_close(single(logits.relu()), logits[:, [1, 2, 0]])
+
+
+class Viewing(nn.Module):
+    """A network as beginners write it: `view` needs the usual order in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, images):
+        features = self.layer(images).relu()
+        return self.head(features.view(features.size(0), -1))
+
+
+def test_a_network_that_views_its_features_keeps_the_usual_order():
+    torch.manual_seed(0)
+    network, images = Viewing().eval(), torch.randn(2, 3, 8, 8)
+    expected, device = network(images), torch.device("cpu")
+    last = images.contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="view size"):
+        network(last)
+    model = with_head(to_channels_last(network, device, (8, 8)), 5, 2)
+    assert torch.allclose(model.source(last), expected, atol=1e-6)
+    again = to_channels_last(copy_module(model), device, (8, 8))
+    assert torch.equal(again.source(last), model.source(last)) and len(again.source._forward_pre_hooks) == 1
+    plain = to_channels_last(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), device, (8, 8))
+    assert plain[0].weight.is_contiguous(memory_format=torch.channels_last) and not plain._forward_pre_hooks
+
+
+def test_layers_that_ask_for_their_version_load():
+    """Without the version in a state dictionary, MNASNet refuses it."""
+    network = build_model("torchvision:mnasnet0_5", 3)
+    state = network.state_dict()
+    assert load_state(build_model("torchvision:mnasnet0_5", 3), dict(state), "x.pth") is None
+    network.load_state_dict(copy_state(network))
+
+
+def test_lazy_layers_are_one_sentence():
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    problem = load_state(lazy, {"1.weight": torch.zeros(3, 2), "1.bias": torch.zeros(3)}, "x.pth")
+    assert (
+        problem == "x.pth cannot be loaded: 1.weight is of a lazy layer of the architecture. Give the layer its sizes."
+    )
+
+
+def test_modules_that_keep_computed_tensors_are_copied():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nn.utils.weight_norm(nn.Linear(3, 2))
+    network = nn.Sequential(layer)
+    network.kept = [network(torch.ones(1, 3))]
+    copied = copy_module(network)
+    assert torch.equal(copied(torch.ones(1, 3)), network(torch.ones(1, 3))) and not copied.kept[0].requires_grad
+
+
+def test_a_last_layer_with_two_names_is_replaced_under_both():
+    network = nn.Module()
+    network.fc = nn.Linear(4, 3)
+    network.top = nn.Sequential(nn.Flatten(), network.fc)
+    replace_last_layer(network, "fc", 7)
+    assert network.top[1] is network.fc and network.fc.out_features == 7
+
+
+def test_a_new_head_has_the_precision_of_its_network():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert with_head(nn.Linear(3, 2).float(), 2, 2).head.weight.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from seam.report.partial import UnfinishedJobs, failure_reason, with_missing_rows
+from seam.report.partial import UnfinishedJobs, failure_reason, with_missing_counts, with_missing_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,16 @@ def test_missing_rows_stand_in_their_place_and_the_others_are_as_they_were(tmp_p
         "b,,,b,No.",
         "c,7,1.0,c,no latency",
     ]
+
+
+def test_means_tell_what_is_not_in_them():
+    """A problem that lacks only what an engine has to tell is in all other means."""
+    problems = [{"folder": name, "problem": "binary"} for name in "abc"]
+    columns = ["group", "engine", "student", "problems"]
+    rows = [["all", "", "", 2], ["all", "seam", "", 1], ["binary", "onnxruntime", "", 2]]
+    summary = pd.DataFrame(rows, columns=columns)
+    found = with_missing_counts(summary, {"problems": problems, "students": []}, {"a": "No."})
+    assert found["missing"].tolist() == ["1 of 3 target problems", "2 of 3 target problems", "1 of 3 target problems"]
 
 
 def test_an_unexpected_end_of_collecting_is_no_traceback(tmp_path):

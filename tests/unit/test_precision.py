@@ -97,7 +97,8 @@ def test_a_search_in_bfloat16_agrees_with_one_in_float32(bfloat16, place):
     expected, seen = searched("cpu")
     assert seen == {EXACT_STEP, MEASURED}
     found, seen = searched(bfloat16(place))
-    assert seen == {STEP, MEASURED}  # steps, and the accuracy after each epoch
+    # Steps, the accuracy after each epoch, and a trial of the training mode before the search.
+    assert seen == {STEP, MEASURED, EXACT_STEP}
     assert all(value.dtype == torch.float32 for value in found.head.values())
     for name, bound in (("retention", 0.05), ("accuracy", 0.1), ("cross_entropy", 0.05)):
         values = [[row[name] for row in result.history] for result in (expected, found)]

@@ -55,7 +55,7 @@ RULES = {
     "time_engine": f"cost cost.runners engine {FILES}",
     "time_deepsparse": f"cost cost.runners {FILES}",
     "quantize": f"cost data {FILES} memory seeds",
-    "evaluate_int8": f"cost cost.runners data engine evaluation {FILES} memory precision seeds",
+    "evaluate_int8": f"cost cost.runners data engine evaluation {FILES} memory models precision seeds",
     "measure_channel_costs": f"cost cost.runners engine {FILES} masks memory models",
     "time_budget": f"cost cost.runners engine {FILES}",
     "time_baselines": f"cost cost.runners {FILES}",

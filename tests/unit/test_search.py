@@ -210,3 +210,37 @@ def test_a_loss_that_is_not_finite_ends_the_search_with_a_sentence():
 def test_a_search_that_removes_everything_says_so():
     with pytest.raises(UserError, match="No weight was left in epoch 2"):
         run(alpha=1e6, lr_mask=10.0)
+
+
+class Statistics(nn.Module):
+    """A batch norm by hand."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+
+    def forward(self, images):
+        if not self.training:
+            return images - self.mean
+        mean = images.mean((0, 2, 3), keepdim=True)
+        with torch.no_grad():
+            self.mean.lerp_(mean, 0.1)
+        return images - mean
+
+
+def test_statistics_that_are_no_batch_norms_stay_as_the_source_model_has_them():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Statistics(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = network[1].mean.clone()
+    found = search(with_head(network, 8, 2), batches(), batches(48, seed=1), 0.9, SearchSettings(epochs=3))
+    assert torch.equal(network[1].mean, before) and len(found.history) == 3
+
+
+def test_a_network_with_auxiliary_outputs_in_training_is_one_sentence():
+    class Auxiliary(nn.Linear):
+        def forward(self, images):
+            logits = super().forward(images.flatten(1))
+            return (logits, logits) if self.training else logits
+
+    with pytest.raises(UserError, match="In training mode the network gives a tuple: let it return its logits alone"):
+        search(with_head(Auxiliary(192, 5), 5, 2), batches(), batches(48, seed=1), 0.9, SearchSettings(epochs=1))

@@ -22,7 +22,7 @@ from PIL import Image
 import seam
 from seam.cli.main import main
 from seam.cli.progress import describe
-from seam.cli.shrink import is_few, judge, summary, training_images
+from seam.cli.shrink import judge, summary
 from seam.config import plan
 from seam.cost.export import export
 from seam.cost.macs import count_macs
@@ -1072,16 +1072,13 @@ def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):
     assert main(arguments) == 0
     shown = capsys.readouterr()
     assert "the smallest class has 40 training images, too few for a budget" in shown.err
-    assert "searching binary red: 60 epochs" in shown.err and "epoch 60/60: " in shown.err
+    assert "searching binary red: 60 epochs of about 64 images" in shown.err and "epoch 60/60: " in shown.err
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["budget"] is None and card["settings"]["initial_head"] == "source" and card["selection"] == "last"
     assert card["accuracy"]["reengineered"] >= card["accuracy"]["source"] - 0.02
     for option in (["--epochs", "5"], ["--search", "lr_mask=0.1"], ["--search", "alpha=3"]):
         assert main([*arguments, "--budget", "none", *option]) == 1
         assert f"{' '.join(option)} has no effect with so few images" in capsys.readouterr().err
-    problem = SimpleNamespace(problem="multiclass_rest", keep=["a"])
-    assert training_images(np.repeat([0, 1, 2], [30, 5, 9]), ["a", "b", "c"], problem) == (35, 14)
-    assert is_few(50, []) and not is_few(51, []) and not is_few(5, ["few_images=0"])
 
 
 def test_models_by_name():
@@ -1230,6 +1227,36 @@ def test_a_data_set_by_name_becomes_a_folder_once(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=sentence):
             fetching.image_folder(name, tmp_path)
     assert fetching.image_folder("photos", tmp_path) == "photos"
+
+
+def test_images_of_a_data_set_by_name_are_stored_as_the_workflow_sees_them(tmp_path, monkeypatch):
+    """Pillow clips 16 bits of grey to 255, and leaves photos as the camera was held."""
+    import torchvision
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (9, 6)).save(tmp_path / "held.jpg", exif=exif)
+    grey = Image.fromarray(np.full((6, 9), 25600, np.uint16))
+
+    class Odd:
+        classes = ["a", "b"]
+
+        def __init__(self, root, download=False):
+            pass
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, place):
+            return (grey, Image.open(tmp_path / "held.jpg"))[place], place
+
+    monkeypatch.setattr(torchvision.datasets, "Odd", Odd, raising=False)
+    folder = Path(fetching.image_folder("torchvision:Odd", tmp_path))
+    first, second = (Image.open(folder / name) for name in ("a/000000.png", "b/000001.png"))
+    assert first.getpixel((0, 0)) == (100, 100, 100) and second.size == (6, 9)
+    monkeypatch.setattr(Odd, "classes", ["a/b", "a-b"])
+    with pytest.raises(UserError, match="'a/b' and 'a-b' would share the folder a-b"):
+        fetching.image_folder("torchvision:Odd", tmp_path / "other")
 
 
 def test_data_sets_by_name_are_split_as_they_are_or_later(tmp_path, monkeypatch):

@@ -413,9 +413,12 @@ def engine_kernels(wildcards):
 
 
 def engine_version(wildcards):
-    """Return the version of the engine's package. That of the engine for zeros is in its files."""
+    """Return the version of the engine's package. That of the engine for zeros is in its files.
+
+    The engine for zeros lets ONNX Runtime run models with few zeros.
+    """
     engine = KNOWN_ENGINES[wildcards.engine]
-    return {} if engine.runner == "seam_engine" else versions(engine.package)
+    return versions("onnxruntime" if engine.runner == "seam_engine" else engine.package)
 
 
 def budget_engine(function):
@@ -734,6 +737,5 @@ def show_results():
         return
     from seam.report.closing import closing_lines
 
-    page = "results/report.html"
-    for line in closing_lines("results/tables", page if Path(page).exists() else None):
+    for line in closing_lines("results/tables", "results/report.html", bool(budget_files())):
         logger.info(line)

@@ -12,12 +12,10 @@ weights), the same share in each, so that the multiply-adds left are that share,
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,52 +67,21 @@ for line in sys.stdin:
 def build(case: Case, checkpoint: Path | None):
     """Return the case's network with its smallest weights zero, in eval mode."""
     import torch
-    import torchvision
+
+    from seam.models.architectures import ARCHITECTURES, build_model
+    from seam.models.unpickling import read_checkpoint
 
     torch.manual_seed(0)
-    if case.network == "resnet20":
-        from seam.models.cifar import resnet20
-        from seam.models.unpickling import read_checkpoint
-
-        module = resnet20(10)
-        if checkpoint:
-            module.load_state_dict(read_checkpoint(checkpoint)[0])
-    elif case.network == "vgg16_bn":
-        module = torchvision.models.vgg16_bn(weights=None)
-        module.avgpool = torch.nn.Identity()
-        module.classifier = torch.nn.Sequential(
-            torch.nn.Linear(512, 512),
-            torch.nn.ReLU(),
-            torch.nn.Linear(512, 512),
-            torch.nn.ReLU(),
-            torch.nn.Linear(512, 10),
-        )
-    else:
-        module = getattr(torchvision.models, case.network)(weights=None)
+    is_cifar = case.network in ARCHITECTURES
+    module = build_model(case.network, 10) if is_cifar else build_model(f"torchvision:{case.network}", 1000)
+    if checkpoint and case.network == "resnet20":
+        module.load_state_dict(read_checkpoint(checkpoint)[0])
     for parameter in module.parameters():
         zeros = parameter.numel() - round(parameter.numel() * case.kept)
         if parameter.ndim > 1 and zeros:
             limit = parameter.data.abs().flatten().kthvalue(zeros).values
             parameter.data[parameter.data.abs() <= limit] = 0
     return module.eval()
-
-
-def export(module, size: int, path: Path) -> None:
-    """Write the network as an ONNX file with a free batch size."""
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.zeros(1, 3, size, size),),
-            str(path),
-            dynamo=False,
-            opset_version=13,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-        )
 
 
 class Deepsparse:
@@ -204,24 +171,16 @@ def measure(model: str, path: Path, images: int, threads: int, deepsparse: Deeps
     return row
 
 
-def processor() -> str:
-    """Return the processor's name and the number of cores."""
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
-
-
 def models(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the names and files of the models to time; those of CASES are written to `folder`."""
+    from seam.cost.export import export
+
     for path in options.models or ():
         yield str(path), path
     for case in () if options.models else CASES:
         if not options.only or options.only in case.name:
             path = folder / f"{case.name}.onnx"
-            export(build(case, options.cifar), case.size, path)
+            export(build(case, options.cifar), path, (3, case.size, case.size))
             yield case.name, path
 
 
@@ -238,9 +197,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     options = parser.parse_args()
 
+    from seam.cost.processor import describe_cpu
     from seam.engine.native import instruction_set
 
-    print(f"{processor()}, {instruction_set().name}, load {os.getloadavg()[0]:.1f}")
+    machine = f"{describe_cpu()[0]}, {os.cpu_count()} cores"
+    print(f"{machine}, {instruction_set().name}, load {os.getloadavg()[0]:.1f}")
     deepsparse = Deepsparse(options.deepsparse) if options.deepsparse else None
     columns = ["model", "images", "threads", "onnxruntime", "seam", "onnxruntime/seam", "onnxruntime/seam_least"]
     columns += ["deepsparse", "deepsparse/seam", "deepsparse/seam_least"] if deepsparse else []
@@ -254,7 +215,7 @@ def main() -> None:
                     rows.append(measure(name, path, images, threads, deepsparse, options.seconds))
                     print("  ".join(f"{rows[-1][name]!s:>{len(name)}}" for name in columns), flush=True)
     if options.json:
-        options.json.write_text(json.dumps({"machine": processor(), "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.log import log
+from seam.models.surgery import evaluating
 from seam.precision import exact
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ def predict(
     """Return the model's (logits float32 [N, K], labels int64 [N]) over all batches, in eval mode, on the CPU.
 
     The modes of the model's layers are then as before. Raises UserError if there is no batch, if the labels are not
-    one whole number from 0 to K - 1 for each image, or if a logit is not finite.
+    one whole number from 0 to K - 1 for each image, if the model returns something else than a tensor, or if a logit is
+    not finite.
     """
     with evaluating(model):
-        pairs = [(model(images), labels) for images, labels in map(require_pair, batches)]
+        pairs = [(_logits(model, images), labels) for images, labels in map(require_pair, batches)]
     if not pairs:
         raise UserError("There are no images to evaluate a model on: the batches are empty.")
     logits, labels = torch.cat([pair[0] for pair in pairs]).float().cpu(), torch.cat([pair[1] for pair in pairs]).cpu()
@@ -41,16 +42,11 @@ def predict(
     return logits, labels
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, in which it draws no random numbers, and each layer back into its own mode."""
-    modes = [(layer, layer.training) for layer in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for layer, training in modes:
-            layer.training = training
+def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    outputs = model(images)
+    if not isinstance(outputs, torch.Tensor):
+        raise UserError(f"The model gives a {type(outputs).__name__} for images: let it return its logits alone.")
+    return outputs
 
 
 def require_pair(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,15 +62,21 @@ def describe(name: str, epoch: int, epochs: int | None, row: Mapping[str, Any], 
     if row.get("retention") is not None:
         parts.append(f"{100 * row['retention']:.1f} % of the weights kept")
     if seconds_left is not None:
-        parts.append(f"at most {time_left(seconds_left)} left")
+        parts.append(f"at most {duration(seconds_left)} left")
     return f"{name}: {', '.join(parts)}"
 
 
-def time_left(seconds: float) -> str:
-    """Return a time in the unit that people would use."""
+def duration(seconds: float) -> str:
+    """Return a time in the unit that people would use.
+
+    >>> duration(0.2), duration(42), duration(600), duration(8000), duration(300000)
+    ('1 s', '42 s', '10 min', '2.2 h', '3.5 days')
+    """
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def job_name(log: str | os.PathLike[str]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from seam.bench.network import BATCH, SIZE
+from seam.cost.processor import describe_cpu
 
 UNITS = ("megabytes", "searches", "seconds")  # keys of a row that hold the numbers of each side
 
@@ -20,7 +19,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Return what a result says of the machine, its load included."""
     facts = {
         "device": device.type,
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()[0],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -31,14 +30,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     if hasattr(os, "getloadavg"):
         facts["load_before"] = round(os.getloadavg()[0], 2)
     return facts
-
-
-def processor() -> str:
-    """Return the name of the processor."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
 
 
 def render(result: dict[str, Any]) -> str:

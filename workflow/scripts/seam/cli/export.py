@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.errors import UserError
     from seam.files import read_json
     from seam.memory import use_threads
-    from seam.reuse.cards import is_delivered, require_result
+    from seam.reuse.cards import dataset_folder, is_delivered, require_result
 
     use_threads(1)
     if is_delivered(options.folder):
@@ -44,10 +44,7 @@ def run(options: argparse.Namespace) -> int:
     metrics = read_json(options.folder / "metrics.json")
     with of_this_version(options.folder):
         model, target, dataset = (folder_name(metrics[name]) for name in ("model", "target", "dataset"))
-        data = next(
-            (place / "datasets" / dataset for place in options.folder.resolve().parents
-             if (place / "datasets" / dataset / "dataset.json").is_file()), None,
-        )  # fmt: skip
+        data = dataset_folder(options.folder, dataset)
         if data is None:
             raise UserError(f"{options.folder} does not lie in the results of a run: there is no datasets/{dataset}.")
         out = own_folder(options.out or Path("shrunk") / f"{model}-{target}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from seam.errors import cannot_write, printable
 from seam.log import log
-from seam.progress import progress
+from seam.progress import duration, progress
 
 
 class Progress(logging.Handler):
@@ -77,18 +77,6 @@ def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_lef
     if seconds_left is not None and epoch != epochs:
         parts.append(f"{duration(seconds_left)} left")
     return f"epoch {epoch}{f'/{epochs}' if epochs else ''}: {', '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them.
-
-    >>> duration(42), duration(600), duration(8000)
-    ('42 s', '10 min', '2 h 13 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def show_log(path: str, quiet: bool) -> Progress:

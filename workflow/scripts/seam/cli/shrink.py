@@ -138,9 +138,10 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.choices import RECOVERY, make_choices, parse_budget, recovery_choice, search_choice
     from seam.delivery.fetching import image_folder
     from seam.delivery.replacing import alone, free_folder
-    from seam.delivery.shrinking import Shrinking, require_engines, use_one_thread
+    from seam.delivery.shrinking import Shrinking, require_engines
     from seam.device import select_device
     from seam.errors import UserError
+    from seam.memory import use_threads
     from seam.reuse.cards import WORK, is_delivered
     from seam.settings import SearchSettings, for_few_images
 
@@ -167,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
         test_share=options.test_share, seed=options.seed,
     )  # fmt: skip
     choices.recovery = recovery_choice(options.recovery)
-    search_choice(1, budget, options.epochs, options.search, options.granularity)  # mistakes are told at once
+    wanted = SearchSettings(**search_choice(1, budget, options.epochs, options.search, options.granularity))
     out = own_folder(options.out or Path("shrunk") / f"{choices.model}-{choices.target}")
     work = work_folder(options.work or out.with_name(f"{out.name}{WORK}"), out)
     require_outside({"--out": out, "--work": work}, data)
@@ -185,7 +186,7 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of packages, which a user cannot do anything about
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:
-        use_one_thread(options.threads)
+        use_threads(options.threads)
         for note in choices.notes:
             say(note)
         if is_delivered(out):
@@ -194,8 +195,9 @@ def run(options: argparse.Namespace) -> int:
         images = shrinking.prepare_data()
         say(f"normalization: {shrinking.fetch_source(images)}")
         shrinking.check_export(images)
-        count, fewest = training_images(images.train.labels, images.classes, choices)
-        few = is_few(fewest, options.search)
+        sizes = shrinking.class_sizes(images)
+        fewest, count = min(sizes), round((1 - wanted.holdout) * sum(sizes))
+        few = fewest <= wanted.few_images
         if few and options.granularity == "weight":
             if options.budget is None:
                 budget = None
@@ -233,29 +235,9 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_WORSE if verdict else 0
 
 
-def training_images(labels: Any, classes: list[str], choices: Any) -> tuple[int, int]:
-    """Return (about how many images an epoch of the search has, training images of the problem's smallest class)."""
-    members = [classes.index(name) for name in choices.keep]
-    counts = [int((labels == member).sum()) for member in members]
-    total, others = sum(counts), len(labels) - sum(counts)
-    if choices.problem in ("binary", "group"):
-        counts = [min(total, others)] * 2
-    elif choices.problem == "multiclass_rest":
-        counts.append(min(round(total / len(members)), others))
-    return round(0.8 * sum(counts)), min(counts)  # the rest of the images is held out
-
-
 def has_few_images(card: Card) -> bool:
     """Return whether the search took the settings for few images."""
     return card["settings"].get("initial_head") == "source" and card["selection"] == "last"
-
-
-def is_few(images: int, search: list[str]) -> bool:
-    """Return whether so many images of the smallest class are few, as the search sees it. search: `--search`."""
-    from seam.settings import SearchSettings
-
-    given = [text.partition("=")[2] for text in search if text.startswith("few_images=")]
-    return images <= (int(given[-1]) if given else SearchSettings().few_images)
 
 
 def require_effect(settings: Mapping[str, Any], fewest: int, epochs: int | None, search: list[str]) -> None:

@@ -6,7 +6,6 @@ how these times add up, and others, which that fit has not seen, how well they d
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 import time
@@ -28,6 +27,7 @@ from seam.masks.channel_costs import ChannelTime, multiples
 from seam.masks.channels import ChannelGroups, find_groups
 from seam.masks.layouts import CONVOLUTIONS, TRANSPOSED
 from seam.masks.shrink import shrink
+from seam.models.surgery import copy_module
 from seam.models.uses import input_shapes
 
 POINTS = 8  # numbers of channels at which a layer is timed, at most, for its inputs and for its outputs
@@ -54,7 +54,7 @@ def measure_channel_costs(
     the search takes. engine: its name; open_engine: its function of `seam.cost.runners`. Raises UserError if the engine
     is missing or does not run a layer.
     """
-    module = copy.deepcopy(module).cpu().eval()
+    module = copy_module(module).cpu().eval()
     groups = find_groups(module, torch.zeros(1, *image_shape))
     description, load = open_engine(1, batch)
     with tempfile.TemporaryDirectory() as name:
@@ -299,7 +299,7 @@ def _time_networks(
     passes = {}
     for number, kept in enumerate(choices):
         path = folder / f"network{number}.onnx"
-        export(shrink(copy.deepcopy(module), groups, kept), path, image_shape, batch)
+        export(shrink(copy_module(module), groups, kept), path, image_shape, batch)
         passes[number] = _bound(_loaded(load, path, "network"), (batch, *image_shape))
     return [(choices[number], milliseconds) for number, milliseconds in _time_in_turn(passes).items()]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import os
 import warnings
@@ -19,7 +18,7 @@ from seam.cost.branches import drop_zero_branches, has_removed_branches
 from seam.errors import UserError, first_line
 from seam.files import atomic_write, seal_onnx
 from seam.log import log
-from seam.models.surgery import plain_attention
+from seam.models.surgery import copy_module, plain_attention
 
 OPSET = 13  # the newest that DeepSparse 1.8.0 supports completely
 TOLERANCE = 1e-3  # of the largest output; a correct export of a deep network differs by some 1e-6
@@ -41,7 +40,7 @@ def export(
 
     Raises UserError if ONNX cannot express the module or if the file computes something else.
     """
-    module = copy.deepcopy(module.module if isinstance(module, nn.DataParallel) else module).cpu().eval()
+    module = copy_module(module.module if isinstance(module, nn.DataParallel) else module).cpu().eval()
     if dtypes := {str(tensor.dtype) for tensor in module.parameters() if tensor.dtype != torch.float32}:
         raise UserError(f"The weights of the model of {path} are {', '.join(sorted(dtypes))}: export module.float().")
     with atomic_write(path) as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 import time
@@ -21,6 +20,7 @@ from seam.engine.errors import EngineError
 from seam.errors import UserError
 from seam.files import write_json
 from seam.log import log
+from seam.models.surgery import copy_module
 from seam.models.uses import calls_of
 
 DENSITIES = (0.05, 0.1, 0.2)  # of the weights that are not zero in the models that are measured
@@ -101,7 +101,7 @@ def write_layer_costs(
 
 @torch.no_grad()
 def _with_random_zeros(module: nn.Module, density: float) -> nn.Module:
-    module = copy.deepcopy(module).cpu()
+    module = copy_module(module).cpu()
     generator = torch.Generator().manual_seed(0)
     layers = [layer for layer in module.modules() if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))]
     for weight in {layer.weight: None for layer in layers}:  # once, if layers share it

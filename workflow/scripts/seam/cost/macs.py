@@ -5,7 +5,7 @@ fvcore counts a fused multiply-add as one, and calls it a FLOP.
 
 from __future__ import annotations
 
-import copy
+import math
 import os
 from collections import Counter
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from seam.files import write_json
 from seam.log import log
-from seam.models.surgery import plain_attention
+from seam.models.surgery import copy_module, plain_attention
 from seam.models.uses import count_uses_by_kind, weight_names
 
 OPERATORS = {"conv": "convolution", "linear": "linear", "addmm": "linear"}  # fvcore's names to ours
@@ -33,9 +33,10 @@ def count_macs(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Mac
     """
     from fvcore.nn import FlopCountAnalysis
 
-    module = _with_effective_weights(copy.deepcopy(module).cpu().eval())
+    module = _with_effective_weights(copy_module(module).cpu().eval())
     analysis = FlopCountAnalysis(module, torch.zeros(1, *image_shape))
     analysis.set_op_handle("aten::_convolution_mode", _padded_by_name)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     dense: Macs = {"convolution": 0, "linear": 0, "other": 0}
     with plain_attention():
@@ -78,11 +79,27 @@ def _padded_by_name(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"conv": conv_flop_count(*shapes)})
 
 
+def _attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Return the MACs of queries [..., L, E] x keys [..., S, E], and of their products x values [..., S, V]."""
+    from fvcore.nn.jit_handles import get_shape
+
+    shapes: list[Any] = [get_shape(value) for value in inputs[:3]]
+    (*heads, length, width), keys, values = shapes
+    return Counter({"attention": math.prod(heads) * length * keys[-2] * (width + values[-1])})
+
+
 def _with_effective_weights(module: nn.Module) -> nn.Module:
-    """Let the weights of parametrized layers be what these compute from their parameters."""
+    """Let the weights of parametrized layers be what these compute from their parameters.
+
+    torch's own `remove_parametrizations` also changes the class of the layer, which the module's copies share.
+    """
     for layer in list(module.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")
+        if parametrize.is_parametrized(layer):
+            values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # pyright: ignore
+            del layer.parametrizations
+            layer.__class__ = type(layer).__bases__[0]
+            for name, value in values.items():
+                setattr(layer, name, nn.Parameter(value))
     return module
 
 

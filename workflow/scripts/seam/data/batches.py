@@ -40,11 +40,13 @@ def batches(
     generator: torch.Generator | None = None,
     shuffle: bool = False,
     workers: int | None = None,
+    enlarge: bool = True,
 ) -> Batches:
     """Return the mini-batches of the images `indices` of a split: an iterable with a length, new in each epoch.
 
     indices: integers [N] into the split; labels: their labels in the problem at hand [N];
     batch_size: without `shuffle`, it is at least 256 on a GPU;
+    enlarge: if false, it is as given, as where gradients are computed;
     normalization: (mean, std), each of 3 values, for images in 0..1;
     augmentation: any of "crop" (zero padding of an eighth of the size, then a random crop), "flip",
     "resized-crop" (a random part of 8 to 100 % of the stored image, resized);
@@ -59,6 +61,8 @@ def batches(
     """
     if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
         raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
+    if enlarge and not shuffle and torch.device(device).type == "cuda":
+        batch_size = max(batch_size, MIN_UNSHUFFLED)
     common = (split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle)
     return ArrayBatches(*common) if split.images is not None else FileBatches(*common, workers)
 
@@ -90,8 +94,7 @@ class Batches:
     ) -> None:
         self.split, self.indices = split, np.asarray(indices, np.int64)
         self.device = torch.device(device)
-        enlarge = self.device.type == "cuda" and not shuffle
-        self.batch_size = max(batch_size, MIN_UNSHUFFLED) if enlarge else batch_size
+        self.batch_size = batch_size
         self.augmentation, self.generator, self.shuffle = frozenset(augmentation), generator, shuffle
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in normalization)
         self.scale = (1 / (255 * std)).float().to(self.device)

@@ -13,6 +13,7 @@ from seam.files import open_file
 # Pillow reads more formats, some of them by starting another program (EPS: Ghostscript). These are enough.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 90_000_000  # of a resized image, such as one a pixel wide
+ORIENTATION = 0x0112  # its number in EXIF
 LARGE = 128  # pixels: from this working size on, images are stored larger than they are used; see `stored_size`
 
 
@@ -38,15 +39,7 @@ def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
             if min_side and min(image.size) >= 4 * min_side:
                 image.draft("RGB", (2 * min_side, 2 * min_side))
             image.load()
-            if "exif" in image.info or image.format == "TIFF":
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 255
-                image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-            if image.mode == "F":  # Pillow would take them for 0 to 255
-                raise ValueError("its pixels are fractions; save it with 8 or 16 bits")
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return as_rgb(image)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -57,6 +50,19 @@ def open_image(path: str | os.PathLike[str], min_side: int | None = None) -> Ima
     except Exception as error:  # Pillow raises many types for a damaged file
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}): replace it or remove it.") from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, rotated as its metadata say. Raises ValueError if its pixels are fractions."""
+    if image.getexif().get(ORIENTATION, 1) != 1:  # of XMP, too
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode == "F":  # Pillow would take them for 0 to 255
+        raise ValueError("its pixels are fractions; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_image(path: str | os.PathLike[str], side: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import tempfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from seam.delivery.card import counted, percent
 from seam.errors import UserError, one_line
 from seam.masks.layers import maskable, unused_parameters
 from seam.models.architectures import require_classifier
+from seam.models.surgery import copy_module
 
 ENGINE_IMAGES = 2  # that an engine computes
 
@@ -45,7 +45,7 @@ class Check:
 
 def check_network(module: nn.Module, outputs: int, size: int, export_model: bool = True) -> Check:
     """Return what a model can do on images of `size` px: masks, MACs, removal of channels, export, engines."""
-    check, module = Check(), copy.deepcopy(module).cpu().eval()
+    check, module = Check(), copy_module(module).cpu().eval()
     try:
         require_classifier(module, outputs, (size, size), "The model")
     except UserError as error:
@@ -104,7 +104,7 @@ def _check_macs(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None
 
     try:
         macs = count_macs(module, shape)
-        empty = copy.deepcopy(module)
+        empty = copy_module(module)
         with torch.no_grad():
             for value in maskable(empty).values():
                 value.zero_()
@@ -194,7 +194,7 @@ def _seam(path: Path, images: np.ndarray) -> np.ndarray:
 
 def _openvino(path: Path, images: np.ndarray) -> np.ndarray:
     openvino = importlib.import_module("openvino")  # no requirement
-    return np.asarray(openvino.compile_model(str(path), "CPU")([images])[0])
+    return np.asarray(openvino.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0])
 
 
 ENGINES: dict[str, Callable[[Path, np.ndarray], np.ndarray]] = {

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from seam.data.batches import batches
-from seam.data.kinds.imagefolder import image_files, warn_of_ignored
+from seam.data.kinds.imagefolder import folder_names, image_files, warn_of_ignored
 from seam.data.kinds.listing import TEST_FOLDERS, is_table, read_table
 from seam.data.problems import REST
 from seam.data.storage import Split
 from seam.delivery.choices import data_errors
 from seam.device import select_device
 from seam.errors import UserError
-from seam.evaluation import predict
+from seam.evaluation import confusion_matrix, predict
 from seam.files import read_json
 from seam.models.classes import normalised_name
+from seam.models.surgery import to_channels_last
 from seam.report.intervals import wilson
-from seam.reuse.cards import MOST_PIXELS, is_delivered, read_card
+from seam.reuse.cards import MOST_PIXELS, dataset_folder, is_delivered, is_side, read_card
 from seam.reuse.load import load_reengineered
 
 BATCH = 64
@@ -43,11 +43,9 @@ def evaluate_folder(
     images = batches(
         split, np.arange(len(files)), labels, BATCH, normalization=model.normalization, device=torch_device
     )
-    logits, truth = predict(model.to(torch_device), images)
-    answers, count = logits.argmax(1), len(model.classes)
-    confusion = torch.zeros(count, count, dtype=torch.int64)
-    confusion.index_put_((truth, answers), torch.ones(len(truth), dtype=torch.int64), accumulate=True)
-    totals, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
+    logits, truth = predict(to_channels_last(model, torch_device, (side, side)), images)
+    confusion = confusion_matrix(logits.argmax(1), truth, len(model.classes))
+    totals, right = [sum(row) for row in confusion], [row[place] for place, row in enumerate(confusion)]
     shares = {name: r / t for name, r, t in zip(model.classes, right, totals, strict=True) if t}
     accuracy = sum(right) / len(files)
     return {
@@ -63,7 +61,7 @@ def evaluate_folder(
             for name, images in zip(model.classes, totals, strict=True)
             if images
         },
-        "confusion": confusion.tolist(),
+        "confusion": confusion,
         "left_out": left,
     }
 
@@ -86,22 +84,29 @@ def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> t
     Images of the members of a group have the label of the group. If the last class is the rest, all classes that the
     model does not know are of it.
     """
-    known = {normalised_name(name): place for place, name in enumerate(classes)}
-    if kind == "group":
-        known |= {normalised_name(name): 0 for name in members}
     rest = len(classes) - 1 if classes[-1] == REST and kind != "multiclass" else None
     files: list[str] = []
     labels: list[int] = []
     left = []
     with data_errors():
         listed = _files(data)
+    exact = {name: place for place, name in enumerate(classes)}
+    if kind == "group":
+        exact |= dict.fromkeys(members, 0)
+    alike = Counter(map(normalised_name, exact))
+    # Names may differ in case, `_` and `-`, unless such names are different classes, as A and a are.
+    known = {
+        normalised_name(name): place
+        for name, place in exact.items()
+        if name not in listed and alike[normalised_name(name)] == 1
+    }
     if kind == "group" and not members and normalised_name(classes[0]) not in map(normalised_name, listed):
         raise UserError(
             f"The folder of the model does not say which classes are in its group {classes[0]}: put the images of all "
             "of them into a folder of that name."
         )
     for name, paths in listed.items():
-        place = known.get(normalised_name(name), rest)
+        place = exact.get(name, known.get(normalised_name(name), rest))
         if place is None:
             left.append(name)
             continue
@@ -125,11 +130,8 @@ def _files(data: str) -> dict[str, list[str]]:
     if not root.is_dir():
         raise UserError(f"--data is {data}, but there is no such folder.")
     folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root)
-    names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-    if not names:
-        raise UserError(f"--data {folder} has no folders in it: put the images of each class into one of their own.")
     ignored: Counter[str] = Counter()
-    files = {name: image_files(folder / name, ignored) for name in names}
+    files = {name: image_files(folder / name, ignored) for name in folder_names(folder)}
     warn_of_ignored(data, ignored)
     return files
 
@@ -139,13 +141,14 @@ def _recorded_size(folder: Path) -> int:
     metrics = read_json(folder / "metrics.json")
     name = str(metrics.get("dataset")) if isinstance(metrics, dict) else ""
     is_name = name == Path(name).name and name not in ("", "..")
-    for place in folder.resolve().parents if is_name else ():
-        manifest = place / "datasets" / name / "dataset.json"
-        if manifest.is_file():
-            found = read_json(manifest)
-            size = found.get("size") if isinstance(found, dict) else None
-            side = size[0] if isinstance(size, list) and size else None
-            if type(side) is not int or not 0 < side <= MOST_PIXELS:
-                raise UserError(f"{manifest} has no size of images from 1 to {MOST_PIXELS}: give it by --size.")
-            return side
+    data = dataset_folder(folder, name) if is_name else None
+    if data is not None:
+        found = read_json(data / "dataset.json")
+        size = found.get("size") if isinstance(found, dict) else None
+        side = size[0] if isinstance(size, list) and size else None
+        if not is_side(side):
+            raise UserError(
+                f"{data / 'dataset.json'} has no size of images from 1 to {MOST_PIXELS}: give it by --size."
+            )
+        return side
     raise UserError(f"{folder} does not say for which size of images its model is made: give it by --size.")

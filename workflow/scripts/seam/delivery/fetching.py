@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from seam.data.decoding import as_rgb
 from seam.errors import UserError, cannot_write, one_line
 from seam.files import write_text
 
@@ -118,11 +119,18 @@ def _is_label(label: int | None) -> bool:
 
 
 def _write(folder: Path, images: Iterable[tuple[Any, str]]) -> None:
+    names: dict[str, str] = {}
     for number, (image, name) in enumerate(images):
         safe = name.replace("/", "-").replace("\0", "").lstrip(".") or "class"
+        if names.setdefault(safe, name) != name:
+            raise UserError(
+                f"The classes {names[safe]!a} and {name!a} would share the folder {safe}: store the images as folders."
+            )
         place = folder / safe / f"{number:06}.png"
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            image.convert("RGB").save(place)
+            as_rgb(image).save(place)
         except OSError as error:
             raise cannot_write(place, error) from error
+        except ValueError as error:
+            raise UserError(f"Image {number} of class {name!a} cannot be used: {error}.") from error

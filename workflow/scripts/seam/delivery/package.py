@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import platform
 import shutil
 import warnings
@@ -249,8 +250,10 @@ def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                torch.export.save(program, file)
+            content = io.BytesIO()  # torch would end the process if it found the disk full
+            torch.export.save(program, content)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
             outputs = torch.export.load(str(path)).module()(images[:1])
             expected = model(images[:1])
     except UserError:

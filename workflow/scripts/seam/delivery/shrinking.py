@@ -20,6 +20,7 @@ from torch import nn
 
 from seam.cost.export import export, onnx_metadata
 from seam.data.batches import batches
+from seam.data.drawing import draw_problem
 from seam.data.kinds.imagefolder import listing_digest
 from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, open_dataset
@@ -31,7 +32,6 @@ from seam.errors import UserError
 from seam.evaluation import FEWEST_OTHERS, accuracy, mistaken_by_one_answer, predict
 from seam.files import json_digest, read_json, sha256, write_json
 from seam.log import log
-from seam.memory import use_threads
 from seam.models.architectures import require_classifier
 from seam.models.published import fetch_weights
 from seam.models.surgery import to_channels_last
@@ -113,6 +113,15 @@ class Shrinking:
         require_classifier(source.module, len(source.classes), data.size, "The source model")
         export(source.module, path, (3, *data.size), metadata=onnx_metadata(source.classes, source.normalization))
         self._note("export", key)
+
+    def class_sizes(self, images: Dataset) -> list[int]:
+        """Return the number of training images of each class of the problem, those that are held out among them.
+
+        Raises UserError if a class has none.
+        """
+        own = self.choices
+        problem = draw_problem(images, own.dataset, own.problem, own.target, own.keep, own.seed, holdout=0.0)
+        return np.bincount(problem.train.labels).tolist()
 
     def search(self) -> dict[str, Any]:
         """Search the masks, unless they are there; return the metrics.
@@ -355,7 +364,7 @@ class Shrinking:
         chosen = np.unique(np.linspace(0, len(data.train) - 1, min(FIT_IMAGES, len(data.train))).astype(np.int64))
         position = np.array([source.classes.index(name) for name in data.classes])
         labels = position[data.train.labels[chosen]]
-        network = to_channels_last(source.module, device)
+        network = to_channels_last(source.module, device, data.size)
         scores, losses = {}, {}
         for name, normalization in candidates.items():
             images = batches(data.train, chosen, labels, FIT_BATCH, normalization=normalization, device=device)
@@ -412,8 +421,3 @@ def require_engines(engines: tuple[str, ...], int8: bool) -> None:
 def latency_engine(settings: Mapping[str, Any]) -> str:
     """Return the engine that a budget of time is for, as the workflow takes it by default."""
     return "onnxruntime" if settings.get("granularity") == "channel" else "seam"
-
-
-def use_one_thread(threads: int | None) -> None:
-    """Let torch use this number of threads; by default as many as the workflow's searches use, one."""
-    use_threads(threads or 1)

@@ -21,7 +21,7 @@ formats = {json.dumps(FORMATS)}  # others make Pillow start programs
 folder = Path(__file__).resolve().parent
 card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
 steps = card["preprocessing"]
-image = ImageOps.exif_transpose(Image.open(sys.argv[1], formats=formats))  # upright
+image = ImageOps.exif_transpose(Image.open(open(sys.argv[1], "rb"), formats=formats))  # upright
 if image.mode.startswith("I"):  # 16 bits of grey
     image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
 image = image.convert("RGB")

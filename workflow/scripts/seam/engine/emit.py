@@ -1,7 +1,5 @@
 """Writes a model as one C file that needs no library: its kernels, its plan, and its weights as constants.
 
-python -m seam.engine.emit FOLDER [--name N] [--batch 1] [--instructions portable] [-o FOLDER]
-
 The C file has the kernels of kernels.c that the plan names, and the structures of seam.h as constants.
 """
 
@@ -11,7 +9,6 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -551,12 +548,3 @@ def run(options: argparse.Namespace) -> None:
     print(f"{', '.join(path.name for path in made.files)} in {options.output}: {made.summary}.")
     print(f"Constants take {made.constants / 1024:,.0f} KiB, the workspace {made.workspace / 1024:,.0f} KiB.")
     print(f"Build the example with `make -C {options.output}`; {made.name}.h says how to call the network.")
-
-
-if __name__ == "__main__":
-    command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(command)
-    try:
-        run(command.parse_args())
-    except EngineError as error:
-        sys.exit(str(error))

@@ -80,8 +80,6 @@ class Library:
         pointer, number = ctypes.c_void_p, ctypes.c_int
         self.run.restype = None
         self.run.argtypes = [pointer, pointer, number, number, pointer, ctypes.c_int64, pointer, pointer, pointer]
-        self.time = library.seam_time
-        self.time.restype, self.time.argtypes = None, [pointer, pointer, pointer, number, pointer]
         shapes = []
         shape = np.zeros(4, np.int32)
         if library.seam_sizes(0) != ctypes.sizeof(Op) or library.seam_sizes(1) != ctypes.sizeof(Stage):

@@ -116,7 +116,7 @@ def add_shifts(module: nn.Module, shifts: Mapping[str, torch.Tensor]) -> None:
 
     shifts: {layer: [channels]}. Raises ValueError if they do not fit the module.
     """
-    layers = dict(module.named_modules())
+    layers = dict(module.named_modules(remove_duplicate=False))
     for name, shift in shifts.items():
         layer = layers.get(name)
         if isinstance(layer, Folded):  # its biases are in the convolution, and those with a mask once more beside it

@@ -1,4 +1,4 @@
-"""Masks as bits: packed into bytes, baked into a model, or chosen without a search for comparison."""
+"""Masks as bits: packed into bytes, or baked into a model."""
 
 from __future__ import annotations
 
@@ -9,25 +9,6 @@ import torch
 from torch import nn
 
 from seam.masks.layers import maskable
-
-
-def magnitude_bits(module: nn.Module, bits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return masks that keep the largest weights of each parameter by magnitude, as many as `bits` keeps."""
-    parameters = maskable(module)
-    return {name: _keep_highest(parameters[name].detach().abs(), bit) for name, bit in bits.items()}
-
-
-def random_bits(bits: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Return masks that keep random weights of each parameter, as many as `bits` keeps."""
-    return {name: _keep_highest(torch.rand(bit.shape, generator=generator), bit) for name, bit in bits.items()}
-
-
-def _keep_highest(score: torch.Tensor, bit: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the weights with the highest score, as many as `bit` keeps; the first of equal ones."""
-    order = score.cpu().flatten().argsort(descending=True, stable=True)
-    mask = torch.zeros(bit.numel(), dtype=torch.bool)
-    mask[order[: int(bit.sum())]] = True
-    return mask.view(bit.shape)
 
 
 @torch.no_grad()
@@ -60,14 +41,8 @@ def unpack_bits(packed: dict[str, torch.Tensor], module: nn.Module) -> dict[str,
     Raises ValueError if a mask does not fit the module.
     """
     shapes = {name: parameter.shape for name, parameter in maskable(module).items()}
-    bits = {}
-    for name, data in packed.items():
-        fits = name in shapes and data.shape == (-(-shapes[name].numel() // 8),) and data.dtype == torch.uint8
-        if not fits:
-            raise ValueError(f"mask {name} does not fit the model")
-        flat = np.unpackbits(data.numpy(), count=shapes[name].numel())
-        bits[name] = torch.from_numpy(flat.astype(bool)).reshape(shapes[name])
-    return bits
+    flat = unpack_groups(packed, {name: shape.numel() for name, shape in shapes.items()})
+    return {name: bit.reshape(shapes[name]) for name, bit in flat.items()}
 
 
 def unpack_groups(packed: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:

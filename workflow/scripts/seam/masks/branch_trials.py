@@ -6,7 +6,6 @@ compute more within a layer than its type says. So each branch is removed from a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from seam.masks.branches import Branch
 from seam.models.removed import remove_layers
+from seam.models.surgery import copy_module
 
 TOLERANCE = 1e-5  # of the largest output
 
@@ -26,7 +26,7 @@ def removable_branches(module: nn.Module, branches: Sequence[Branch], images: to
     """
     if not branches:
         return []
-    trial = copy.deepcopy(module).eval()
+    trial = copy_module(module).eval()
     _randomise(trial)
     if _is_exact(trial, branches, images):
         return list(branches)
@@ -34,7 +34,7 @@ def removable_branches(module: nn.Module, branches: Sequence[Branch], images: to
 
 
 def _is_exact(module: nn.Module, branches: Sequence[Branch], images: torch.Tensor) -> bool:
-    trial = copy.deepcopy(module)
+    trial = copy_module(module)
     for name in {name for branch in branches for name in branch.last}:
         for parameter in trial.get_submodule(name).parameters(recurse=False):
             parameter.zero_()

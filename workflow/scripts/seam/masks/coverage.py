@@ -17,6 +17,7 @@ from torch import nn
 from seam.errors import UserError
 from seam.masks.layers import maskable
 from seam.masks.scores import per_weight
+from seam.models.surgery import evaluating
 from seam.models.uses import given
 from seam.precision import exact
 
@@ -47,15 +48,13 @@ def coverage_frequencies(
 
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, CONVOLUTION)}
     hooks = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
-    training = module.training
-    module.eval()
     try:
-        for images, _ in batches:
-            module(images)
+        with evaluating(module):
+            for images, _ in batches:
+                module(images)
     finally:
         for hook in hooks:
             hook.remove()
-        module.train(training)
     return frequencies
 
 

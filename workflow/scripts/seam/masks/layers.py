@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.log import log
+from seam.models.surgery import copy_module, evaluating
 
 MASKED_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
@@ -45,13 +45,10 @@ def unused_parameters(module: nn.Module, images: torch.Tensor, exclude: Collecti
     removed. Raises UserError if the outputs depend on no maskable parameter.
     """
     parameters = maskable(module, exclude)
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()  # draws no random numbers
-    unused = _without_gradient(copy.deepcopy(module), images, exclude)  # a model may keep what it computes
-    if len(unused) == len(parameters):  # as in a copy whose forward pass is a function over the module itself
-        unused = _without_gradient(module, images, exclude)
-    for layer, training in modes.items():
-        layer.training = training
+    with evaluating(module):
+        unused = _without_gradient(copy_module(module), images, exclude)  # a model may keep what it computes
+        if len(unused) == len(parameters):  # as in a copy whose forward pass is a function over the module itself
+            unused = _without_gradient(module, images, exclude)
     if not parameters:
         raise UserError(
             "The model has no convolution or linear layer that can be masked: give it as its code builds it, before it "

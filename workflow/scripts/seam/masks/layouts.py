@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
 from seam.errors import UserError, first_line
 from seam.masks.branches import READERS_OF_SIZES, Branch, find_branches, operands
+from seam.models.surgery import evaluating
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -108,33 +109,26 @@ def follow_channels(module: nn.Module, images: torch.Tensor) -> Channels:
     images: [1, 3, H, W]. The numbers of channels that belong together are equal. Raises UserError if the module cannot
     be traced.
     """
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()
-    try:
-        traced = symbolic_trace(module)
-    except Exception as error:  # tracing can raise anything in a model of the user
-        raise UserError(
-            f"The model cannot be traced, so that its channels cannot be followed ({first_line(error)}): set "
-            "granularity to weight, or rewrite the part of its code whose course depends on the images."
-        ) from error
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
-    traced.eval()
-    follower = _Follower(traced, module)
-    try:
-        with torch.no_grad():
-            follower.run(images)
-    except UserError:
-        raise
-    except Exception as error:  # of the model's own code, such as batch norm without statistics on a single value
-        raise UserError(
-            f"The channels of the model cannot be followed, because it does not run on an image of zeros "
-            f"({first_line(error)}): set granularity to weight, or correct its code."
-        ) from error
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
+    with evaluating(module):
+        try:
+            traced = symbolic_trace(module)
+        except Exception as error:  # tracing can raise anything in a model of the user
+            raise UserError(
+                f"The model cannot be traced, so that its channels cannot be followed ({first_line(error)}): set "
+                "granularity to weight, or rewrite the part of its code whose course depends on the images."
+            ) from error
+        traced.eval()
+        follower = _Follower(traced, module)
+        try:
+            with torch.no_grad():
+                follower.run(images)
+        except UserError:
+            raise
+        except Exception as error:  # of the model's own code, such as batch norm without statistics on a single value
+            raise UserError(
+                f"The channels of the model cannot be followed, because it does not run on an image of zeros "
+                f"({first_line(error)}): set granularity to weight, or correct its code."
+            ) from error
     return follower.result()
 
 
@@ -327,7 +321,8 @@ class _Follower(Interpreter):
         if name in SUMS or name in PRODUCTS:
             return self._combined(node, name in PRODUCTS, value)
         if name in ("truediv", "div"):
-            return first if len(before) == 1 and isinstance(node.args[0], Node) else None
+            is_followed = len(before) == 1 and isinstance(node.args[0], Node) and not self._varies(node)
+            return first if is_followed else None
         if name in ("cat", "concat", "concatenate"):
             return self._concatenated(node)
         if len(before) > 1:
@@ -360,10 +355,17 @@ class _Follower(Interpreter):
             return self._permuted(node, name, first, shape)
         return None
 
+    def _varies(self, node: Node) -> bool:
+        """Return whether an operand without channels of its own has several numbers, such as one for each channel."""
+        others = [self.env[other] for other in operands(node) if other not in self.layouts]
+        return any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in others)
+
     def _combined(self, node: Node, product: bool, value: torch.Tensor) -> Layout | None:
         """Return the layout of a sum or a product."""
         values = [other for other in operands(node) if other in self.layouts]
         layouts = [self.layouts[other] for other in values]
+        if len(layouts) == 1 and self._varies(node):
+            return None
         if len(layouts) == 1:  # with a number
             is_kept = product or 0 in (*node.args[:2], node.kwargs.get("other"))
             zero = layouts[0].zero if is_kept else np.zeros_like(layouts[0].zero)

@@ -16,6 +16,7 @@ from torch import nn
 
 from seam.errors import UserError
 from seam.masks.layers import MASKED_LAYERS, maskable
+from seam.models.surgery import evaluating
 from seam.models.uses import given
 from seam.precision import exact
 
@@ -58,15 +59,13 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, MASKED_LAYERS)}
     visible = {name: layer for name, layer in layers.items() if not isinstance(layer, nn.MultiheadAttention)}
     hooks = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in visible.items()]
-    training = module.training
-    module.eval()
     try:
-        for images, _ in batches:
-            module(images)
+        with evaluating(module):
+            for images, _ in batches:
+                module(images)
     finally:
         for hook in hooks:
             hook.remove()
-        module.train(training)
     scores = magnitude_scores(module, names)
     for name, score in scores.items():
         layer_name, _, kind = name.rpartition(".")
@@ -82,9 +81,14 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
+def _exact_type(values: torch.Tensor) -> torch.dtype:
+    """Return the type in which sums of `values` are exact to float32; Apple's GPUs have no float64."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
 def input_squares(layer: Any, images: torch.Tensor) -> torch.Tensor:
     """Return the sum of squares of each input channel (of a convolution) or feature (of a linear layer), [I]."""
-    images = images.detach().double().square()
+    images = images.detach().to(_exact_type(images)).square()
     if isinstance(layer, nn.Linear):
         return images.flatten(0, -2).sum(0)
     spatial = len(layer.kernel_size)
@@ -117,26 +121,25 @@ def gradient_scores(
     parameters = maskable(module)
     chosen = [parameters[name] for name in names]
     required = [parameter.requires_grad for parameter in chosen]
-    training = module.training
-    module.eval()
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in chosen]
+    sums = [torch.zeros_like(parameter, dtype=_exact_type(parameter)) for parameter in chosen]
     count = 0
-    with torch.enable_grad():
-        for images, labels in batches:
-            gradients = torch.autograd.grad(loss(images, labels) * len(labels), chosen, allow_unused=True)
-            count += len(labels)
-            for total, gradient in zip(sums, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient
-    for parameter, need in zip(chosen, required, strict=True):
-        parameter.requires_grad_(need)
-    module.train(training)
+    try:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), evaluating(module):
+            for images, labels in batches:
+                gradients = torch.autograd.grad(loss(images, labels) * len(labels), chosen, allow_unused=True)
+                count += len(labels)
+                for total, gradient in zip(sums, gradients, strict=True):
+                    if gradient is not None:
+                        total += gradient
+    finally:
+        for parameter, need in zip(chosen, required, strict=True):
+            parameter.requires_grad_(need)
     if not all(bool(total.isfinite().all()) for total in sums):
         raise UserError("The gradients of the source model are not finite: it cannot be pruned by snip.")
     return {
-        name: (parameter.detach().double() * total / count).abs().cpu()
+        name: (parameter.detach().to(total.dtype) * total / count).abs().cpu()
         for name, parameter, total in zip(names, chosen, sums, strict=True)
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +12,7 @@ from seam.log import log
 from seam.masks.channels import ChannelGroups, gate_of, mask_channels, removed_layers, weight_axes
 from seam.masks.layouts import BATCH_NORMS, CONVOLUTIONS, NORMS
 from seam.models.removed import remove_layer, remove_layers
+from seam.models.surgery import copy_module
 
 TOLERANCE = 1e-5  # of the largest output, by which outputs may differ after removal
 
@@ -50,7 +50,8 @@ def shrink(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor) -> nn.M
 def _set_parameter(layer: nn.Module, key: str, value: torch.Tensor) -> None:
     old = getattr(layer, key)
     if isinstance(old, nn.Parameter):
-        layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+        is_last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
         value = nn.Parameter(value.contiguous(memory_format=layout), old.requires_grad)
     setattr(layer, key, value)
 
@@ -106,8 +107,8 @@ def resize(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:
 @torch.no_grad()
 def removal_error(module: nn.Module, groups: ChannelGroups, kept: torch.Tensor, images: torch.Tensor) -> float:
     """Return by how much outputs for `images` differ between what is removed and zero, as a share of the largest."""
-    masked = mask_channels(copy.deepcopy(module).eval(), groups, kept)(images)
-    removed = shrink(copy.deepcopy(module).eval(), groups, kept)(images)
+    masked = mask_channels(copy_module(module).eval(), groups, kept)(images)
+    removed = shrink(copy_module(module).eval(), groups, kept)(images)
     if not masked.isfinite().all() or masked.shape != removed.shape:
         return float("inf")
     return float((masked - removed).abs().max() / masked.abs().max().clamp(min=1e-12))

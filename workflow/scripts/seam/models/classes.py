@@ -109,11 +109,8 @@ def names_in(value: Any) -> list[str] | None:
     return [numbered[place] for place in range(len(pairs))] if numbered.keys() == set(range(len(pairs))) else None
 
 
-def find_names(content: Any, outputs: int | None = None) -> list[str] | None:
-    """Return the names of a model's outputs that a checkpoint has beside its weights; None if it has none.
-
-    outputs: how many there must be, if that is known.
-    """
+def find_names(content: Any) -> list[str] | None:
+    """Return the names of a model's outputs that a checkpoint has beside its weights; None if it has none."""
     waiting = [content]
     for _ in range(200):  # dictionaries, the outer ones first
         if not waiting:
@@ -123,7 +120,7 @@ def find_names(content: Any, outputs: int | None = None) -> list[str] | None:
             continue
         for key in KEYS:
             names = names_in(value.get(key))
-            if names and outputs in (None, len(names)):
+            if names:
                 return names
         waiting += [inner for inner in value.values() if isinstance(inner, Mapping)]
     return None

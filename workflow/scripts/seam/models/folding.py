@@ -5,10 +5,13 @@ A search step of ResNet20 takes 0.78 of the time, one of VGG16 0.9, and both hal
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import nn
 
 from seam.log import log
+from seam.models.surgery import replace_module
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -50,7 +53,7 @@ def fold(module: nn.Module) -> nn.Module:
         else:
             layer.register_buffer("batch_norm_shift", shift)
             layer.bias.mul_(scale).add_(shift)
-        module.set_submodule(norm, Folded(convolution))
+        replace_module(module, norm, Folded(convolution))
     return module
 
 
@@ -61,9 +64,10 @@ def _foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
     except Exception as error:  # tracing can raise anything in a model of the user
         log.info("batch norm is not folded, since the model cannot be traced (%s)", type(error).__name__)
         return []
-    modules = dict(module.named_modules())
+    modules = dict(module.named_modules(remove_duplicate=False))
     read = {node.target for node in nodes if node.op == "get_attr"}  # parameters that the model's own code reads
     parameters = [id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False)]
+    owners = Counter(parameter for each in module.modules() for parameter in each.parameters(recurse=False))
     calls = [modules[node.target] for node in nodes if node.op == "call_module"]
     pairs = []
     for node in nodes:
@@ -79,6 +83,7 @@ def _foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
             parameters.count(id(parameter)) == 1 and f"{name}.{key}" not in read for key, parameter in own.items()
         )
         frozen = isinstance(norm, BATCH_NORMS) and norm.track_running_stats and norm.running_mean is not None
-        if isinstance(layer, CONVOLUTIONS) and frozen and called_once and unshared:
+        of_norm = all(owners[parameter] == 1 for parameter in norm.parameters())
+        if isinstance(layer, CONVOLUTIONS) and frozen and called_once and unshared and of_norm:
             pairs.append((name, node.target))
     return pairs

@@ -116,9 +116,9 @@ def _names_of_file(weights: str) -> list[str]:
         for value in metadata.values():
             with contextlib.suppress(ValueError, RecursionError):
                 content = json.loads(value)
-                names = names or names_in(content) or find_names(content, None)
+                names = names or names_in(content) or find_names(content)
     else:
-        names = find_names(read_content(weights), None)
+        names = find_names(read_content(weights))
     if names is None:
         raise UserError(
             f"{weights} does not bring the names of its classes: list them under classes, in the order of the outputs."

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from seam.models.surgery import replace_module
+
 
 class Removed(nn.Module):
     """What stands in place of a layer of a removed branch: it gives zeros of its input's shape.
@@ -33,9 +35,7 @@ def remove_layer(module: nn.Module, name: str) -> None:
     numbers = {key: value for key, value in vars(layer).items() if isinstance(value, (int, float, tuple))}
     settings = {key: value for key, value in numbers.items() if key != "training" and not key.startswith("_")}
     removed = Removed([key for key in layer.state_dict() if "." not in key], settings)
-    for other, each in list(module.named_modules(remove_duplicate=False)):
-        if each is layer:
-            module.set_submodule(other, removed)
+    replace_module(module, name, removed)
 
 
 def remove_layers(module: nn.Module, names: Collection[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from seam.errors import UserError
+from seam.log import log
 
 
 def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
@@ -23,18 +25,127 @@ def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
     if batch_norm:
         return
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):  # instance norm can have statistics, too
+        # Instance norm can have statistics, too.
+        if isinstance(module, nn.modules.batchnorm._NormBase) or getattr(module, "_has_statistics", False):
             module.eval()
 
 
-def to_channels_last(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move the module to the device, its weights with channels last in memory; return the module."""
-    return module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+@torch.no_grad()
+def outputs_in_training(module: nn.Module, images: torch.Tensor) -> Any:
+    """Return what a module returns in training mode, and let its modes, its buffers and the random numbers be.
+
+    Layers that are no batch norm, but change their buffers as that does, are marked: `set_training_mode` lets them be
+    in eval mode, as it lets batch norm. Returns None if the module cannot be run in training mode.
+    """
+    buffers = [
+        (name, layer, key, value.clone())
+        for name, layer in module.named_modules()
+        for key, value in layer._buffers.items()
+        if value is not None
+    ]
+    devices = [images.device] if images.device.type == "cuda" else []
+    with evaluating(module), torch.random.fork_rng(devices):
+        set_training_mode(module)
+        try:
+            return module(images)
+        except Exception:  # of the model's own code
+            return None
+        finally:
+            for name, layer, key, value in buffers:
+                if (own := layer._buffers[key]) is not None and not torch.equal(own, value):
+                    layer._has_statistics = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+                    log.info("%s keeps statistics of its batches (%s): it stays in eval mode", name or "the model", key)
+                layer._buffers[key] = value
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, in which it draws no random numbers, and each layer back into its own mode."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def to_channels_last(module: nn.Module, device: torch.device, size: Sequence[int]) -> nn.Module:
+    """Move the module to the device, its weights with channels last in memory; return the module.
+
+    A module whose code needs the usual order, such as one that calls `view`, keeps it, and images are brought into it.
+    size: (height, width) of an image.
+    """
+    source = getattr(module, "source", module) if isinstance(module, nn.Sequential) else module  # see `with_head`
+    if _in_usual_order in source._forward_pre_hooks.values():
+        return module.to(device)
+    module = module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    image = torch.zeros(1, 3, *size, device=device)
+    if not _runs(module, image.contiguous(memory_format=torch.channels_last)):
+        module.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        if _runs(module, image):
+            source.register_forward_pre_hook(_in_usual_order)
+        else:  # what the model lacks is said elsewhere
+            module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return module
+
+
+def _in_usual_order(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in inputs)
+
+
+def _runs(module: nn.Module, images: torch.Tensor) -> bool:
+    with torch.no_grad(), evaluating(module):
+        try:
+            module(images)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return False
+    return True
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """Return a copy of a module, of what its code keeps of its last pass as well.
+
+    `copy.deepcopy` refuses tensors with a history, such as the weight that `torch.nn.utils.weight_norm` computes.
+    """
+    kept = [tensor for layer in module.modules() for tensor in _tensors_in(list(vars(layer).values()))]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in lists, tuples and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(each)
 
 
 def copy_state(module: Any) -> dict[str, torch.Tensor]:
     """Return a copy on the CPU of the state dictionary of a module, or of anything that has one of tensors."""
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    state = module.state_dict()
+    return with_versions({name: value.detach().cpu().clone() for name, value in state.items()}, state)
+
+
+def with_versions(state: Mapping[str, torch.Tensor], own: Any) -> dict[str, torch.Tensor]:
+    """Return a state dictionary with the versions of its layers, which a few need to load it.
+
+    own: the state dictionary of the module that it is for.
+    """
+    versioned: Any = OrderedDict(state)
+    if (versions := getattr(own, "_metadata", None)) is not None:
+        versioned._metadata = versions
+    return versioned
+
+
+def replace_module(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Let `new` stand in place of the layer `name` of `module`, under all names that the layer has there."""
+    layer = module.get_submodule(name)
+    for other, each in list(module.named_modules(remove_duplicate=False)):
+        if each is layer:
+            module.set_submodule(other, new)
 
 
 @contextlib.contextmanager
@@ -99,13 +210,13 @@ def replace_last_layer(module: nn.Module, name: str, outputs: int) -> nn.Module:
     else:
         geometry = (old.kernel_size, old.stride, old.padding, old.dilation)
         new = nn.Conv2d(old.in_channels, outputs, *geometry, bias=bias)  # pyright: ignore[reportArgumentType]
-    module.set_submodule(name, new)
+    replace_module(module, name, new)
     return module
 
 
 def feature_extractor(module: nn.Module, name: str) -> nn.Module:
     """Return the module without its layer `name`: it maps images to that layer's inputs, flattened to [B, F]."""
-    module.set_submodule(name, nn.Identity())
+    replace_module(module, name, nn.Identity())
     return nn.Sequential(module, nn.Flatten())
 
 
@@ -136,5 +247,11 @@ def initialise_head(head: nn.Linear, outputs: torch.Tensor, logits: torch.Tensor
 
 
 def with_head(module: nn.Module, inputs: int, classes: int) -> nn.Sequential:
-    """Return `module` -> ReLU -> Linear(inputs, classes), the form of a re-engineered model, with a new head."""
-    return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=nn.Linear(inputs, classes)))
+    """Return `module` -> ReLU -> Linear(inputs, classes), the form of a re-engineered model, with a new head.
+
+    The head computes in the precision of the module, whatever torch's default is.
+    """
+    head = nn.Linear(inputs, classes)
+    first = next(module.parameters(), None)
+    head = head if first is None else head.to(first.dtype)
+    return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=head))

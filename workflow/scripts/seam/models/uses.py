@@ -15,6 +15,8 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from seam.models.surgery import evaluating
+
 CONVOLUTIONS = (functional.conv1d, functional.conv2d, functional.conv3d)
 TRANSPOSED = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
 
@@ -151,12 +153,5 @@ def _run_with_hooks(module: nn.Module, images: torch.Tensor, note: Callable[...,
 
 
 def _run(module: nn.Module, images: torch.Tensor) -> None:
-    """Run the module in eval mode, without gradients, and restore the modes of its layers."""
-    modes = {layer: layer.training for layer in module.modules()}
-    module.eval()  # draws no random numbers
-    try:
-        with torch.no_grad():
-            module(images)
-    finally:
-        for layer, training in modes.items():
-            layer.training = training
+    with torch.no_grad(), evaluating(module):
+        module(images)

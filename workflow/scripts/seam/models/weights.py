@@ -51,9 +51,14 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
 
     Weights of `module` that take no memory get some if it fits (seam.models.unallocated).
     """
+    from torch.nn.parameter import is_lazy
+
+    from seam.models.surgery import with_versions
     from seam.models.unallocated import allocate
 
     own = module.state_dict()
+    if lazy := [name for name, value in own.items() if is_lazy(value)]:
+        return f"{origin} cannot be loaded: {lazy[0]} is of a lazy layer of the architecture. Give the layer its sizes."
     # Checkpoints older than torch 0.4.1 lack this counter, which inference does not use.
     state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | state
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -73,7 +78,7 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
         if problem := _numeric_problem(name, state[name], own[name]):
             return f"{origin} cannot be used: {name} {problem}."
     allocate(module)
-    module.load_state_dict(state)
+    module.load_state_dict(with_versions(state, own))
     return None
 
 

@@ -16,6 +16,7 @@ from seam.errors import UserError
 from seam.files import read_json
 from seam.gpus import count_gpus
 from seam.planning.work import Inventory, Job, Step, stage, work
+from seam.progress import duration
 
 OTHER = 3.0  # seconds of a job besides its steps: mostly the start of Python and of torch
 History = dict[tuple, list[float]]
@@ -65,20 +66,23 @@ def history(jobs: list[Job], inventory: Inventory, device: str = "cpu") -> Histo
     """
     past: History = {}
     for job in jobs:
-        steps, seconds = work(job, inventory), _seconds_taken(job)
+        steps = work(job, inventory)
+        seconds = _seconds_taken(job, trains=bool(steps))
         if seconds and not (job["todo"] and steps):
             cores = job["threads"] if device == "cpu" else 1
             past.setdefault(group(job, steps), []).append(cores * seconds / (sum(steps.values()) or 1))
     return past
 
 
-def _seconds_taken(job: Job) -> float:
+def _seconds_taken(job: Job, trains: bool) -> float:
     """Return the seconds of a job from its benchmark, 0 if it has none.
 
-    The benchmark of a job that was resumed counts from then on; its history has the seconds of all epochs.
+    The benchmark of a job that was resumed counts from then on; its history has the seconds of all epochs. trains:
+    whether its tables are such histories: those of a job that collects results have the seconds of other jobs.
     """
     seconds = _column(job["benchmark"], "s", "\t") if job["benchmark"] else []
-    epochs = [second for file in job["output"] if file.endswith(".csv") for second in _column(file, "seconds", ",")]
+    tables = [file for file in job["output"] if file.endswith(".csv")] if trains else []
+    epochs = [second for file in tables for second in _column(file, "seconds", ",")]
     return max(seconds[-1], sum(epochs)) if seconds else 0.0
 
 
@@ -139,14 +143,3 @@ def notes(jobs: list[Job], device: str, cores: int) -> Iterator[str]:
     if any(job["known"] == "measured steps" for job in jobs):
         yield "Epochs are counted in full: jobs that end early (patience, or a threshold reached) take less."
         yield f"Steps were measured on this machine ({device}): other machines take other times."
-
-
-def duration(seconds: float) -> str:
-    """Return a time in minutes, hours or days.
-
-    >>> duration(200), duration(30000), duration(300000)
-    ('3 min', '8.3 h', '3.5 days')
-    """
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

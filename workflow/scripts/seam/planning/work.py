@@ -164,7 +164,11 @@ def _search(search: dict[str, Any], inventory: Inventory) -> dict[Step, float]:
     train, select = _selection(images, settings)
     epochs = settings["epochs"]
     batch_size = settings["batch_size"] or choose_batch_size(int(train), epochs)
-    if budget := settings.get("budget"):  # the first epoch, too, computes gradients; the source model may teach
+    if settings["granularity"] == "channel":
+        channels = SearchSettings(**settings).of_channels
+        teaches = channels.distillation and channels.train_weights
+        head, outputs = 1, epochs * train if teaches else train  # the first epoch trains the head alone
+    elif budget := settings.get("budget"):  # the first epoch, too, computes gradients; the source model may teach
         head, outputs = 0, epochs * train if budget.get("distillation") else 0.0
     else:
         head = 1 if settings["schedule"] == "fast" else ceil(epochs / settings["head_every"])

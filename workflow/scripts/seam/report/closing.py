@@ -14,10 +14,11 @@ from seam.report.tables import PROBLEMS, all_problems, read_table
 MOST_LINES = 5  # results that lost accuracy
 
 
-def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str]:
+def closing_lines(tables: str | Path, report: str | Path | None, budgets: bool = True) -> Iterator[str]:
     """Yield the summary, models without channels, results that lost accuracy, budgets, and where everything is.
 
-    tables: the folder of the tables. report: the path of the report, if there is one.
+    tables: the folder of the tables. report: the path of the report, which is left out if it is not there or older
+    than the summary. budgets: whether the config has budgets of time: a table of them may be an earlier config's.
     """
     tables = Path(tables)
     yield "\n" + render(read_table(tables / "summary.csv"))
@@ -34,8 +35,12 @@ def closing_lines(tables: str | Path, report: str | Path | None) -> Iterator[str
             yield f"  {row['model']}, {kind}: {row['target']}: {row['lost_points']:.1f} points ({row['folder']})"
         if len(worse) > MOST_LINES:
             yield f"  and {len(worse) - MOST_LINES} more"
-    if (tables / "latency_budgets.csv").is_file():
+    if budgets and (tables / "latency_budgets.csv").is_file():
         yield "\n" + "\n".join(sentences(read_table(tables / "latency_budgets.csv")))
     yield f"\nTables are in {tables}, figures in {tables.parent / 'figures'}, models in {tables.parent / 'direct'}."
-    if report is not None:
+    if report is not None and _is_newer(Path(report), tables / "summary.csv"):
         yield f"Everything on one page: {report}"
+
+
+def _is_newer(file: Path, other: Path) -> bool:
+    return file.is_file() and file.stat().st_mtime_ns >= other.stat().st_mtime_ns

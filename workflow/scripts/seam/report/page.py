@@ -20,6 +20,7 @@ from seam.cost.processor import describe_cpu
 from seam.errors import UserError
 from seam.files import read_json, write_text
 from seam.log import log
+from seam.progress import duration
 from seam.report.html import (
     Number,
     chart,
@@ -533,13 +534,6 @@ def plain(value: Any) -> str:
 
 
 # The run
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people write it."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def run_times(folder: Path) -> dict[str, list[list[object]]]:

@@ -201,6 +201,8 @@ def with_missing_counts(summary: Table, run: Run, missing: Reasons) -> Table:
             entries = [entry for entry in run["problems"] if row["group"] in ("all", entry["problem"])]
             noun = "target problems"
         lacking = sum(entry["folder"] in missing for entry in entries)
+        if row["engine"]:  # a problem may lack only what an engine has to tell of it
+            lacking = max(lacking, len(entries) - int(row["problems"]))
         return f"{lacking} of {len(entries)} {noun}" if lacking else None
 
     return summary.assign(missing=[count(row) for _, row in summary.iterrows()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from seam.cost.engines import ENGINES
 from seam.report.tables import PROBLEMS, Table, engine_name, engines
 
 MOST = 5  # models
@@ -19,7 +20,8 @@ def small_models(problems: Table) -> Iterator[str]:
         return
     rows = problems[problems["search_granularity"] == "channel"]
     known = engines(problems)
-    dense = [name for name in known if name == "onnxruntime"] or [name for name in known if name != "seam"]
+    dense = [name for name in known if not ENGINES[name].gains_from_zeros]
+    dense.sort(key=lambda name: name != "onnxruntime")
     if not len(rows):
         return
     yield "Channels removed: models that are smaller and faster in every engine"

@@ -30,7 +30,7 @@ from seam.data.batches import batches
 from seam.data.storage import open_dataset
 from seam.errors import UserError
 from seam.evaluation import predict
-from seam.files import load_tensors, read_json, write_csv, write_json
+from seam.files import load_tensors, read_json, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.biases import Biases
 from seam.masks.bits import unpack_bits
@@ -53,6 +53,7 @@ from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment
 from seam.search.budget import bias_rate
 from seam.search.distillation import Distillation
+from seam.search.inputs import first_images
 from seam.search.training import cosine, train_head
 from seam.seeds import derive_seed
 from seam.settings import BUDGET_OPTIONS, SearchSettings, TrainingSettings
@@ -74,37 +75,45 @@ class Baseline:
     bits: {name: boolean mask} of the search; counts: {name: number of weights that it keeps}. epochs: of the search.
     """
 
-    def __init__(self, baseline: str, search_folder: str | Path, checkpoint: str | Path, **arguments: Any) -> None:
+    def __init__(
+        self,
+        baseline: str,
+        search_folder: str | Path,
+        checkpoint: str | Path,
+        training: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
         """baseline: its name. search_folder: the target problem's, with masks.safetensors and metrics.json.
 
-        arguments: those of `Reengineering`, of the search; `folder` is the baseline's. Raises UserError if the search
-        was of another source model.
+        training: a dictionary of `TrainingSettings`, of `scratch`. arguments: those of `Reengineering`, of the search;
+        `folder` is the baseline's. Raises UserError if the search was of another source model.
         """
         self.name, search_folder = baseline, Path(search_folder)
         self.reengineering = Reengineering(**arguments, checkpoint=checkpoint)
-        self.dataset_folder, self.seed = arguments["dataset_folder"], arguments["seed"]
+        self.images, self.seed = open_dataset(arguments["dataset_folder"]), arguments["seed"]
         each = self.reengineering
         self.source = open_source(each.model_folder, architecture=each.architecture)
         self.bits = read_bits(search_folder / "masks.safetensors", self.source, each.provenance["source model"])
         self.counts = {name: int(bit.sum()) for name, bit in self.bits.items()}
         self.epochs = int(read_json(search_folder / "metrics.json")["epochs"])
-        # Of the search's masks, only `scratch` depends on more than their number.
-        masks = {"kept": {} if baseline in WHOLE else self.counts, "epochs": self.epochs}
-        self.provenance = {**each.provenance, "baseline": baseline, **masks}
+        depends = {"kept": {} if baseline in WHOLE else self.counts, "epochs": self.epochs}
+        if baseline == "scratch":  # the others depend on no more of the search's masks than their number
+            depends |= {"masks": sha256(search_folder / "masks.safetensors"), "training": dict(training or {})}
+        self.provenance = {**each.provenance, "baseline": baseline, **depends}
         self.checkpoint = Checkpoint(checkpoint, self.provenance, __file__)
 
     def derive_seed(self, *names: str) -> int:
         """Return a seed of this baseline."""
         return derive_seed(self.seed, "baseline", self.name, *self.reengineering.names.values(), *names)
 
-    def plain_batches(self, shuffle: bool = False) -> Any:
-        """Return the batches of the training images as they are, without augmentation."""
-        each, split = self.reengineering, open_dataset(self.dataset_folder).train
+    def plain_batches(self, shuffle: bool = False, enlarge: bool = True) -> Any:
+        """Return the batches of the training images as they are, without augmentation. enlarge: as in `batches`."""
+        each, split = self.reengineering, self.images.train
         subset = each.problem.train
         generator = torch.Generator().manual_seed(self.derive_seed("batches")) if shuffle else None
         return batches(
             split, subset.indices, subset.labels, each.settings.batch_size, normalization=self.source.normalization,
-            device=each.device, shuffle=shuffle, generator=generator,
+            device=each.device, shuffle=shuffle, generator=generator, enlarge=enlarge,
         )  # fmt: skip
 
     def scores(self) -> Scores:
@@ -114,7 +123,7 @@ class Baseline:
             return random_scores(self.source.module, names, torch.Generator().manual_seed(self.derive_seed("masks")))
         if method == "magnitude":
             return magnitude_scores(self.source.module, names)
-        network = to_channels_last(self.source.module, self.reengineering.device)
+        network = to_channels_last(self.source.module, self.reengineering.device, self.images.size)
         if method == "activation":
             return activation_scores(network, names, self.plain_batches())
         assert method == "snip"
@@ -135,7 +144,8 @@ class Baseline:
         model.eval()
         for images, labels in self.plain_batches(shuffle=True):
             step(images, labels)
-        return gradient_scores(network, names, lambda images, labels: loss(model(images), labels), self.plain_batches())
+        images = self.plain_batches(enlarge=False)
+        return gradient_scores(network, names, lambda batch, labels: loss(model(batch), labels), images)
 
     def masks(self) -> dict[str, torch.Tensor]:
         """Return the masks of the baseline, {name: boolean mask} on the CPU."""
@@ -238,6 +248,7 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     bits = baseline.masks()
     network, head = model.get_submodule("source"), model.get_submodule("head")
     network.requires_grad_(False)
+    first_images(model, each.selection)  # finds layers whose statistics must stay
     steps = baseline.epochs * len(each.train)
     factor = cosine(steps) if settings.schedule != "published" else None
     rate = baseline.bias_rate(steps)
@@ -261,11 +272,12 @@ def train_masked(baseline: Baseline) -> dict[str, Any]:
     trained = head if biases is None else HeadAndBiases(head, biases)
     history, epoch = train_and_select(
         model, trained, step, parts, each.train, each.selection, baseline.epochs, set_training_mode,
-        baseline.checkpoint, "lower lr_head", each.measure,
+        baseline.checkpoint, "lower lr_head", each.measure, takes_last=settings.selection == "last",
     )  # fmt: skip
     each.save_model(bits, copy_state(head), None if biases is None else biases.shifts())
     # The metrics are those of the stored model, so it is read back from its folder.
-    stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
+    stored = load_reengineered(each.folder, architecture=each.architecture)
+    stored = to_channels_last(stored, each.device, each.size)
     return baseline.save(bits, stored, history, epoch)
 
 
@@ -337,7 +349,9 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     torch.manual_seed(baseline.derive_seed("weights"))
     source = baseline.source
     network = build_model(source.architecture, len(source.classes), source.checksum)
-    model = with_head(to_channels_last(network, each.device), len(source.classes), len(each.problem.classes))
+    model = with_head(
+        to_channels_last(network, each.device, baseline.images.size), len(source.classes), len(each.problem.classes)
+    )
     model = model.to(each.device).requires_grad_(True)
     own = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
     settings = TrainingSettings(**{**training, **own})
@@ -368,7 +382,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     history, epoch = train_and_select(
         model, model, step, parts, each.train, each.selection, settings.epochs, nn.Module.train, baseline.checkpoint,
-        "lower training.lr", each.measure,
+        "lower training.lr", each.measure, takes_last=each.settings.selection == "last",
     )  # fmt: skip
     return baseline.save(bits, model, history, epoch, training=asdict(settings))
 
@@ -380,5 +394,5 @@ def train_baseline(
 
     training: a dictionary of `TrainingSettings`, for `scratch` alone.
     """
-    ready = Baseline(baseline, search_folder, **arguments)
+    ready = Baseline(baseline, search_folder, training=training, **arguments)
     return train_masked(ready) if training is None else train_from_scratch(ready, training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from seam.errors import UserError
 from seam.files import read_json
@@ -13,6 +13,17 @@ WORK = ".work"  # the end of the name of a working folder, beside the delivered 
 RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
 RECOVERY_FILES = (RECOVERED, "recovery.csv", "recovery.json")
 CARD, FORMAT, WEIGHTS, NETWORK = "card.json", "seam-delivery", "model.safetensors", "model.onnx"
+
+
+def is_side(value: Any) -> TypeGuard[int]:
+    """Return whether a value from a file can be the side of an image in pixels."""
+    return type(value) is int and 0 < value <= MOST_PIXELS
+
+
+def dataset_folder(folder: str | Path, name: str) -> Path | None:
+    """Return the data set `name` of the run in whose results a folder lies; None if there is none."""
+    places = (place / "datasets" / name for place in Path(folder).resolve().parents)
+    return next((place for place in places if (place / "dataset.json").is_file()), None)
 
 
 def is_delivered(folder: str | Path) -> bool:
@@ -46,11 +57,6 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CARD
     card = read_json(path)
     preprocessing = card.get("preprocessing") if isinstance(card, dict) else None
-    if (
-        not isinstance(preprocessing, dict)
-        or card.get("format") != FORMAT
-        or type(preprocessing.get("crop")) is not int
-        or not 0 < preprocessing["crop"] <= MOST_PIXELS
-    ):
+    if not isinstance(preprocessing, dict) or card.get("format") != FORMAT or not is_side(preprocessing.get("crop")):
         raise UserError(f"{path} is not the card of a model that seam delivered: give the folder of one.")
     return card

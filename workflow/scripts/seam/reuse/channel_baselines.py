@@ -79,7 +79,8 @@ def train_channel_baseline(
     assert each.groups is not None
     groups, plain = each.groups, baseline.removesuffix(DISTILLED)
     source = open_source(each.model_folder, architecture=each.architecture)
-    images = next(iter(each.selection))[0][:1].cpu()
+    data = open_dataset(arguments["dataset_folder"])
+    images = next(iter(each.selection))[0][:1].cpu().contiguous()
     macs = macs_cost(source.module, groups, count_uses(source.module, images))
     searched = _searched(Path(search_folder) / "masks.safetensors", groups, each.provenance["source model"])
     chosen = RecoverySettings(**recovery)
@@ -108,14 +109,13 @@ def train_channel_baseline(
         network = build_model(source.architecture, len(source.classes), source.checksum)
     count = sum(parameter.numel() for parameter in maskable(network).values())
     shrink(network, groups, kept)
-    model = with_head(to_channels_last(network, each.device), len(source.classes), len(each.problem.classes))
+    model = with_head(to_channels_last(network, each.device, data.size), len(source.classes), len(each.problem.classes))
     model = model.to(each.device).requires_grad_(True)
     teacher = None
     if is_distilled:
         frozen = open_source(each.model_folder, architecture=each.architecture).module
         weight = chosen.distillation or RecoverySettings.distillation
-        teacher = Teacher(to_channels_last(frozen, each.device), weight, chosen.temperature)
-    data = open_dataset(arguments["dataset_folder"])
+        teacher = Teacher(to_channels_last(frozen, each.device, data.size), weight, chosen.temperature)
     batches = TrainingImages(data, each.problem, source, chosen, seed, each.device)
     depends = {"baseline": baseline, "widths": counts, "epochs": epochs, "recovery": asdict(chosen)}
     if from_nothing:
@@ -131,7 +131,8 @@ def train_channel_baseline(
         settings = RecoverySettings(**{**asdict(chosen), "epochs": epochs})
         history = train(model, batches, settings, teacher, held, {}, file, weights, seed)
     each.save_channels(model.get_submodule("source"), groups, kept, copy_state(model.get_submodule("head")))
-    stored = load_reengineered(each.folder, architecture=each.architecture).to(each.device)
+    stored: Any = load_reengineered(each.folder, architecture=each.architecture)
+    stored = to_channels_last(stored, each.device, each.size)
     left = sum(parameter.numel() for parameter in maskable(stored.source).values())
     recorded = {**each.settings.recorded(), "training": asdict(settings)}
     metrics = write_results(

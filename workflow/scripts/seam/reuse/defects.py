@@ -47,13 +47,13 @@ def attack_source(
     transfer = Transfer(model_folder, dataset_folder, (model, dataset, "attack"), common, seed, device, architecture)
     attack = AttackSettings(**{**settings, "clip": tuple(settings["clip"])})
     network = feature_extractor(transfer.source.module, transfer.last_layer)
-    network = to_channels_last(network, transfer.device)
+    network = to_channels_last(network, transfer.device, transfer.images.size)
     with sealed_write(folder / "perturbations.npy") as temporary:
         shape = (len(transfer.images.test), *transfer.images.size, 3)
         levels = np.lib.format.open_memmap(temporary, "w+", np.int8, shape)
         reserve(temporary)  # a memory map that outgrows the disk would kill the process
         start = time.perf_counter()
-        figures = perturb_all(network, transfer.test_batches(), attack, levels)
+        figures = perturb_all(network, transfer.test_batches(enlarge=False), attack, levels)
         levels.flush()
     write_json(
         folder / "attack.json",
@@ -81,17 +81,21 @@ def evaluate_defects(
     levels = _open_perturbations(Path(attack_folder) / "perturbations.npy", (len(images.test), *images.size, 3))
     weights, normalization = maskable(student), student.normalization
     count, zeros = sum(p.numel() for p in weights.values()), sum(int((p == 0).sum()) for p in weights.values())
-    student = to_channels_last(student, torch_device)
+    student = to_channels_last(student, torch_device, images.size)
     test = images.test
-    test_batches = batches(
-        test, np.arange(len(test)), test.labels, batch_size, normalization=normalization, device=torch_device
-    )
+
+    def test_batches(enlarge: bool) -> Any:
+        return batches(
+            test, np.arange(len(test)), test.labels, batch_size,
+            normalization=normalization, device=torch_device, enlarge=enlarge,
+        )  # fmt: skip
+
     settings = AttackSettings(**{**attack["settings"], "clip": tuple(attack["settings"]["clip"])})
-    figures = count_defects(student, test_batches, levels, settings)
+    figures = count_defects(student, test_batches(enlarge=True), levels, settings)
     names = {name: training[name] for name in ("model", "dataset", "student", "threshold")}
     if adaptive:
         torch.manual_seed(derive_seed(attack["seed"], *names.values(), "adaptive"))
-        right = count_robust(student, test_batches, settings)
+        right = count_robust(student, test_batches(enlarge=False), settings)
         figures |= {"right_adaptive": right, "accuracy_adaptive": right / figures["images"]}
     write_json(
         folder / "metrics.json", {**names, **figures, "weights": count, "zeros": zeros, "sparsity": zeros / count}

@@ -38,7 +38,7 @@ from seam.masks.layers import maskable
 from seam.masks.shrink import require_exact_removal, shrink
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
-from seam.models.surgery import copy_state, initialise_head, to_channels_last, with_head
+from seam.models.surgery import copy_state, initialise_head, to_channels_last, with_head, with_versions
 from seam.models.weights import open_source
 from seam.reuse.load import load_reengineered
 from seam.reuse.provenance import environment, provenance
@@ -163,6 +163,7 @@ class Reengineering:
         self.target, self.device = target, select_device(device)
         self.architecture, self.allow_one_answer = architecture, allow_one_answer
         images, source = open_dataset(dataset_folder), open_source(model_folder, architecture=architecture)
+        self.size = images.size
         self.problem = draw_problem(images, dataset, problem, target, members, seed, holdout=0.0)
         fewest = int(np.bincount(self.problem.train.labels).min())
         self.settings = for_few_images(SearchSettings(**settings), fewest)
@@ -197,7 +198,7 @@ class Reengineering:
             self.class_weights = class_weights(train.labels, len(self.problem.classes))
             weights = ", ".join(f"{name} {weight:.3g}" for name, weight in self._by_class(self.class_weights))
             log.info("balanced accuracy decides, and the loss weighs the images of %s", weights)
-        network = to_channels_last(source.module, self.device)
+        network = to_channels_last(source.module, self.device, self.size)
         require_classifier(network, len(source.classes), images.size, f"The source model {model}")
         outputs = {
             name: predict(network, subset) for name, subset in (("selection", self.selection), ("test", self.test))
@@ -291,7 +292,7 @@ class Reengineering:
     def _test_metrics(self, model: Any) -> dict[str, Any]:
         """Return what metrics.json says of the test images. Raises UserError if the model has a single answer."""
         problem = self.problem
-        logits, labels = predict(model.to(self.device), self.test)
+        logits, labels = predict(to_channels_last(model, self.device, self.size), self.test)
         source_logits, source_classes = self.source_test
         _, restricted = source_predictions(source_logits, problem, source_classes)
         matrices = {
@@ -399,8 +400,8 @@ class Reengineering:
         """
         network = open_source(self.model_folder, architecture=self.architecture).module
         if result.weights is not None:
-            network.load_state_dict(result.weights)
-        bits, images = groups.joined(result.bits), next(iter(self.selection))[0][:64].cpu()
+            network.load_state_dict(with_versions(result.weights, network.state_dict()))
+        bits, images = groups.joined(result.bits), next(iter(self.selection))[0][:64].cpu().contiguous()
         require_exact_removal(network, groups, bits, images)
         count = sum(parameter.numel() for parameter in maskable(network).values())
         shrink(network, groups, bits)

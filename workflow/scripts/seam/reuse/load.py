@@ -20,7 +20,7 @@ from seam.models.architectures import trusted_architecture
 from seam.models.surgery import replace_last_layer, with_head
 from seam.models.unallocated import build_unallocated, unallocated
 from seam.models.weights import MOST_OUTPUTS, load_state, open_source, read_classes, read_normalization
-from seam.reuse.cards import MOST_PIXELS, RECOVERED, RECOVERY_FILES, is_delivered, require_result
+from seam.reuse.cards import RECOVERED, RECOVERY_FILES, is_delivered, is_side, require_result
 from seam.reuse.delivered import load_delivered
 
 
@@ -105,8 +105,7 @@ def _by_kind(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tens
 def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor]], metadata: dict[str, Any]) -> None:
     """Remove the channels of a model that its masks do not keep. Raises ValueError if they do not fit it."""
     size = metadata.get("size")
-    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= MOST_PIXELS for n in size)
-    if not isinstance(size, list) or not fits or groups["mask"]:
+    if not isinstance(size, list) or len(size) != 2 or not all(map(is_side, size)) or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
     try:
         found = find_groups(module, torch.zeros(1, 3, *size))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from seam.data.drawing import members_of_result
+from seam.errors import UserError
 from seam.files import read_json
 from seam.precision import exact
-from seam.reuse.baselines import Baseline, apply_bits, head_rate
+from seam.reuse.baselines import OVERALL, Baseline, apply_bits, head_rate
 from seam.search.training import cosine
 from seam.training.adam import Adam
 from seam.training.losses import Loss
@@ -28,10 +29,17 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
 
     baseline: any but `scratch` and `biases`; heads alone are trained, also if the search trains biases. search_folder:
     of a target problem in the workflow's results. arguments: of `Reengineering` that the folder does not tell, such as
-    `architecture`. Accuracies are balanced ones if these decided the search. Nothing is written.
+    `architecture`. Accuracies are balanced ones if these decided the search. Nothing is written. Raises UserError for
+    another baseline, and for a search of channels.
     """
     folder = Path(search_folder)
     search = read_json(folder / "metrics.json")
+    scores = ("magnitude", "random", "activation", "snip")
+    known = ("head", *scores, *(f"{score}{OVERALL}" for score in scores))
+    if baseline not in known:
+        raise UserError(f"{baseline} cannot be estimated from features: choose among {', '.join(known)}.")
+    if search["settings"].get("granularity") == "channel":
+        raise UserError(f"{folder} is of a search of channels: give folders of searches of single weights.")
     results = folder.parents[3]  # results/direct/{model}/{problem}/{target}
     ready = Baseline(
         baseline,
@@ -66,6 +74,7 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         each.loss(),
         each.measure,
         factor,
+        takes_last=settings.selection == "last",
     )
     count = sum(bit.numel() for bit in bits.values())
     return {
@@ -102,10 +111,12 @@ def train_on_features(
     loss: Loss,
     measure: Callable[[torch.Tensor, torch.Tensor], float],
     factor: Any = None,
+    takes_last: bool = False,
 ) -> tuple[int, float, float]:
     """Train the head; return (selected epoch, its accuracy on the held-out images, that on the test images).
 
     train: features and labels of each draw, which take turns. measure: the accuracy, of logits [N, n] and labels [N].
+    takes_last: whether the last epoch is selected instead of the best one.
     """
     for parameter in head.parameters():
         parameter.requires_grad_(True)
@@ -119,6 +130,6 @@ def train_on_features(
             optimizer.step()
         with torch.no_grad():
             reached = measure(head(held_out[0]), held_out[1])
-            if reached > best[1]:
+            if epoch == epochs if takes_last else reached > best[1]:
                 best = epoch, reached, measure(head(test[0]), test[1])
     return best

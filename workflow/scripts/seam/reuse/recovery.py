@@ -81,7 +81,7 @@ def recover(
     holdout = held_out_share(searched["settings"])
     task = draw_problem(images, dataset, problem, target, members, seed, holdout)
     network = load_reengineered(masks_folder, model_folder, architecture, recovered=False)
-    network = to_channels_last(network, place).requires_grad_(True)
+    network = to_channels_last(network, place, images.size).requires_grad_(True)
     common = {"normalization": source.normalization, "device": place}
 
     def batches_of(split: Any, subset: Any) -> Any:
@@ -102,7 +102,7 @@ def recover(
     kept = {f"source.{name}": bits for name, bits in kept_weights(masks_folder, source.module).items()}
     teacher = None
     if chosen.distillation:
-        teacher = Teacher(to_channels_last(source.module, place), chosen.distillation, chosen.temperature)
+        teacher = Teacher(to_channels_last(source.module, place, images.size), chosen.distillation, chosen.temperature)
     file = Checkpoint(checkpoint, states, __file__)
     weights = class_weights(task.train.labels, len(task.classes)) if is_balanced else None
     history = train(network, training, chosen, teacher, held, kept, file, weights, recovery_seed)

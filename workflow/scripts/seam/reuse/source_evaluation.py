@@ -43,7 +43,7 @@ def evaluate_source(
         test, np.arange(len(test)), position[test.labels], BATCH_SIZE,
         normalization=source.normalization, device=torch_device,
     )  # fmt: skip
-    logits, labels = predict(to_channels_last(source.module, torch_device), test_batches)
+    logits, labels = predict(to_channels_last(source.module, torch_device, images.size), test_batches)
     correct = logits.argmax(1) == labels
     what = f"The source model {model} on {settings['dataset']}"
     accuracy, counts = share(correct), None

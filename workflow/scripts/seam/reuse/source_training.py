@@ -47,7 +47,7 @@ def train_source(
     architecture = settings["architecture"]
     checksum = architecture_file(architecture)  # of the code that runs, whatever happens to the file until the end
     module = build_model(architecture, len(images.classes), checksum)
-    module = to_channels_last(module, torch_device)
+    module = to_channels_last(module, torch_device, images.size)
     require_classifier(module, len(images.classes), images.size, f"The model {model}")
     # Raises for a model that could not be searched, before the training is spent on it.
     unused_parameters(module, torch.zeros(2, 3, *images.size, device=torch_device))

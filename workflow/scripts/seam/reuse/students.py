@@ -13,9 +13,10 @@ from torch import nn
 from seam.errors import UserError
 from seam.files import load_tensors, read_csv, save_tensors, sha256, write_csv, write_json
 from seam.log import log
-from seam.masks.bits import bake, magnitude_bits, random_bits, unpack_bits
+from seam.masks.bits import bake, unpack_bits
 from seam.masks.coverage import coverage_frequencies, relevant_bits
 from seam.masks.layers import maskable
+from seam.masks.scores import keep_in_each, magnitude_scores, random_scores
 from seam.models.architectures import describe_architecture
 from seam.models.surgery import copy_state, to_channels_last
 from seam.reuse.transfer import Transfer
@@ -91,17 +92,18 @@ def bits_of(
         bits = unpack_bits(packed, source)
     except ValueError as error:
         raise UserError(f"{path} does not fit its source model ({error}): delete it and run again.") from error
+    counts = {mask: int(bit.sum()) for mask, bit in bits.items()}
     if student == "magnitude":
-        bits = magnitude_bits(source, bits)
+        bits = keep_in_each(magnitude_scores(source, counts), counts)
     elif student == "random":
         assert generator is not None
-        bits = random_bits(bits, generator)
+        bits = keep_in_each(random_scores(source, counts, generator), counts)
     return bits, metadata["reached"][name], metadata["settings"]
 
 
 def remos_bits(transfer: Transfer, settings: RemosSettings) -> dict[str, torch.Tensor]:
     """Return the masks of ReMoS: without the weights that the training images of the target hardly use."""
-    network = to_channels_last(transfer.source.module, transfer.device)
+    network = to_channels_last(transfer.source.module, transfer.device, transfer.images.size)
     frequencies = coverage_frequencies(network, transfer.plain_batches(), settings.coverage)
     frequencies.pop(transfer.last_layer, None)  # the student has another one
     return relevant_bits(network, frequencies, settings.ratio)
@@ -175,10 +177,10 @@ def train_student(
         },
     )
     write_csv(folder / "history.csv", pd.DataFrame(rows))
-    if bits:  # parameters on which no output depends have no mask
+    if bits and student != "remos":  # parameters on which no output depends have no mask
         weights = {name: weights[name] for name in bits}
     count = sum(parameter.numel() for parameter in weights.values())
-    kept = sum(int(bit.sum()) for bit in bits.values()) if bits else None
+    kept = count - sum(int((~bit).sum()) for bit in bits.values()) if bits else None  # remos masks convolutions alone
     training = {
         "model": model,
         "dataset": dataset,

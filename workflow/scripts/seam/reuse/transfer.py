@@ -70,7 +70,7 @@ class Transfer:
         if not pretrained:
             module = build_model(self.source.architecture, len(self.source.classes), self.source.checksum)
         module = replace_last_layer(module, self.last_layer, len(self.classes)).requires_grad_(True)
-        return to_channels_last(module, self.device)
+        return to_channels_last(module, self.device, self.images.size)
 
     def train_batches(self) -> Any:
         """Return the augmented and shuffled batches of the training images that are not held out."""
@@ -84,9 +84,9 @@ class Transfer:
         """Return the batches of the training images that are not held out, as they are."""
         return self._batches(self.images.train, self.train)
 
-    def test_batches(self) -> Any:
-        """Return the batches of all test images."""
-        return self._batches(self.images.test, self.test)
+    def test_batches(self, enlarge: bool = True) -> Any:
+        """Return the batches of all test images. enlarge: whether they may be larger than is set (`batches`)."""
+        return self._batches(self.images.test, self.test, enlarge=enlarge)
 
     def selection_batches(self) -> Any:
         """Return the batches on which epochs are compared: of the held-out set, or of the test images."""

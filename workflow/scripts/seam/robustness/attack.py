@@ -91,7 +91,7 @@ def perturb_all(
             after += attack_loss(network(perturbed), settings).item() * len(images)
         inside = images.clamp(*settings.clip)
         largest = max(largest, (perturbed - inside).abs().max().item())
-        clipped += (inside != images).double().mean().item() * len(images)
+        clipped += (inside != images).count_nonzero().item() / images[0].numel()
         done += len(images)
         log.info("%d images perturbed", done)
     if clipped / done > MOST_CLIPPED:

@@ -8,7 +8,6 @@ that nothing is rounded afterwards.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from seam.log import log
 from seam.masks.bits import pack_bits, unpack_groups
 from seam.masks.channel_costs import ChannelTime, Cost, fewest, keep_best, macs_cost, weights_cost
 from seam.masks.channels import ChannelGroups
-from seam.models.surgery import copy_state
+from seam.models.surgery import copy_module, copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
 from seam.search.inputs import first_images
@@ -97,7 +96,7 @@ def search_channels(
     log.info("widths that a search may choose: %s", widths)
     teacher = None
     if channels.distillation and channels.train_weights:
-        teacher = Teacher(copy.deepcopy(network), channels.distillation, channels.temperature)
+        teacher = Teacher(copy_module(network), channels.distillation, channels.temperature)
     steps = max(settings.epochs - 1, 1) * len(batches)
     masks = ChannelMasks(network.requires_grad_(True), groups, max(int(FADE * steps), 1))
     ramp = Ramp(budget, steps)

@@ -6,7 +6,6 @@ like the target's classes.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from seam.data.problems import TargetProblem
+from seam.models.surgery import copy_module
 from seam.precision import forward
 from seam.training.run import Step
 
@@ -33,7 +33,7 @@ class Distillation:
         The source model has seen all its classes equally often. So the probability of a class is the mean of its
         outputs' probabilities times its frequency, normalised.
         """
-        self.source = copy.deepcopy(source).eval().requires_grad_(False)
+        self.source = copy_module(source).eval().requires_grad_(False)
         device = next(source.parameters()).device
         self.outputs = [torch.tensor(list(numbers), device=device) for numbers in outputs]
         total = sum(frequencies)

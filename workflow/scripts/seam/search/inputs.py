@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.evaluation import evaluating, require_pair
+from seam.evaluation import require_pair
+from seam.models.surgery import evaluating, outputs_in_training
 from seam.training.run import Batch
 
 
@@ -36,5 +37,11 @@ def first_images(model: nn.Module, selection: Iterable[Batch]) -> torch.Tensor:
         raise UserError(
             f"The network gives {shape} for {len(images)} images, but the head takes [{len(images)}, {width}]: give "
             "with_head the network's number of outputs, and a network that returns its logits alone."
+        )
+    trained = outputs_in_training(network, images)
+    if trained is not None and not isinstance(trained, torch.Tensor):
+        raise UserError(
+            f"In training mode the network gives a {type(trained).__name__}: let it return its logits alone (switch "
+            "auxiliary outputs off)."
         )
     return images

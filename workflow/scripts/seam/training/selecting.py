@@ -1,4 +1,4 @@
-"""Train a part of a model for a fixed number of epochs, and keep the epoch that is best on held-out images."""
+"""Train a part of a model, and keep the epoch that is best on held-out images."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ def train_and_select(
     checkpoint: Checkpoint | None = None,
     advice: str = "lower its learning rate",
     measure: Callable[[torch.Tensor, torch.Tensor], float] = evaluation.accuracy,
+    patience: int | None = None,
+    takes_last: bool = False,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Train `part` of `model` by `step` for all `epochs`; return (history, selected epoch).
+    """Train `part` of `model` by `step` for `epochs`; return (history, selected epoch).
 
     The part, a module or another `Stateful` of tensors, ends as it was in the selected epoch: the first with the best
     accuracy of the model on `selection`. parts: {name: what a step changes}, for the checkpoint. set_mode: puts the
-    model into the mode in which it is trained. measure: the accuracy, of logits [N, n] and labels [N]. Raises UserError
-    if the loss is not finite.
+    model into the mode in which it is trained. measure: the accuracy, of logits [N, n] and labels [N]. patience: how
+    many epochs without a better one end the training early, if any. takes_last: whether the last epoch is selected,
+    whatever its accuracy. Raises UserError if the loss is not finite.
     """
     with TrainingRun(batches, parts, checkpoint, advice) as run:
-        while run.epoch <= epochs:
+        run.most_epochs = epochs
+        while run.epoch <= epochs and (patience is None or run.epoch - run.selected_epoch <= patience):
             set_mode(model)
             images, right, loss = run.train_epoch(step)
             accuracy = measure(*predict(model, run.interruptible(selection)))
@@ -49,13 +53,17 @@ def train_and_select(
                 "seconds": run.epoch_seconds(),
             }
             selected = None
-            if run.selected is None or accuracy > run.selected["accuracy"]:
+            if takes_last:
+                is_selected = run.epoch == epochs
+            else:
+                is_selected = run.selected is None or accuracy > run.selected["accuracy"]
+            if is_selected:
                 selected = {"accuracy": accuracy, "part": copy_state(part)}
             log.info(
                 "epoch %d/%d loss %.4f accuracy %.4f %.1f s%s",
                 row["epoch"], epochs, row["loss"], accuracy, row["seconds"], " selected" if selected else "",
             )  # fmt: skip
             run.end_epoch({**row, "selected": int(selected is not None)}, selected)
-    assert run.selected is not None  # the first epoch was selected
+    assert run.selected is not None  # the first epoch was, or the last one
     part.load_state_dict(run.selected["part"])
     return run.history, run.selected_epoch

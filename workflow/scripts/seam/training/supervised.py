@@ -13,11 +13,12 @@ from torch.nn.functional import cross_entropy
 from seam import evaluation
 from seam.evaluation import predict
 from seam.log import log
-from seam.models.surgery import copy_state, set_training_mode
+from seam.models.surgery import set_training_mode
 from seam.precision import forward
 from seam.settings import FinetuningSettings, LastLayerSettings, TrainingSettings
 from seam.training.checkpoint import Checkpoint
 from seam.training.run import Batch, Batches, TrainingRun
+from seam.training.selecting import train_and_select
 
 
 def one_cycle(steps: int, rise: float = 0.2, low: float = 0.04) -> Callable[[int], float]:
@@ -156,25 +157,7 @@ def _train_and_select(
                 parameter.mul_(bit)
         return logits, loss
 
-    parts = {"model": model, "optimizer": optimizer}
-    with TrainingRun(batches, parts, checkpoint, "lower its lr in transfer") as run:
-        run.most_epochs = settings.epochs
-        while run.epoch <= settings.epochs and run.epoch - run.selected_epoch <= settings.patience:
-            set_mode(model)
-            images, right, loss = run.train_epoch(step)
-            accuracy = evaluation.accuracy(*predict(model, run.interruptible(selection)))
-            row = {
-                "epoch": run.epoch,
-                "loss": loss / images,
-                "train_accuracy": right / images,
-                "accuracy": accuracy,
-                "seconds": run.epoch_seconds(),
-            }
-            selected = None
-            if run.selected is None or accuracy > run.selected["accuracy"]:
-                selected = {"accuracy": accuracy, "model": copy_state(model)}
-            log.info("epoch %d/%d %s", run.epoch, settings.epochs, {k: round(v, 4) for k, v in row.items()})
-            run.end_epoch({**row, "selected": int(selected is not None)}, selected)
-    assert run.selected is not None  # the first epoch was selected
-    model.load_state_dict(run.selected["model"])
-    return run.history, run.selected_epoch
+    return train_and_select(
+        model, model, step, {"model": model, "optimizer": optimizer}, batches, selection, settings.epochs, set_mode,
+        checkpoint, "lower its lr in transfer", patience=settings.patience,
+    )  # fmt: skip

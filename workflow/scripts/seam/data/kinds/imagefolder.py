@@ -49,7 +49,7 @@ class ImageFolder(Kind):
                 raise UserError(f"root: {root} has images of {single[0]} in one split alone: add some to the other.")
             return sorted(train)
         folder = test_folder(root) if Path(root).is_dir() else "test"
-        return _folder_names(Path(root)) if folder is None else class_folders(root, "train", folder)
+        return folder_names(Path(root)) if folder is None else class_folders(root, "train", folder)
 
     def load(self, entry: Entry, wanted: list[str], cache: str) -> dict[str, Split]:
         root, size = entry["root"], entry.get("size") or self.size
@@ -119,7 +119,7 @@ def class_folders(root: str | Path, train: str = "train", test: str = "test") ->
                 )
         except OSError as error:
             _cannot_read(error)
-        names[split] = _folder_names(folder)
+        names[split] = folder_names(folder)
     if single := sorted(set(names[train]) ^ set(names[test])):
         here, there = (train, test) if single[0] in names[train] else (test, train)
         raise UserError(
@@ -128,7 +128,7 @@ def class_folders(root: str | Path, train: str = "train", test: str = "test") ->
     return names[train]
 
 
-def _folder_names(folder: Path) -> list[str]:
+def folder_names(folder: Path) -> list[str]:
     """Return the sorted names of the folders in a folder. Raises UserError if there are none."""
     try:
         with os.scandir(folder) as items:
@@ -211,7 +211,7 @@ def listing_digest(root: str | Path) -> str:
         paths = sorted(file for files in tables for listed in files.values() for file in listed)
         head = [sha256(root)]
     else:
-        folders = (place / name for place in class_places(root) for name in _folder_names(place))
+        folders = (place / name for place in class_places(root) for name in folder_names(place))
         paths, head = sorted(file for folder in folders for file in _walk(folder, Counter())), []
     entries = []
     for path in paths:

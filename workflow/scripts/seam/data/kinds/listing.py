@@ -128,6 +128,8 @@ def _read_table(path: Path) -> dict[str | None, Files]:
                 f"root: line {reader.line_num} of {path} names the image {place}, but there is no such file."
             )
         part = str(row.get(split) or "").strip().lower() if split else None
+        if part == "":
+            raise UserError(f"root: line {reader.line_num} of {path} has no split: write train or test in it.")
         before = listed.setdefault(os.path.normpath(image), (name, part, reader.line_num))
         if before[:2] != (name, part):
             what = "label" if before[0] != name else "split"
@@ -155,4 +157,7 @@ def table_splits(splits: Mapping[str | None, Files], path: str | Path) -> tuple[
     if train is None or test is None:
         known = ", ".join(sorted(map(str, splits)))
         raise UserError(f"root: the column of splits in {path} must have train and test (or val), but it has {known}.")
+    for name, files in splits.items():
+        if files is not train and files is not test:
+            log.warning("%s: the images of the split %s are not used (%d)", path, name, sum(map(len, files.values())))
     return train, test

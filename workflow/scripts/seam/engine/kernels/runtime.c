@@ -204,19 +204,5 @@ void seam_run(Pool *pool, const Stage *stages, int count, int images, float *wor
   pthread_mutex_unlock(&pool->busy);
 }
 
-/* Writes how many seconds each of a stage's operations takes on one block of images: the least of `repeats` times.
-   `picture` is what PACK reads and UNPACK writes. */
-void seam_time(const Stage *stage, float *workspace, float *picture, int repeats, double *seconds) {
-  for (int repeat = 0; repeat < repeats; repeat++)
-    for (int i = 0; i < stage->count; i++) {
-      struct timespec begin, end;
-      clock_gettime(CLOCK_MONOTONIC, &begin);
-      seam_operation(stage->ops + i, workspace, picture, stage->images, 0, 1);
-      clock_gettime(CLOCK_MONOTONIC, &end);
-      const double taken = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-      if (!repeat || taken < seconds[i]) seconds[i] = taken;
-    }
-}
-
 /* The size of a structure, by which a caller recognises a library of another version. */
 int seam_sizes(int which) { return which ? (int)sizeof(Stage) : (int)sizeof(Op); }
