@@ -30,8 +30,8 @@ def test_three_rules_use_the_workflow_as_a_module(example):
     config = yaml.safe_load((example / "config.yaml").read_text())
     for path, value in (
         (["datasets", "digits", "classes"], ["0", "3"]),
-        (["models", "resnet20-digits", "training", "epochs"], 4),
-        (["search"], {"epochs": 4, "batch_size": 32, "lr_mask": 0.05, "alpha": 0.5}),
+        (["models", "resnet20-digits", "training", "epochs"], 8),
+        (["search"], {"epochs": 4, "batch_size": 32, "lr_mask": 0.02, "alpha": 0.1}),
     ):
         config = change(config, path, value)
     (example / "config.yaml").write_text(yaml.safe_dump(config))
