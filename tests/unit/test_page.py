@@ -11,7 +11,7 @@ import synthetic
 from made_tables import ENGINES, PUBLISHED
 
 from seam.files import write_csv
-from seam.progress import TerminalLines, describe, job_name
+from seam.progress import TerminalLines, describe, duration, job_name
 from seam.report import direct, indirect
 from seam.report.closing import closing_lines
 from seam.report.html import Number, chart, table
@@ -131,6 +131,22 @@ def test_results_that_lost_accuracy_are_said(results):
     assert "1 of 5 results lost more than 2 points" in said and "3.1 points" in said
     link = warnings(binary)
     assert link.count("<li><a href=") == 1 and "Markup" not in link
+
+
+def test_budgets_of_an_earlier_config_are_not_told(results):
+    tables = shutil.copytree(results / "results/tables", results / "earlier")
+    (tables / "latency_budgets.csv").write_text("not of this run\n")
+    assert "weights kept" in "\n".join(closing_lines(tables, None, budgets=False))
+    with pytest.raises(KeyError):
+        list(closing_lines(tables, None))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "1 s"), (20, "20 s"), (200, "3 min"), (5000, "83 min"), (7300, "2.0 h"), (2e5, "2.3 days")],
+)
+def test_times_have_units_that_fit(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_gains_are_judged_like_for_like(results):

@@ -27,7 +27,7 @@ from seam.config import plan
 from seam.cost.export import export
 from seam.cost.macs import count_macs
 from seam.data.kinds.registry import prepare_dataset
-from seam.data.storage import open_dataset
+from seam.data.storage import Dataset, Split, open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits, milliseconds
@@ -1079,6 +1079,28 @@ def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):
     for option in (["--epochs", "5"], ["--search", "lr_mask=0.1"], ["--search", "alpha=3"]):
         assert main([*arguments, "--budget", "none", *option]) == 1
         assert f"{' '.join(option)} has no effect with so few images" in capsys.readouterr().err
+
+
+def test_few_images_are_those_that_the_search_says(world, tmp_path, capsys):
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red,blue", "--normalization", normalization, "--out", str(tmp_path / "out"), "--size", "16",
+                 "--time", "none", "--problem", "multiclass_rest", "--epochs", "2", "--recovery", "none"]  # fmt: skip
+    assert main([*arguments, "--budget", "90%", "--search", "few_images=0", "--search", "holdout=0.5"]) in (0, 3)
+    shown = capsys.readouterr().err
+    assert "searching multiclass_rest red-blue: 2 epochs of about 60 images" in shown
+    assert "the smallest class" not in shown
+
+
+def test_the_images_of_a_problem_are_counted():
+    labels = np.repeat([0, 1, 2], [30, 5, 9])
+    split = Split(labels, (8, 8), files=[""] * len(labels))
+    images = Dataset("imagefolder", ["a", "b", "c"], (8, 8), (0.5,) * 3, (0.5,) * 3, (), split, split)
+    counts = {}
+    for problem, keep in (("multiclass_rest", ["b", "c"]), ("binary", ["b"]), ("multiclass", ["a", "c"])):
+        choices = SimpleNamespace(dataset="d", problem=problem, target="x", keep=keep, seed=0)
+        counts[problem] = Shrinking.class_sizes(SimpleNamespace(choices=choices), images)
+    assert counts == {"multiclass_rest": [5, 9, 7], "binary": [5, 5], "multiclass": [30, 9]}
 
 
 def test_models_by_name():

@@ -42,6 +42,13 @@ def forward(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         return model(images).float()
 
 
+def widest_type(device: torch.device) -> torch.dtype:
+    """Return the type in which a device adds up most exactly: float64, which Apple's GPUs lack."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """Compute float32 products of the block exactly, whatever the precision of the steps. Also a decorator.

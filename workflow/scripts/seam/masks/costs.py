@@ -15,6 +15,7 @@ from seam.errors import UserError
 from seam.log import log
 from seam.masks.masks import Masks
 from seam.models.uses import count_uses
+from seam.precision import widest_type
 from seam.settings import budget_words
 
 
@@ -50,8 +51,8 @@ class LinearCost:
         counts = torch.stack([bits.count_nonzero() for bits in kept.values()])
         device = counts.device
         if device not in self.on_device:  # made once: a CUDA graph must not copy from the host
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self.on_device[device] = torch.tensor([self.price[name] for name in kept], dtype=dtype, device=device)
+            prices = [self.price[name] for name in kept]
+            self.on_device[device] = torch.tensor(prices, dtype=widest_type(device), device=device)
         prices = self.on_device[device]
         return (self.fixed + (prices * counts.to(prices.dtype)).sum()) / self.whole
 

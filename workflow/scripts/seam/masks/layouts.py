@@ -364,9 +364,9 @@ class _Follower(Interpreter):
         """Return the layout of a sum or a product."""
         values = [other for other in operands(node) if other in self.layouts]
         layouts = [self.layouts[other] for other in values]
-        if len(layouts) == 1 and self._varies(node):
-            return None
         if len(layouts) == 1:  # with a number
+            if self._varies(node):
+                return None
             is_kept = product or 0 in (*node.args[:2], node.kwargs.get("other"))
             zero = layouts[0].zero if is_kept else np.zeros_like(layouts[0].zero)
             return Layout(layouts[0].dim, layouts[0].ids, zero)

@@ -18,7 +18,7 @@ from seam.errors import UserError
 from seam.masks.layers import MASKED_LAYERS, maskable
 from seam.models.surgery import evaluating
 from seam.models.uses import given
-from seam.precision import exact
+from seam.precision import exact, widest_type
 
 Scores = dict[str, torch.Tensor]  # {name of a parameter: the score of each of its weights}, on the CPU
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]  # images [B, 3, H, W] and labels [B]
@@ -81,14 +81,9 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
-def _exact_type(values: torch.Tensor) -> torch.dtype:
-    """Return the type in which sums of `values` are exact to float32; Apple's GPUs have no float64."""
-    return torch.float32 if values.device.type == "mps" else torch.float64
-
-
 def input_squares(layer: Any, images: torch.Tensor) -> torch.Tensor:
     """Return the sum of squares of each input channel (of a convolution) or feature (of a linear layer), [I]."""
-    images = images.detach().to(_exact_type(images)).square()
+    images = images.detach().to(widest_type(images.device)).square()
     if isinstance(layer, nn.Linear):
         return images.flatten(0, -2).sum(0)
     spatial = len(layer.kernel_size)
@@ -121,7 +116,7 @@ def gradient_scores(
     parameters = maskable(module)
     chosen = [parameters[name] for name in names]
     required = [parameter.requires_grad for parameter in chosen]
-    sums = [torch.zeros_like(parameter, dtype=_exact_type(parameter)) for parameter in chosen]
+    sums = [torch.zeros_like(parameter, dtype=widest_type(parameter.device)) for parameter in chosen]
     count = 0
     try:
         for parameter in chosen:

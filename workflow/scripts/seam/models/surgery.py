@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
-from seam.log import log
 
 
 def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
     """Set train mode, so that dropout is active.
 
+    A layer that is marked by `_has_statistics`, as a search marks it (`seam.search.inputs`), is treated as batch norm.
     batch_norm: whether that of batch norm, too, so that its statistics follow the batches. Otherwise it keeps those
     that the source model has.
     """
@@ -28,34 +28,6 @@ def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
         # Instance norm can have statistics, too.
         if isinstance(module, nn.modules.batchnorm._NormBase) or getattr(module, "_has_statistics", False):
             module.eval()
-
-
-@torch.no_grad()
-def outputs_in_training(module: nn.Module, images: torch.Tensor) -> Any:
-    """Return what a module returns in training mode, and let its modes, its buffers and the random numbers be.
-
-    Layers that are no batch norm, but change their buffers as that does, are marked: `set_training_mode` lets them be
-    in eval mode, as it lets batch norm. Returns None if the module cannot be run in training mode.
-    """
-    buffers = [
-        (name, layer, key, value.clone())
-        for name, layer in module.named_modules()
-        for key, value in layer._buffers.items()
-        if value is not None
-    ]
-    devices = [images.device] if images.device.type == "cuda" else []
-    with evaluating(module), torch.random.fork_rng(devices):
-        set_training_mode(module)
-        try:
-            return module(images)
-        except Exception:  # of the model's own code
-            return None
-        finally:
-            for name, layer, key, value in buffers:
-                if (own := layer._buffers[key]) is not None and not torch.equal(own, value):
-                    layer._has_statistics = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-                    log.info("%s keeps statistics of its batches (%s): it stays in eval mode", name or "the model", key)
-                layer._buffers[key] = value
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Baseline:
         """
         self.name, search_folder = baseline, Path(search_folder)
         self.reengineering = Reengineering(**arguments, checkpoint=checkpoint)
-        self.images, self.seed = open_dataset(arguments["dataset_folder"]), arguments["seed"]
+        self.dataset_folder, self.seed = arguments["dataset_folder"], arguments["seed"]
         each = self.reengineering
         self.source = open_source(each.model_folder, architecture=each.architecture)
         self.bits = read_bits(search_folder / "masks.safetensors", self.source, each.provenance["source model"])
@@ -108,7 +108,7 @@ class Baseline:
 
     def plain_batches(self, shuffle: bool = False, enlarge: bool = True) -> Any:
         """Return the batches of the training images as they are, without augmentation. enlarge: as in `batches`."""
-        each, split = self.reengineering, self.images.train
+        each, split = self.reengineering, open_dataset(self.dataset_folder).train
         subset = each.problem.train
         generator = torch.Generator().manual_seed(self.derive_seed("batches")) if shuffle else None
         return batches(
@@ -123,7 +123,8 @@ class Baseline:
             return random_scores(self.source.module, names, torch.Generator().manual_seed(self.derive_seed("masks")))
         if method == "magnitude":
             return magnitude_scores(self.source.module, names)
-        network = to_channels_last(self.source.module, self.reengineering.device, self.images.size)
+        each = self.reengineering
+        network = to_channels_last(self.source.module, each.device, each.size)
         if method == "activation":
             return activation_scores(network, names, self.plain_batches())
         assert method == "snip"
@@ -349,9 +350,7 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     torch.manual_seed(baseline.derive_seed("weights"))
     source = baseline.source
     network = build_model(source.architecture, len(source.classes), source.checksum)
-    model = with_head(
-        to_channels_last(network, each.device, baseline.images.size), len(source.classes), len(each.problem.classes)
-    )
+    model = with_head(to_channels_last(network, each.device, each.size), len(source.classes), len(each.problem.classes))
     model = model.to(each.device).requires_grad_(True)
     own = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
     settings = TrainingSettings(**{**training, **own})

@@ -79,7 +79,6 @@ def train_channel_baseline(
     assert each.groups is not None
     groups, plain = each.groups, baseline.removesuffix(DISTILLED)
     source = open_source(each.model_folder, architecture=each.architecture)
-    data = open_dataset(arguments["dataset_folder"])
     images = next(iter(each.selection))[0][:1].cpu().contiguous()
     macs = macs_cost(source.module, groups, count_uses(source.module, images))
     searched = _searched(Path(search_folder) / "masks.safetensors", groups, each.provenance["source model"])
@@ -109,13 +108,14 @@ def train_channel_baseline(
         network = build_model(source.architecture, len(source.classes), source.checksum)
     count = sum(parameter.numel() for parameter in maskable(network).values())
     shrink(network, groups, kept)
-    model = with_head(to_channels_last(network, each.device, data.size), len(source.classes), len(each.problem.classes))
+    model = with_head(to_channels_last(network, each.device, each.size), len(source.classes), len(each.problem.classes))
     model = model.to(each.device).requires_grad_(True)
     teacher = None
     if is_distilled:
         frozen = open_source(each.model_folder, architecture=each.architecture).module
         weight = chosen.distillation or RecoverySettings.distillation
-        teacher = Teacher(to_channels_last(frozen, each.device, data.size), weight, chosen.temperature)
+        teacher = Teacher(to_channels_last(frozen, each.device, each.size), weight, chosen.temperature)
+    data = open_dataset(arguments["dataset_folder"])
     batches = TrainingImages(data, each.problem, source, chosen, seed, each.device)
     depends = {"baseline": baseline, "widths": counts, "epochs": epochs, "recovery": asdict(chosen)}
     if from_nothing:
