@@ -41,9 +41,9 @@ def kept(groups, *widths):
 def test_times_are_interpolated_in_both_widths():
     _, groups, table = made(scale=2.0, fixed=5.0)
     cost = ChannelTime(groups, table)
-    assert cost.whole == 5 + 2 * (3 * 16 + 16 * 24)
+    assert cost.total == 5 + 2 * (3 * 16 + 16 * 24)
     assert cost.milliseconds(kept(groups, 10, 20)) == pytest.approx(5 + 2 * (3 * 10 + 10 * 20))
-    assert cost.share(kept(groups, 8, 8)) == pytest.approx((5 + 2 * (24 + 64)) / cost.whole)
+    assert cost.share(kept(groups, 8, 8)) == pytest.approx((5 + 2 * (24 + 64)) / cost.total)
 
 
 def test_a_layer_with_fewer_channels_counts_at_most_what_it_takes_with_more():
@@ -93,13 +93,13 @@ def test_what_is_kept_meets_the_budget_with_these_widths():
 @pytest.mark.parametrize("unit", ["latency", "latency_ms"])
 def test_the_search_meets_a_budget_of_time(unit):
     _, groups, table = made(fixed=10.0)
-    whole = ChannelTime(groups, table).whole
-    limit = 0.4 * whole if unit == "latency_ms" else 0.4
+    total = ChannelTime(groups, table).total
+    limit = 0.4 * total if unit == "latency_ms" else 0.4
     found, _, result = run(budget={unit: limit, "epochs": 8}, layer_costs=table)
     cost = ChannelTime(groups, table)
     share = cost.share(groups.joined(result.bits))
     assert result.budget["met"] and share == pytest.approx(result.budget["cost"]) and share <= 0.4
-    assert result.budget["whole"] == whole and result.budget["name"].startswith(f"{unit}: ")
+    assert result.budget["whole"] == total and result.budget["name"].startswith(f"{unit}: ")
     for name, bits in result.bits.items():
         assert int(bits.sum()) in cost.widths(4, 0.4)[name]
 

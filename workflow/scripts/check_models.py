@@ -73,14 +73,14 @@ def main() -> None:
     use_threads(1)
     warnings.filterwarnings("ignore")
     lines = options.lines.read_text().splitlines() if options.lines.is_file() else []
-    found = {entry["name"]: entry for entry in map(json.loads, lines)}
+    entries = {entry["name"]: entry for entry in map(json.loads, lines)}
     for name in [] if options.table else [*names(options.most), *timm_names()]:
-        if name not in found:
-            found[name] = check(name)
+        if name not in entries:
+            entries[name] = check(name)
             with options.lines.open("a") as file:
-                file.write(json.dumps(found[name]) + "\n")
-            print(name, found[name].get("failed"), flush=True)
-    write_text(options.output, page(found))
+                file.write(json.dumps(entries[name]) + "\n")
+            print(name, entries[name].get("failed"), flush=True)
+    write_text(options.output, page(entries))
 
 
 def names(most: float) -> list[str]:
@@ -120,10 +120,10 @@ def find(name: str, size: int, sender: Any) -> None:
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + MOST_MEMORY, in_use + MOST_MEMORY))
     try:
-        found = check_network(build(name, size), OUTPUTS, size)
+        check = check_network(build(name, size), OUTPUTS, size)
     except (MemoryError, RuntimeError) as error:
         return sender.send({"failed": ["runs"], "findings": {"runs": one_line(error)[:200]}, "engines": {}})
-    sender.send({"failed": found.failed, "findings": found.findings, "engines": found.engines, **found.numbers})
+    sender.send({"failed": check.failed, "findings": check.findings, "engines": check.engines, **check.numbers})
 
 
 def build(name: str, size: int) -> torch.nn.Module:
@@ -136,13 +136,13 @@ def build(name: str, size: int) -> torch.nn.Module:
     return build_from_options(f"torchvision:{name}", size=size, outputs=OUTPUTS).module
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(entries: dict[str, dict[str, Any]]) -> str:
     """Return the page with a row for each model."""
-    own, every = sum(not name.startswith("timm:") for name in found), len(names(1e6))
-    models = f"All {own}" if own == every else f"The {own} smallest of the {every}"
+    checked, every = sum(not name.startswith("timm:") for name in entries), len(names(1e6))
+    models = f"All {checked}" if checked == every else f"The {checked} smallest of the {every}"
     models += f" classifiers of torchvision {torchvision.__version__}"
-    if own < len(found):
-        models += f", and {len(found) - own} small ones of timm {importlib.metadata.version('timm')}"
+    if checked < len(entries):
+        models += f", and {len(entries) - checked} small ones of timm {importlib.metadata.version('timm')}"
     models += f", with random weights and {OUTPUTS} outputs, as `seam check` sees them. "
     models += "Each was checked at the smallest size among 64, 128 and 224 px that it accepts."
     text = INTRODUCTION.format(
@@ -151,7 +151,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     columns = ["model", "px", "parameters", "parameters masked", "MACs", "MACs masked"]
     columns += ["channels", "branches", "export", "ONNX Runtime", "seam.engine"]
     rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for name, entry in sorted(found.items()):
+    for name, entry in sorted(entries.items()):
         engines = entry.get("engines", {})
         cells = [
             name, str(entry["size"]), number(entry.get("parameters")), share(entry.get("maskable")),
@@ -161,21 +161,21 @@ def page(found: dict[str, dict[str, Any]]) -> str:
             *(engine(engines.get(key)) for key in ("onnxruntime", "seam")),
         ]  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
-    failed = {name: entry["findings"].get(step, "") for name, entry in found.items() for step in entry["failed"]}
+    failed = {name: entry["findings"].get(step, "") for name, entry in entries.items() for step in entry["failed"]}
     sentences = [f"- `{name}`: {words}" for name, words in sorted(failed.items())]
-    works = sum(not entry["failed"] for entry in found.values())
-    rows += ["", f"{works} of {len(found)} models pass all checks.", *([""] if sentences else []), *sentences]
+    works = sum(not entry["failed"] for entry in entries.values())
+    rows += ["", f"{works} of {len(entries)} models pass all checks.", *([""] if sentences else []), *sentences]
     rows += grouped(
         "seam.engine runs networks of convolutions, and leaves these models to ONNX Runtime",
         {
             name: engines["seam"]
-            for name, entry in found.items()
+            for name, entry in entries.items()
             if isinstance((engines := entry["engines"]).get("seam"), str)
         },
     )
     rows += grouped(
         "Channels cannot be removed from these models, only single weights",
-        {name: entry["findings"]["channels"] for name, entry in found.items() if entry.get("channels") == 0},
+        {name: entry["findings"]["channels"] for name, entry in entries.items() if entry.get("channels") == 0},
     )
     return text + "\n".join(rows) + "\n"
 

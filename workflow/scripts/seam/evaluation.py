@@ -160,12 +160,12 @@ def source_accuracy(
 
 
 def require_better_than_guessing(
-    accuracy: float, classes: int, images: int, what: str, counts: Sequence[int] | None = None
+    accuracy: float, classes: int, images: int, subject: str, counts: Sequence[int] | None = None
 ) -> None:
     """Raise UserError if an accuracy is below that of guessing by more than chance explains for so many images.
 
     The limit is three standard errors, because a small model on few images may well be no better than guessing; the
-    log then has a warning. what: the model as the sentence names it, such as "The source model vgg16". counts: the
+    log then has a warning. subject: the model as the sentence names it, such as "The source model vgg16". counts: the
     images of each class if the accuracy is a balanced one, whose error the small classes decide.
     """
     guessing = 1 / classes
@@ -173,10 +173,11 @@ def require_better_than_guessing(
     error = math.sqrt(guessing * (1 - guessing) / effective)
     chance = f"{100 * guessing:.1f} %"
     if counts is None:
-        comparison = f"{what} gets {100 * accuracy:.1f} % of {images} test images right, and guessing {chance}"
+        comparison = f"{subject} gets {100 * accuracy:.1f} % of {images} test images right, and guessing {chance}"
     else:
         comparison = (
-            f"{what} has a balanced accuracy of {100 * accuracy:.1f} % on {images} test images, and guessing {chance}"
+            f"{subject} has a balanced accuracy of {100 * accuracy:.1f} % on {images} test images, "
+            f"and guessing {chance}"
         )
     if accuracy < guessing - 3 * error:
         raise UserError(
@@ -199,19 +200,19 @@ def mistaken_by_one_answer(confusion: Sequence[Sequence[int]]) -> int:
 
 
 def require_several_answers(
-    confusion: Sequence[Sequence[int]], classes: Sequence[str], what: str, advice: str, *, allowed: bool = False
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], subject: str, advice: str, *, allowed: bool = False
 ) -> None:
     """Raise UserError if a model gives the same answer for all images, though several have another label.
 
-    confusion: as `mistaken_by_one_answer` takes it. what, advice: begin and end the sentence. Fewer than ten images of
-    other classes may all be mistaken by chance: then the log has a warning, as it has if this is `allowed`.
+    confusion: as `mistaken_by_one_answer` takes it. subject, advice: begin and end the sentence. Fewer than ten
+    images of other classes may all be mistaken by chance: then the log has a warning, as it has if this is `allowed`.
     """
     others = mistaken_by_one_answer(confusion)
     if not others:
         return
     answers = torch.tensor(confusion).sum(0)
     sentence = (
-        f"{what} says {classes[int(answers.argmax())]} for each of the {int(answers.sum())} test images, of which "
+        f"{subject} says {classes[int(answers.argmax())]} for each of the {int(answers.sum())} test images, of which "
         f"{others} are of other classes: {advice}"
     )
     if others >= FEWEST_OTHERS and not allowed:

@@ -218,13 +218,15 @@ def check_budget(budget: Any) -> None:
         raise ValueError(f"distillation of the budget is {budget['distillation']!r}: it must be at most 1.")
 
 
-def budget_share(unit: str, value: float, whole: float) -> float:
-    """Return the share of the source model's cost that a budget allows. whole: what that costs, in the budget's unit.
+def budget_share(unit: str, value: float, total: float) -> float:
+    """Return the share of the source model's cost that a budget allows.
+
+    total: what the source model costs, in the budget's unit.
 
     >>> budget_share("macs", 0.25, 41e6), budget_share("macs", 10.25e6, 41e6), budget_share("latency_ms", 2.0, 8.0)
     (0.25, 0.25, 0.25)
     """
-    return value if unit in ("weights", "latency") or (unit == "macs" and value <= 1) else value / whole
+    return value if unit in ("weights", "latency") or (unit == "macs" and value <= 1) else value / total
 
 
 def budget_words(unit: str, value: float) -> str:
@@ -268,9 +270,9 @@ def search_settings(search: Mapping[str, Any]) -> dict[str, Any]:
         settings.pop("channels", None)
     if budget := settings.get("budget"):
         check_budget(budget)
-        own = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
+        given_values = {name: value for name, value in budget.items() if name in BUDGET_SEARCH and value is not None}
         settings = {name: value for name, value in settings.items() if name in SHARED}
-        settings |= BUDGET_SEARCH | own | {"schedule": "budget", "alpha": 0.0}
+        settings |= BUDGET_SEARCH | given_values | {"schedule": "budget", "alpha": 0.0}
         given = {name: value for name, value in budget.items() if name not in BUDGET_SEARCH and value is not None}
         options = {} if settings.get("granularity") == "channel" else BUDGET_OPTIONS
         settings["budget"] = dict(sorted((options | given).items()))

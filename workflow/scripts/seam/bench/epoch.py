@@ -68,5 +68,5 @@ def epoch(options: Options) -> Iterator[Row]:
                 (evaluated / every + saved) / (trained + evaluated / every + saved)
                 for trained, evaluated, saved in zip(*times.values(), strict=True)
             ]
-            what = f"evaluation and checkpoint / an epoch of {TRAIN} images and {HOLDOUT} held out{suffix}"
-            yield row("epoch", what, subject_name(architecture, 1, options.device), share, 0.05, **medians(times))
+            quantity = f"evaluation and checkpoint / an epoch of {TRAIN} images and {HOLDOUT} held out{suffix}"
+            yield row("epoch", quantity, subject_name(architecture, 1, options.device), share, 0.05, **medians(times))

@@ -48,8 +48,8 @@ def start(options: Options) -> Iterator[Row]:
         starts = [time_start(arguments) for _ in range(options.job_repeats + 1)][1:]
     parts = {name: statistics.median(spent[name] for spent in starts) for name in starts[0]}
     seconds = [sum(spent.values()) - spent["import torch"] - spent["first step"] for spent in starts]
-    what = "seconds from the start of a job to its first step, less those of importing torch"
-    yield row("start", what, f"{architecture}, digits", seconds, 1.0)
+    quantity = "seconds from the start of a job to its first step, less those of importing torch"
+    yield row("start", quantity, f"{architecture}, digits", seconds, 1.0)
     table = [{"part": name, "s": value} for name, value in parts.items()]
     yield {"item": "start", "title": "Start of a job, its parts in order (medians)", "table": table}
 
@@ -89,9 +89,9 @@ def targets(options: Options, count: int = 10) -> Iterator[Row]:
                     run_job(job, folder, options.requested_device)
                 times[name].append(time.perf_counter() - begin)
                 shutil.rmtree(folder / "direct")
-    what = f"seconds of a job that searches a stack of {count} problems, 12 epochs / of a job for each"
+    quantity = f"seconds of a job that searches a stack of {count} problems, 12 epochs / of a job for each"
     hourly = {f"an hour, {name}": 3600 * count / statistics.median(values) for name, values in times.items()}
-    yield row("targets", what, f"{architecture}, noise", ratios(times, "stack", "each"), 1.0, searches=hourly)
+    yield row("targets", quantity, f"{architecture}, noise", ratios(times, "stack", "each"), 1.0, searches=hourly)
 
 
 def run_job(searches: list[dict[str, Any]], folder: Path, device: str) -> None:

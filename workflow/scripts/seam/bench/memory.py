@@ -54,8 +54,8 @@ def memory(options: Options) -> Iterator[Row]:
                 peaks.append(highest)
             megabytes = {"peak": statistics.median(peaks) / 1e6} | {k: v / 1e6 for k, v in required.items()}
             shares = [highest / sum(required.values()) for highest in peaks]
-            what = "peak / (network + masks + Adam + activations)"
-            yield row("memory", what, architecture + suffix, shares, goal, megabytes=megabytes)
+            quantity = "peak / (network + masks + Adam + activations)"
+            yield row("memory", quantity, architecture + suffix, shares, goal, megabytes=megabytes)
 
 
 def peak_of_search(

@@ -41,8 +41,8 @@ def render(result: dict[str, Any]) -> str:
         f"torch {facts['torch']}, batches of {facts['batch_size']} images of {facts['pixels']} px.\n"
         "Medians of pairs timed in turn, and their quartiles. A median reaches its goal if it is at most as large."
     ]
-    for (item, what), rows in itertools.groupby(result["rows"], key=lambda row: (row["item"], row["what"])):
-        parts.append(f"{item}: {what}\n\n{block([_cells(row) for row in rows])}")
+    for (item, quantity), rows in itertools.groupby(result["rows"], key=lambda row: (row["item"], row["what"])):
+        parts.append(f"{item}: {quantity}\n\n{block([_cells(row) for row in rows])}")
     for table in result["tables"]:
         parts.append(f"{table['title']}\n\n{block(table['table'])}")
     return "\n\n".join(parts) + "\n"

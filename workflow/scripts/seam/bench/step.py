@@ -39,8 +39,8 @@ def step_rows(
     times = in_turn(functions, device, repeats)
     subject, goal = subject_name(architecture, number, device), STEP_GOALS.get(architecture)
     yield row("step", "a step / the bare pass", subject, ratios(times, "step", "bare"), goal, **medians(times))
-    what = "a step / the bare pass with batch norm folded, as in the step"
-    yield row("step", what, subject, ratios(times, "step", "bare, folded"), goal, **medians(times))
+    quantity = "a step / the bare pass with batch norm folded, as in the step"
+    yield row("step", quantity, subject, ratios(times, "step", "bare, folded"), goal, **medians(times))
     if device.type == "cuda":
         eager = ratios(times, "step, no graph", "bare, no graph")
         yield row("step", "a step / the bare pass, neither as a graph", subject, eager, **medians(times))
@@ -86,5 +86,5 @@ def stack(options: Options) -> Iterator[Row]:
             print(f"  {architecture} left out: {str(error).partition('. ')[0]}", file=sys.stderr)
             continue
         goal = None if options.device.type == "cpu" else 1.0  # a CPU searches one after the other
-        what = f"a step of a stack of {count} searches / {count} steps"
-        yield row("stack", what, architecture, ratios(times, "stack", "each"), goal, **medians(times))
+        quantity = f"a step of a stack of {count} searches / {count} steps"
+        yield row("stack", quantity, architecture, ratios(times, "stack", "each"), goal, **medians(times))

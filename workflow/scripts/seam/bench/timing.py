@@ -77,13 +77,14 @@ def seconds(function: Callable[[], Any], device: torch.device, calls: int = 1) -
     return (time.perf_counter() - begin) / calls
 
 
-def row(item: str, what: str, subject: str, values: list[float], goal: float | None = None, **more: Any) -> Row:
+def row(item: str, quantity: str, subject: str, values: list[float], goal: float | None = None, **more: Any) -> Row:
     """Return a row of the result: the median of `values` and their quartiles.
 
-    what: the quantity; subject: the network it belongs to. A goal is reached if the median is at most as large.
+    quantity: what is measured; subject: the network it belongs to. A goal is reached if the median is at most as large.
     """
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"item": item, "what": what, "of": subject, "value": middle, "low": low, "high": high, "goal": goal, **more}
+    measured = {"value": middle, "low": low, "high": high, "goal": goal}
+    return {"item": item, "what": quantity, "of": subject, **measured, **more}
 
 
 def ratios(times: Times, name: str, other: str, factor: float = 1.0) -> list[float]:

@@ -41,11 +41,11 @@ def yardstick(options: Options) -> Iterator[Row]:
             times = in_turn(functions, device, options.repeats)
             share = ratios(times, "product", "bare", multiply_adds / side**3)
             subject = subject_name(architecture, 1, device)
-            what = f"multiply-adds a second of the bare pass / of a product of {side} x {side} matrices"
-            yield row("yardstick", what, subject, share, multiply_adds=multiply_adds, **medians(times))
+            quantity = f"multiply-adds a second of the bare pass / of a product of {side} x {side} matrices"
+            yield row("yardstick", quantity, subject, share, multiply_adds=multiply_adds, **medians(times))
             if device.type == "cpu":
-                what = "the bare pass in NCHW / in channels last"
-                yield row("yardstick", what, subject, ratios(times, "NCHW", "bare"))
+                quantity = "the bare pass in NCHW / in channels last"
+                yield row("yardstick", quantity, subject, ratios(times, "NCHW", "bare"))
             title = f"The bare pass of {subject}, by kind of operation"
             yield {"item": "yardstick", "title": title, "table": operations(bench)}
             if device.type == "cpu":  # a GPU finishes a layer before the next is launched

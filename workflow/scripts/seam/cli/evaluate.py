@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     width = max(map(len, results["classes"]))
     show("\nof the images of     were called")
     for name, row in zip(results["classes"], results["confusion"], strict=True):
-        own = results["per_class"].get(name)
-        share = f"{percent(own['accuracy'], 2):>8} right" if own else "   no images"
+        rates = results["per_class"].get(name)
+        share = f"{percent(rates['accuracy'], 2):>8} right" if rates else "   no images"
         show(
             f"  {name:<{width}}  {share}  "
             + "  ".join(f"{n} {other}" for n, other in zip(row, results["classes"], strict=True))

@@ -46,12 +46,12 @@ def work_folder(work: Path, out: Path) -> Path:
 
 def require_writable(option: str, folder: Path) -> None:
     """Raise UserError unless the folder that the option names can be made and written. Leaves nothing there."""
-    made: list[Path] = []
+    created: list[Path] = []
     try:
         for place in (*reversed(folder.parents), folder):
             if not place.exists():
                 place.mkdir()
-                made.append(place)
+                created.append(place)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -60,6 +60,6 @@ def require_writable(option: str, folder: Path) -> None:
             f"{option} is {folder}, a folder that cannot be written ({reason}): name another one."
         ) from error
     finally:
-        for place in reversed(made):
+        for place in reversed(created):
             with contextlib.suppress(OSError):
                 place.rmdir()

@@ -98,8 +98,8 @@ def _target(folder: Path) -> dict[str, str]:
         rows["recovery"] = f"{recovery['epochs']} epochs, accuracy before it {recovery['accuracy']['before']:.4f}"
     if metrics.get("settings", {}).get("granularity") == "channel":
         gone = metrics.get("branches_removed")
-        what = "whole channels" + (f", and the residual branches {', '.join(gone)}" if gone else "")
-        rows["removed"] = f"{what}: the model is smaller and has no zeros"
+        removed = "whole channels" + (f", and the residual branches {', '.join(gone)}" if gone else "")
+        rows["removed"] = f"{removed}: the model is smaller and has no zeros"
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
         rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"

@@ -63,14 +63,16 @@ def _table(rules: Rules, defaults: dict[str, Any], schema: Rules) -> str:
     The keys of an object within it follow with a dotted name, unless they have a section of their own.
     """
     rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for key, own in rules["properties"].items():
-        rows.append(_row(key, own, _default(key, own, rules, defaults), schema))
-        if _has_section(key, own, schema):
+    for key, property_rules in rules["properties"].items():
+        rows.append(_row(key, property_rules, _default(key, property_rules, rules, defaults), schema))
+        if _has_section(key, property_rules, schema):
             continue
-        own = resolved(own, schema)
-        for name, inner in own.get("properties", {}).items():
+        property_rules = resolved(property_rules, schema)
+        for name, inner in property_rules.get("properties", {}).items():
             inner = resolved(inner, schema)
-            rows.append(_row(f"{key}.{name}", inner, _default(name, inner, own, defaults.get(key) or {}), schema))
+            rows.append(
+                _row(f"{key}.{name}", inner, _default(name, inner, property_rules, defaults.get(key) or {}), schema)
+            )
     return "\n".join(rows)
 
 
@@ -87,8 +89,11 @@ def _has_section(key: str, rules: Rules, schema: Rules) -> bool:
     return "$ref" in rules and rules["$ref"] == schema["properties"].get(key, {}).get("$ref")
 
 
-def _default(key: str, own: Rules, rules: Rules, defaults: dict[str, Any]) -> str:
-    """Return the default of a key in words. own: its rules; rules, defaults: those of the object that it is in."""
+def _default(key: str, property_rules: Rules, rules: Rules, defaults: dict[str, Any]) -> str:
+    """Return the default of a key in words.
+
+    property_rules: the rules of the key; rules, defaults: those of the object that it is in.
+    """
     kinds_by_default: dict[Any, list[str]] = {}
     for case in rules.get("allOf", []):
         special = case["then"].get("properties", {}).get(key)
@@ -98,7 +103,7 @@ def _default(key: str, own: Rules, rules: Rules, defaults: dict[str, Any]) -> st
         return "; ".join(f"{_code(value)} ({', '.join(kinds)})" for value, kinds in kinds_by_default.items())
     if key in rules.get("required", []):
         return "required"
-    value = defaults.get(key, own.get("default"))
+    value = defaults.get(key, property_rules.get("default"))
     if isinstance(value, dict):
         return "as below"
     return "not given" if value is None else _code(value)

@@ -129,10 +129,10 @@ def students(config: dict[str, Any]) -> list[StudentSpec]:
             transfer = _sorted(merged(merged(config["transfer"], entry.get("transfer", {})), override))
             attack = _sorted({**config["attack"], **entry.get("attack", {})})
             for student in entry["students"]:
-                own = compared if student in COMPARED else thresholds if student in MASKED else [None]
+                student_thresholds = compared if student in COMPARED else thresholds if student in MASKED else [None]
                 specs += [
                     StudentSpec(entry["model"], name, student, threshold, tuple(thresholds), transfer, attack)
-                    for threshold in own
+                    for threshold in student_thresholds
                 ]
     return specs
 
@@ -186,9 +186,9 @@ def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
     if entry["kind"] == "imagenet" and not is_file:
         entry = {**entry, "root": None}
     every, chosen = class_names({**entry, "classes": None}), class_names(entry)
-    own = {} if model.get("weights_key") is None else {"key": model["weights_key"]}
+    reader_options = {} if model.get("weights_key") is None else {"key": model["weights_key"]}
     if (outputs := model_classes(model, entry)) is not None:
-        own["outputs"] = outputs
+        reader_options["outputs"] = outputs
         is_hub = model["weights"] == "hub"
         return {
             "architecture": model["architecture"],
@@ -196,7 +196,7 @@ def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
             "kind": model["classes"] if is_hub else entry["kind"],
             "normalization": normalization and [normalization["mean"], normalization["std"]],
             "weights": model["weights"],
-            **own,
+            **reader_options,
         }
     return {
         "architecture": model["architecture"],
@@ -204,7 +204,7 @@ def source_weights(config: dict[str, Any], name: str) -> dict[str, Any]:
         "kind": entry["kind"],
         "normalization": normalization and [normalization["mean"], normalization["std"]],
         "weights": model["weights"],
-        **own,
+        **reader_options,
     }
 
 
@@ -239,8 +239,8 @@ def stacks(problems: list[ProblemSpec], most: int) -> list[list[ProblemSpec]]:
     """
     alike: dict[tuple, list[ProblemSpec]] = {}
     for problem in problems:
-        own = "" if SearchSettings(**problem.settings).can_share_a_pass else problem.target
-        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings), own
+        separate = "" if SearchSettings(**problem.settings).can_share_a_pass else problem.target
+        key = problem.model, problem.problem, len(problem.classes), repr(problem.settings), separate
         alike.setdefault(key, []).append(problem)
     return [group[start : start + most] for group in alike.values() for start in range(0, len(group), most)]
 

@@ -80,12 +80,14 @@ def with_defaults(value: Any, rules: dict[str, Any], schema: dict[str, Any]) -> 
     if isinstance(value, list):
         return [with_defaults(item, rules.get("items", {}), schema) for item in value]
     if isinstance(value, dict):
-        properties = {key: resolved(own, schema) for key, own in _properties(rules, value).items()}
-        for key, own in properties.items():
-            default = copy.deepcopy(own.get("default"))
+        properties = {
+            key: resolved(property_rules, schema) for key, property_rules in _properties(rules, value).items()
+        }
+        for key, property_rules in properties.items():
+            default = copy.deepcopy(property_rules.get("default"))
             if isinstance(default, dict):
                 value = {**value, key: merged(default, value.get(key, {}))}
-            elif "default" in own and "not" not in own and key not in value:
+            elif "default" in property_rules and "not" not in property_rules and key not in value:
                 value = {**value, key: default}
         others = rules.get("additionalProperties") or {}
         return {key: with_defaults(item, properties.get(key, others), schema) for key, item in value.items()}
@@ -97,8 +99,8 @@ def _properties(rules: dict[str, Any], value: dict[str, Any]) -> dict[str, dict[
     properties = dict(rules.get("properties", {}))
     for case in rules.get("allOf", []):
         if Draft202012Validator(case["if"]).is_valid(value):
-            for key, own in case["then"].get("properties", {}).items():
-                properties[key] = {**properties[key], **own}
+            for key, property_rules in case["then"].get("properties", {}).items():
+                properties[key] = {**properties[key], **property_rules}
     return properties
 
 

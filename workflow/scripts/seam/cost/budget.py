@@ -30,7 +30,7 @@ def time_budget(
         engine, open_engine, models, cores=1, batch_size=(budget["batch"],), threads=(1,), statistic="median"
     )
     (measured,) = times["measurements"]
-    source, own = (measured[name] for name in ("source", "reengineered"))
+    source, timing = (measured[name] for name in ("source", "reengineered"))
     cost = metrics["budget"]
     limit = float(budget["latency_ms"]) if "latency_ms" in budget else budget["latency"] * source["median_ms"]
     result = {
@@ -40,17 +40,17 @@ def time_budget(
         "threads": 1,
         "budget_ms": limit,
         "predicted_ms": cost["cost"] * cost["whole"],
-        "measured_ms": own["median_ms"],
-        "quartiles_ms": own["quartiles_ms"],
-        "minimum_ms": own["minimum_ms"],
+        "measured_ms": timing["median_ms"],
+        "quartiles_ms": timing["quartiles_ms"],
+        "minimum_ms": timing["minimum_ms"],
         "source_predicted_ms": cost["whole"],
         "source_measured_ms": source["median_ms"],
-        "missed": own["median_ms"] > MISSED * limit,
+        "missed": timing["median_ms"] > MISSED * limit,
         "cpu": times["cpu"],
         "version": times["version"],
     }
     log.info(
         "budget %.4g ms in %s: predicted %.3f ms, measured %.3f ms%s; the source model takes %.3f ms",
-        limit, engine, result["predicted_ms"], own["median_ms"], ", MISSED" * result["missed"], source["median_ms"],
+        limit, engine, result["predicted_ms"], timing["median_ms"], ", MISSED" * result["missed"], source["median_ms"],
     )  # fmt: skip
     return result

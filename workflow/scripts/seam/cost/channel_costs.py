@@ -94,11 +94,11 @@ def measure_channel_costs(
         "networks": [
             {
                 "widths": {name: int(units.sum()) for name, units in groups.split(kept).items()},
-                "measured_ms": float(own),
+                "measured_ms": float(measured_time),
                 "predicted_ms": float(model),
                 "fitted": number < seen,
             }
-            for number, ((kept, own), model) in enumerate(zip(networks, predicted, strict=True))
+            for number, ((kept, measured_time), model) in enumerate(zip(networks, predicted, strict=True))
         ],
         "layers": layers,
     }
@@ -159,7 +159,7 @@ def _time_layer(
     return table
 
 
-def _loaded(load: Callable, path: Path, what: str) -> Run:
+def _loaded(load: Callable, path: Path, kind: str) -> Run:
     try:
         return load(path)[0]
     except UserError:
@@ -167,7 +167,7 @@ def _loaded(load: Callable, path: Path, what: str) -> Run:
     except Exception as error:  # engines' errors have no common class
         reason = first_line(error, 200)
         raise UserError(
-            f"The engine cannot time a layer of the kind {what} alone ({reason}): set a budget in macs or weights."
+            f"The engine cannot time a layer of the kind {kind} alone ({reason}): set a budget in macs or weights."
         ) from error
 
 

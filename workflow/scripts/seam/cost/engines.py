@@ -103,11 +103,11 @@ def find_python(engine: str) -> str | None:
     shim may not work.
     """
     # The real path is the same whatever name or virtual environment this Python was started by.
-    own = os.path.realpath(sys.executable)
+    current = os.path.realpath(sys.executable)
     if engine != "deepsparse":
-        return own
+        return current
     if sys.version_info[:2] in DEEPSPARSE_PYTHONS and importlib.util.find_spec("ensurepip"):
-        return own
+        return current
     for version in DEEPSPARSE_PYTHONS:
         check = f"import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != {version})"
         for folder in os.get_exec_path():

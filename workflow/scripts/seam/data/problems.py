@@ -127,11 +127,11 @@ def multiclass_rest_problem(dataset: Dataset, classes: Sequence[str], seed: int,
     label = _head_labels(dataset, classes)
 
     def group(split: Split, number: int) -> Subset:
-        own = np.flatnonzero(label[split.labels] >= 0)
+        members = np.flatnonzero(label[split.labels] >= 0)
         others = np.flatnonzero(label[split.labels] < 0)
-        count = min(round(len(own) / len(classes)), len(others))
+        count = min(round(len(members) / len(classes)), len(others))
         negatives = np.random.default_rng([seed, number]).choice(others, count, replace=False)
-        indices = np.sort(np.concatenate([own, negatives]))
+        indices = np.sort(np.concatenate([members, negatives]))
         labels = label[split.labels[indices]]
         return Subset(indices, np.where(labels < 0, len(classes), labels))
 

@@ -71,18 +71,18 @@ def _check_masks(check: Check, module: nn.Module, images: torch.Tensor) -> None:
     except Exception as error:  # a backward pass that fails
         check.fail("masks", f"gradients cannot be computed ({one_line(error)[:200]}): the search needs them.")
         return
-    whole = sum(value.numel() for value in module.parameters())
-    share = sum(value.numel() for value in parameters.values()) / whole
-    check.numbers |= {"parameters": whole, "maskable": share}
-    check.findings["masks"] = f"{percent(share)} of {whole:,} parameters can be masked"
+    total = sum(value.numel() for value in module.parameters())
+    share = sum(value.numel() for value in parameters.values()) / total
+    check.numbers |= {"parameters": total, "maskable": share}
+    check.findings["masks"] = f"{percent(share)} of {total:,} parameters can be masked"
     masked = {id(value) for value in parameters.values()}
     for name, layer in module.named_modules():
-        own = [(key, value) for key, value in layer.named_parameters(recurse=False) if id(value) not in masked]
-        if not own or isinstance(layer, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
+        unmasked = [(key, value) for key, value in layer.named_parameters(recurse=False) if id(value) not in masked]
+        if not unmasked or isinstance(layer, (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)):
             continue
-        count = sum(value.numel() for _, value in own)
-        names = ", ".join(key for key, _ in own)
-        full = [f"{name}.{key}" if name else key for key, _ in own]
+        count = sum(value.numel() for _, value in unmasked)
+        names = ", ".join(key for key, _ in unmasked)
+        full = [f"{name}.{key}" if name else key for key, _ in unmasked]
         if all(key in unused for key in full):
             why = "the outputs do not depend on it"
         elif isinstance(layer, nn.RNNBase):
@@ -92,11 +92,11 @@ def _check_masks(check: Check, module: nn.Module, images: torch.Tensor) -> None:
         else:
             why = "only convolutions, linear layers and attention get masks"
         check.layers[name or "the model itself"] = (
-            f"{names} of {type(layer).__name__} ({counted(count, 'number')}, {percent(count / whole)}) stays whole: "
+            f"{names} of {type(layer).__name__} ({counted(count, 'number')}, {percent(count / total)}) stays whole: "
             f"{why}."
         )
     if share < 0.5:
-        check.fail("masks", f"only {percent(share)} of {whole:,} parameters can be masked: the rest stays whole.")
+        check.fail("masks", f"only {percent(share)} of {total:,} parameters can be masked: the rest stays whole.")
 
 
 def _check_macs(check: Check, module: nn.Module, shape: tuple[int, ...]) -> None:

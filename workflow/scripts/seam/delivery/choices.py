@@ -458,10 +458,10 @@ def find_kept(keep: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Return the classes of the data that `keep` names, without regard to case, `_` and `-`, in its order."""
     kept = []
     for name in keep:
-        found = [own for own in classes if own == name] or [
-            own for own in classes if normalised_name(own) == normalised_name(name)
+        matching = [each for each in classes if each == name] or [
+            each for each in classes if normalised_name(each) == normalised_name(name)
         ]
-        if len(found) != 1:
+        if len(matching) != 1:
             close = closest(name, classes)
             known = (
                 f"did you mean {close}?"
@@ -469,9 +469,9 @@ def find_kept(keep: Sequence[str], classes: Sequence[str]) -> list[str]:
                 else f"it has {', '.join(classes[:12])}" + ", ..." * (len(classes) > 12)
             )
             raise UserError(f"--keep names {name}, which is no class of the data: {known}")
-        if found[0] in kept:
+        if matching[0] in kept:
             raise UserError(f"--keep names {name} twice: once is enough.")
-        kept.append(found[0])
+        kept.append(matching[0])
     return kept
 
 

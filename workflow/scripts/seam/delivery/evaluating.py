@@ -69,8 +69,8 @@ def evaluate_folder(
 def _problem(folder: Path) -> tuple[str, list[str]]:
     """Return (kind of the problem, members of its group) of the model in a folder; "" and [] where it does not say."""
     if is_delivered(folder):
-        found = read_card(folder).get("problem")
-        about = {"problem": found.get("kind"), "members": found.get("members")} if isinstance(found, dict) else {}
+        problem = read_card(folder).get("problem")
+        about = {"problem": problem.get("kind"), "members": problem.get("members")} if isinstance(problem, dict) else {}
     else:
         about = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
         about = about if isinstance(about, dict) else {}
@@ -143,8 +143,8 @@ def _recorded_size(folder: Path) -> int:
     is_name = name == Path(name).name and name not in ("", "..")
     data = dataset_folder(folder, name) if is_name else None
     if data is not None:
-        found = read_json(data / "dataset.json")
-        size = found.get("size") if isinstance(found, dict) else None
+        record = read_json(data / "dataset.json")
+        size = record.get("size") if isinstance(record, dict) else None
         side = size[0] if isinstance(size, list) and size else None
         if not is_side(side):
             raise UserError(

@@ -68,14 +68,14 @@ def _torchvision(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
     else:  # all images are in one set, which is split later
         splits = {".": [{}]}
     common = {key: value for key, value in (("root", cache), ("download", True)) if key in parameters}
-    found = {}
+    parts = {}
     for split, options in splits.items():
         dataset = _first_that_is_there(kind, [{**common, **each} for each in options])
         classes = getattr(dataset, "classes", None)
         if classes is None:
             raise UserError(f"--data torchvision:{name} has no class names: it is none of classification.")
-        found[split] = _named(dataset, classes)
-    return found
+        parts[split] = _named(dataset, classes)
+    return parts
 
 
 def _first_that_is_there(kind: Any, options: list[dict[str, Any]]) -> Any:
@@ -95,17 +95,17 @@ def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:
 def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
     datasets = importlib.import_module("datasets")  # no requirement: most people do without it
     name, _, configuration = name.partition(":")
-    found = datasets.load_dataset(name, configuration or None, cache_dir=cache, trust_remote_code=False)
-    if "train" not in found and len(found) > 1:
-        raise UserError(f"--data hf:{name} has no part called train, but {', '.join(found)}: store it as a folder.")
-    train = found["train"] if "train" in found else next(iter(found.values()))
+    stored = datasets.load_dataset(name, configuration or None, cache_dir=cache, trust_remote_code=False)
+    if "train" not in stored and len(stored) > 1:
+        raise UserError(f"--data hf:{name} has no part called train, but {', '.join(stored)}: store it as a folder.")
+    train = stored["train"] if "train" in stored else next(iter(stored.values()))
     images = next((key for key, kind in train.features.items() if type(kind).__name__ == "Image"), None)
     label = next((key for key, kind in train.features.items() if type(kind).__name__ == "ClassLabel"), None)
     if images is None or label is None:
         raise UserError(f"--data hf:{name} has no column of images and one of class labels.")
     names = train.features[label].names
     # The test images of a contest often have no labels, which is written as -1.
-    labelled = (found[part] for part in ("test", "validation", "val") if part in found)
+    labelled = (stored[part] for part in ("test", "validation", "val") if part in stored)
     test = next((part for part in labelled if any(map(_is_label, part[label]))), None)
     parts = {"train": train, "test": test} if test is not None else {".": train}
     return {

@@ -283,8 +283,8 @@ def _sentence(metrics: dict[str, Any], recovered: bool) -> str:
     channels = metrics["settings"].get("channels")
     if channels:
         trained = ", and the others are trained further" if channels["train_weights"] or recovered else ""
-        what = "channels and residual branches" if metrics.get("branches_removed") else "channels"
-        return f"{answers} It is the network {name} without the {what} that are not needed{trained}."
+        units = "channels and residual branches" if metrics.get("branches_removed") else "channels"
+        return f"{answers} It is the network {name} without the {units} that are not needed{trained}."
     trained = ", trained further" if recovered else ""
     return f"{answers} It is a part of the network {name}{trained}: weights that are not needed are zero."
 

@@ -86,8 +86,8 @@ def free_folder(out: Path) -> Path:
     return next(path for path in names if not path.exists())
 
 
-def _is_equal(one: Path, other: Path) -> bool:
-    return other.is_file() and sha256(one) == sha256(other)
+def _is_equal(path: Path, other: Path) -> bool:
+    return other.is_file() and sha256(path) == sha256(other)
 
 
 def _set_aside(out: Path) -> Path:

@@ -119,8 +119,10 @@ class Shrinking:
 
         Raises UserError if a class has none.
         """
-        own = self.choices
-        problem = draw_problem(images, own.dataset, own.problem, own.target, own.keep, own.seed, holdout=0.0)
+        choices = self.choices
+        problem = draw_problem(
+            images, choices.dataset, choices.problem, choices.target, choices.keep, choices.seed, holdout=0.0
+        )
         return np.bincount(problem.train.labels).tolist()
 
     def search(self) -> dict[str, Any]:
@@ -142,9 +144,9 @@ class Shrinking:
                 stale.unlink() if stale.is_file() else shutil.rmtree(stale)
             outputs = [self.folder / name for name in ("masks.safetensors", "history.csv", "metrics.json")]
             with staged(outputs) as staging:
-                own = {"folder": staging(outputs[0]).parent, "checkpoint": str(self.checkpoint)}
-                own["allow_one_answer"] = may_be_constant
-                reengineer_all([{**arguments, **own}], self.device)
+                places = {"folder": staging(outputs[0]).parent, "checkpoint": str(self.checkpoint)}
+                places["allow_one_answer"] = may_be_constant
+                reengineer_all([{**arguments, **places}], self.device)
             self._note("search", key)
         return read_json(self.folder / "metrics.json")
 
@@ -251,9 +253,9 @@ class Shrinking:
         """Return what a search or a recovery depends on: its arguments, and the digests of the files that it reads."""
         paths = ("model_folder", "dataset_folder", "masks_folder", "layer_costs")
         files = {"source": self.model_folder / "source.safetensors"}
-        own = {name: value for name, value in arguments.items() if name not in paths}
-        own["threads"] = torch.get_num_threads()  # sums round otherwise with another number
-        return {**own, **{name: sha256(path) for name, path in files.items()}, **self._images}
+        values = {name: value for name, value in arguments.items() if name not in paths}
+        values["threads"] = torch.get_num_threads()  # sums round otherwise with another number
+        return {**values, **{name: sha256(path) for name, path in files.items()}, **self._images}
 
     @cached_property
     def _images(self) -> dict[str, Any]:
@@ -320,9 +322,9 @@ class Shrinking:
         """
         candidates = {name: [list(mean), list(std)] for name, (mean, std) in KNOWN_NORMALIZATIONS.items()}
         candidates["the data's"] = [list(data.mean), list(data.std)]
-        own = next((name for name, values in candidates.items() if values == given), "the given one")
+        stated = next((name for name, values in candidates.items() if values == given), "the given one")
         if given:
-            candidates[own] = given
+            candidates[stated] = given
         scores, losses, count, outputs = self._compare_normalizations(data, candidates)
         best = choose_fit(scores, losses)
         images = counted(count, "training image")
@@ -336,11 +338,11 @@ class Shrinking:
             )
             if not given:
                 raise UserError(doubt)
-        elif given and scores[own] < scores[best] - FAR_BEHIND:
+        elif given and scores[stated] < scores[best] - FAR_BEHIND:
             doubt = (
-                f"with the given --normalization, the source model gets {percent(scores[own])} of {images} right, and "
-                f"{percent(scores[best])} with another one ({best}): correct it, or leave it out to take the one that "
-                "fits best"
+                f"with the given --normalization, the source model gets {percent(scores[stated])} of {images} right, "
+                f"and {percent(scores[best])} with another one ({best}): correct it, or leave it out to take the one "
+                "that fits best"
             )
         if given:
             return given, "as given", doubt

@@ -244,7 +244,7 @@ class _Writer:
         shapes = kernel_shapes()
         used = [shapes[index] for index in self.kernels] or [shapes[0]]
         listed = " ".join(f"X({', '.join(map(str, shape))})" for shape in used)
-        own = self.program.workspace
+        workspace = self.program.workspace
         return "".join(
             (
                 f"/* Written by `seam compile` from {self.origin}. {self.name}.h says how to use it. */\n",
@@ -256,7 +256,7 @@ class _Writer:
                 (KERNELS / "kernels.c").read_text().replace('#include "seam.h"\n', ""),
                 "\n/* The network: constants, operations, stages. */\n\n",
                 stages,
-                _fill(_RUN, N=self.name, U=self.name.upper(), OWN=str(own)),
+                _fill(_RUN, N=self.name, U=self.name.upper(), OWN=str(workspace)),
                 self._prepare(),
                 self._labels(),
             )
@@ -544,7 +544,7 @@ def run(options: argparse.Namespace) -> None:
     """Compile a model as the arguments say, and print what came of it. Raises EngineError."""
     first, second = options.caches
     caches = (first << 10, second << 10)
-    made = emit(options.folder, options.output, options.name, options.batch, options.instructions, caches)
-    print(f"{', '.join(path.name for path in made.files)} in {options.output}: {made.summary}.")
-    print(f"Constants take {made.constants / 1024:,.0f} KiB, the workspace {made.workspace / 1024:,.0f} KiB.")
-    print(f"Build the example with `make -C {options.output}`; {made.name}.h says how to call the network.")
+    network = emit(options.folder, options.output, options.name, options.batch, options.instructions, caches)
+    print(f"{', '.join(path.name for path in network.files)} in {options.output}: {network.summary}.")
+    print(f"Constants take {network.constants / 1024:,.0f} KiB, the workspace {network.workspace / 1024:,.0f} KiB.")
+    print(f"Build the example with `make -C {options.output}`; {network.name}.h says how to call the network.")

@@ -531,12 +531,12 @@ class _Converter:
         if value.size != 1 and shape[1] != channels:
             raise UnsupportedError("it computes with a constant that is not one number per channel")
         value = value.reshape(-1).astype(np.float64)
-        one, zero = np.ones(1), np.zeros(1)
+        ones, zero = np.ones(1), np.zeros(1)
         with np.errstate(all="ignore"):
             if node.operation == "Add":
-                scale, shift = one, value
+                scale, shift = ones, value
             elif node.operation == "Sub":
-                scale, shift = (one, -value) if index == 1 else (-one, value)
+                scale, shift = (ones, -value) if index == 1 else (-ones, value)
             elif node.operation == "Mul":
                 scale, shift = value, zero
             elif index == 1:
@@ -665,16 +665,16 @@ class _Converter:
 
     def _on_shape(self, node: Node) -> None:
         if self._is_constant(node, 0):
-            whole = list(self.constants[node.inputs[0]].shape)
+            shape = list(self.constants[node.inputs[0]].shape)
         else:
             source = self._tensor(node)
             channels, height, width = self.unfolded.get(source, self.shapes[source])
             flat = self.ranks[node.inputs[0]] != 4
-            whole = [BATCH, channels * height * width] if flat else [BATCH, channels, height, width]
-        start, end = node.attributes.get("start", 0), node.attributes.get("end", len(whole))
+            shape = [BATCH, channels * height * width] if flat else [BATCH, channels, height, width]
+        start, end = node.attributes.get("start", 0), node.attributes.get("end", len(shape))
         if not isinstance(start, int) or not isinstance(end, int):
             raise EngineError("its attributes start and end are not integers.")
-        self.constants[node.outputs[0]] = np.array(whole[start:end], np.int64)
+        self.constants[node.outputs[0]] = np.array(shape[start:end], np.int64)
 
     def _on_gather(self, node: Node) -> None:
         if not (self._is_constant(node, 0) and self._is_constant(node, 1)):

@@ -132,12 +132,12 @@ def borders(
 
 def _axis(positions: range, cell: int, size: int, cells: np.ndarray) -> dict[int, tuple[int, int, bytes]]:
     """Return of each position: how many cells away its pixel lies, where in that cell, and in which lanes it exists."""
-    found = {}
+    matches = {}
     for position in positions:
         shift, offset = divmod(position, cell)
         index = cells * cell + position
-        found[position] = (shift, offset, ((index >= 0) & (index < size)).tobytes())
-    return found
+        matches[position] = (shift, offset, ((index >= 0) & (index < size)).tobytes())
+    return matches
 
 
 def _pattern(patterns: list, source: np.ndarray, valid: np.ndarray) -> int:

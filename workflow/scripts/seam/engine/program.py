@@ -193,10 +193,10 @@ def _shares(layer: Layer, source: Placement, output: Placement, split: Split, la
         low, high = (-window.before[axis], size + window.after[axis]) if layer.count_padding else (0, size)
         counts.append(np.maximum(np.minimum(end, high) - np.maximum(begin, low), 0))
     share = 1 / np.maximum(counts[0][:, None] * counts[1], 1)
-    whole = np.zeros((output.height * split.rows, output.width * split.columns))
-    height, width = min(whole.shape[0], share.shape[0]), min(whole.shape[1], share.shape[1])
-    whole[:height, :width] = share[:height, :width]
-    cells = whole.reshape(split.rows, output.height, split.columns, output.width).transpose(1, 3, 0, 2)
+    padded = np.zeros((output.height * split.rows, output.width * split.columns))
+    height, width = min(padded.shape[0], share.shape[0]), min(padded.shape[1], share.shape[1])
+    padded[:height, :width] = share[:height, :width]
+    cells = padded.reshape(split.rows, output.height, split.columns, output.width).transpose(1, 3, 0, 2)
     cells = cells.reshape(output.height, output.width, split.cells)
     table = np.zeros((output.height, output.width, lanes), np.float32)
     table[:, :, : split.images * split.cells] = np.tile(cells, split.images)

@@ -61,12 +61,12 @@ def session(model: str | Path, options: Any = None, providers: Sequence[str] | N
             options.register_custom_ops_library(str(library.path))
             _registered.add(options)
     try:
-        made = _session_class()(data or str(model), options, providers=list(providers or ["CPUExecutionProvider"]))
+        opened = _session_class()(data or str(model), options, providers=list(providers or ["CPUExecutionProvider"]))
     except Exception:
         _release(numbers)
         raise
-    weakref.finalize(made, _release, numbers)
-    return made
+    weakref.finalize(opened, _release, numbers)
+    return opened
 
 
 @functools.cache
@@ -130,10 +130,10 @@ def rewrite(path: str | Path, threads: int = 1) -> tuple[bytes, list[int]]:
         if network.output_rank == 2:
             sizes["out_channels"] = int(np.prod(network.shapes[network.output]))
         sizes |= {"engine": number, "rank": network.output_rank}
-        made = onnx.helper.make_node(OPERATOR, [source], [result], f"seam_{number}", domain=DOMAIN)
-        made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in sizes.items())
+        operator = onnx.helper.make_node(OPERATOR, [source], [result], f"seam_{number}", domain=DOMAIN)
+        operator.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in sizes.items())
         fixed = [node for node in nodes[begin:stop] if not computed & set(node.output)]  # others may read them
-        kept += [*nodes[end:begin], *fixed, made]
+        kept += [*nodes[end:begin], *fixed, operator]
         end = stop
     if not numbers:
         return b"", []

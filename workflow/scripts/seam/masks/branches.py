@@ -63,7 +63,7 @@ def find_branches(
     for name in layers.values():
         calls[name] = calls.get(name, 0) + 1
     constant = _constant(graph)
-    found = []
+    branches = []
     for node in graph.nodes:
         summands = operands(node)
         if names[node] not in SUMS or len(summands) != 2 or not node.kwargs.keys() <= {"input", "other"}:
@@ -77,9 +77,9 @@ def find_branches(
             last = _last(end, inside, names, layers, gateable, {})
             fits = all(each in layers or _runs_on_zeros(each, names) for each in inside)
             if last and fits and all(calls[name] == 1 for name in members):
-                found.append(Branch(_name(members), tuple(members), tuple(sorted(last))))
+                branches.append(Branch(_name(members), tuple(members), tuple(sorted(last))))
                 break
-    return found
+    return branches
 
 
 def _unchanged(node: Node, names: Mapping[Node, str]) -> Node:
@@ -91,12 +91,12 @@ def _unchanged(node: Node, names: Mapping[Node, str]) -> Node:
 
 def _constant(graph: Graph) -> set[Node]:
     """Return the nodes that depend on weights alone, such as the scale of a branch in another shape."""
-    found: set[Node] = set()
+    constants: set[Node] = set()
     for node in graph.nodes:  # each after its inputs
         inputs = node.all_input_nodes
-        if node.op == "get_attr" or (inputs and found.issuperset(inputs)):
-            found.add(node)
-    return found
+        if node.op == "get_attr" or (inputs and constants.issuperset(inputs)):
+            constants.add(node)
+    return constants
 
 
 def _inside(

@@ -29,10 +29,10 @@ PAYS = (0.4, 0.2, 0.1, 0.05, 0.0)
 class Cost(Protocol):
     """What a network costs with some of its channels.
 
-    whole: what it costs with all of them, in the unit of a budget (weights, MACs, milliseconds).
+    total: what it costs with all of them, in the unit of a budget (weights, MACs, milliseconds).
     """
 
-    whole: float
+    total: float
 
     def share(self, kept: torch.Tensor) -> float:
         """Return what is left with these units, bool [units], as a share of the whole."""
@@ -67,13 +67,13 @@ class _Layer:
 class ChannelCost:
     """A cost that is a sum over layers, each of which is proportional to its input and its output channels.
 
-    whole: what the network costs with all its channels.
+    total: what the network costs with all its channels.
     """
 
     def __init__(self, layers: list[_Layer], fixed: float, groups: ChannelGroups) -> None:
         """fixed: what everything else costs."""
         self.layers, self.fixed, self.groups = layers, fixed, groups
-        self.whole = self.cost(torch.ones(groups.count)).item()
+        self.total = self.cost(torch.ones(groups.count)).item()
 
     def cost(self, kept: torch.Tensor) -> torch.Tensor:
         """Return what is left with these units, float64 []; differentiable in `kept`, a number from 0 to 1 for each."""
@@ -87,14 +87,14 @@ class ChannelCost:
 
     def share(self, kept: torch.Tensor) -> float:
         """Return what is left with these units, bool [units], as a share of the whole."""
-        return self.cost(kept).item() / self.whole
+        return self.cost(kept).item() / self.total
 
     def prices(self, kept: torch.Tensor) -> torch.Tensor:
         """Return how much the share falls for each unit that is removed, float32 [units], at the widths of `kept`."""
         with torch.enable_grad():
             units = kept.double().detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.cost(units), units)
-        return (gradient / self.whole).float()
+        return (gradient / self.total).float()
 
     def widths(self, multiple: int, most: float = 0.0, branches: bool = False) -> Widths:
         """Return the multiples of `multiple`, and the number of all units, of each group; 0 and 1 of a branch."""
@@ -115,7 +115,7 @@ class ChannelTime:
         if unknown := set(table["layers"]) - set(groups.layers):
             raise UserError(f"The table of layer costs has no layer {min(unknown)} of this model: delete the table.")
         self.layers = [_TimedLayer(groups, groups.layers[name], times) for name, times in table["layers"].items()]
-        self.whole = self.milliseconds(torch.ones(groups.count, dtype=torch.bool))
+        self.total = self.milliseconds(torch.ones(groups.count, dtype=torch.bool))
 
     def milliseconds(self, kept: torch.Tensor) -> float:
         """Return the time with these units, bool [units]."""
@@ -123,7 +123,7 @@ class ChannelTime:
 
     def share(self, kept: torch.Tensor) -> float:
         """Return what is left with these units, bool [units], as a share of the whole."""
-        return self.milliseconds(kept) / self.whole
+        return self.milliseconds(kept) / self.total
 
     def prices(self, kept: torch.Tensor) -> torch.Tensor:
         """Return how much the share falls for each unit that is removed, float32 [units], at the widths of `kept`.
@@ -143,7 +143,7 @@ class ChannelTime:
             each = saved / np.array([counts[place] - row[place] for place, row in zip(places, rows, strict=True)])
             np.maximum.at(prices, places, each)
         sizes = torch.tensor(list(self.groups.sizes.values()))
-        return torch.from_numpy(prices / self.whole).float().repeat_interleave(sizes)
+        return torch.from_numpy(prices / self.total).float().repeat_interleave(sizes)
 
     def widths(self, multiple: int, most: float = 0.0, branches: bool = False) -> Widths:
         """Return the widths of each group that pay, among the multiples of `multiple`, and the number of all units.
@@ -159,11 +159,11 @@ class ChannelTime:
         return chosen
 
     def _paying_widths(self, multiple: int, pays: float) -> Widths:
-        whole = self._counts(torch.ones(self.groups.count, dtype=torch.bool))
+        all_units = self._counts(torch.ones(self.groups.count, dtype=torch.bool))
         chosen = {}
         for place, (name, size) in enumerate(self.groups.sizes.items()):
             candidates = multiples(size, multiple)
-            rows = np.repeat(whole[None], len(candidates), 0)
+            rows = np.repeat(all_units[None], len(candidates), 0)
             rows[:, place] = candidates
             touched = [layer for layer in self.layers if layer.reads[place] or layer.writes[place]]
             times = sum((layer.times(rows) for layer in touched), np.zeros(len(rows)))

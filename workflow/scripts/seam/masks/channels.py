@@ -105,7 +105,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
     the module cannot be traced, or if no channel can be removed.
     """
     channels = follow_channels(module, images[:1])
-    found = removable_branches(module, channels.branches, images[:1])
+    removable = removable_branches(module, channels.branches, images[:1])
     places = _places(channels)
     members: dict[tuple, list[int]] = {}  # numbers of units, by the places where they occur
     for number, where in places.items():
@@ -120,7 +120,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
         first = sum(sizes.values())
         sizes[name] = len(numbers)
         unit_of |= {number: first + place for place, number in enumerate(numbers)}
-    if not sizes and not found:
+    if not sizes and not removable:
         reason = next(iter(channels.reasons.items()), ("its architecture", "it has one layer"))
         raise UserError(
             f"No channel of the model can be removed ({reason[0]}: {reason[1]}): set granularity to weight."
@@ -128,7 +128,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
     branches: dict[str, tuple[str, ...]] = {}
     inside: dict[str, tuple[int, ...]] = dict.fromkeys(channels.layers, ())
     ends = inside.copy()
-    for branch in found:
+    for branch in removable:
         name, copy = branch.name, 2
         while name in sizes:
             name, copy = f"{branch.name}#{copy}", copy + 1
@@ -139,7 +139,7 @@ def find_groups(module: nn.Module, images: torch.Tensor) -> ChannelGroups:
         for layer in branch.last:
             ends[layer] += (unit,)
     layers = {name: _units(layer, unit_of, inside[name], ends[name]) for name, layer in channels.layers.items()}
-    staying = tuple(branch.name for branch in channels.branches if branch not in found)
+    staying = tuple(branch.name for branch in channels.branches if branch not in removable)
     return ChannelGroups(sizes, layers, channels.reasons, branches, staying)
 
 

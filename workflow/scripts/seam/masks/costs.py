@@ -22,10 +22,10 @@ from seam.settings import budget_words
 class Cost(Protocol):
     """A function of the masks. It must not fall when a mask is added.
 
-    whole: what the model costs with all its weights, in the unit of a budget (weights, MACs, milliseconds).
+    total: what the model costs with all its weights, in the unit of a budget (weights, MACs, milliseconds).
     """
 
-    whole: float
+    total: float
 
     def share(self, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return what is left of the cost if the masks `kept` {name: bool} are kept: [] on their device, 1 for all."""
@@ -43,7 +43,7 @@ class LinearCost:
         """price: what one kept weight of each parameter costs. fixed: what everything else costs."""
         counts = {name: value.numel() for name, value in masks.values.items()}
         self.fixed, self.price = fixed, {name: price.get(name, 0.0) for name in counts}
-        self.whole = fixed + sum(self.price[name] * count for name, count in counts.items())
+        self.total = fixed + sum(self.price[name] * count for name, count in counts.items())
         self.on_device: dict[torch.device, torch.Tensor] = {}  # the prices, in the order of the masks
 
     def share(self, kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -54,11 +54,11 @@ class LinearCost:
             prices = [self.price[name] for name in kept]
             self.on_device[device] = torch.tensor(prices, dtype=widest_type(device), device=device)
         prices = self.on_device[device]
-        return (self.fixed + (prices * counts.to(prices.dtype)).sum()) / self.whole
+        return (self.fixed + (prices * counts.to(prices.dtype)).sum()) / self.total
 
     def prices(self) -> Mapping[str, float]:
         """Return what each mask of a parameter adds to the share."""
-        return {name: price / self.whole for name, price in self.price.items()}
+        return {name: price / self.total for name, price in self.price.items()}
 
 
 def make_cost(

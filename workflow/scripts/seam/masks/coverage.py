@@ -86,8 +86,8 @@ def relevant_bits(module: nn.Module, frequencies: Frequencies, ratio: float) -> 
         layer = module.get_submodule(name.removesuffix(".weight"))
         inputs, outputs = frequencies[name.removesuffix(".weight")]
         weight = parameters[name]
-        own = per_output(layer, outputs) + per_weight(layer, inputs)
-        sums.append(own.expand(weight.shape).flatten())
+        summed = per_output(layer, outputs) + per_weight(layer, inputs)
+        sums.append(summed.expand(weight.shape).flatten())
     coverage = torch.cat(sums)
     magnitude = torch.cat([parameters[name].detach().abs().cpu().flatten() for name in names])
     _, place, counts = coverage.unique(return_inverse=True, return_counts=True)

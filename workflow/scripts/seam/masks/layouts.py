@@ -142,7 +142,7 @@ class _Follower(Interpreter):
         self.parents = [0]
         self.layouts: dict[Node, Layout] = {}
         self.shapes: dict[Node, torch.Size] = {}
-        self.found = Channels()
+        self.channels = Channels()
         names: dict[int, list[str]] = {}
         for name, parameter in traced.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name.rpartition(".")[0])
@@ -195,14 +195,14 @@ class _Follower(Interpreter):
         return np.array([self._root(number) for number in ids], np.int64)
 
     def _join(self, first: Ids, second: Ids) -> None:
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            low, high = sorted((self._root(one), self._root(other)))
+        for first_id, other in zip(first.tolist(), second.tolist(), strict=True):
+            low, high = sorted((self._root(first_id), self._root(other)))
             self.parents[high] = low
 
     def _keep(self, ids: Ids, place: str = "", reason: str = "") -> None:
         """Let channels stay. place, reason: of the sentence about it, if it needs one."""
         if place and self._roots(ids).any():
-            self.found.reasons.setdefault(place, reason)
+            self.channels.reasons.setdefault(place, reason)
         self._join(ids, np.zeros_like(ids))
 
     # The course of the trace.
@@ -285,7 +285,7 @@ class _Follower(Interpreter):
         if layer._parameters.get("weight") is None or name in self.shared or name in self.read or before.dim != dim:
             self._keep_inputs(node, "its weight is computed or has other readers")
             return None
-        known = self.found.layers.get(name)
+        known = self.channels.layers.get(name)
         if groups == 1:
             if not before.zero.all():
                 reading = before.ids[~before.zero]
@@ -301,12 +301,12 @@ class _Follower(Interpreter):
         names = [str(user.target) if user.op == "call_module" else self.called.get(user, "") for user in node.users]
         followers = [self.modules.get(name) for name in names]
         normalised = all(isinstance(user, BATCH_NORMS) and user.weight is not None for user in followers)
-        self.found.layers[name].gated &= not normalised or known is not None
+        self.channels.layers[name].gated &= not normalised or known is not None
         return Layout(dim, ids, np.ones(outputs, bool))
 
     def _record(self, name: str, layer: nn.Module, inputs: Ids, outputs: Ids, positions: int) -> None:
         """Record a call of a layer. A layer that is called again has the channels of its first call."""
-        known = self.found.layers.setdefault(name, LayerChannels(inputs, outputs))
+        known = self.channels.layers.setdefault(name, LayerChannels(inputs, outputs))
         known.positions += positions
         self._join(known.inputs, inputs)
         self._join(known.outputs, outputs)
@@ -349,8 +349,8 @@ class _Follower(Interpreter):
         if name == "getitem":
             index: Any = node.args[1]
             index = index if isinstance(index, tuple) else (index,)
-            whole = all(isinstance(item, slice) for item in index)
-            return first if whole and (len(index) <= first.dim or index[first.dim] == slice(None)) else None
+            keeps_all = all(isinstance(item, slice) for item in index)
+            return first if keeps_all and (len(index) <= first.dim or index[first.dim] == slice(None)) else None
         if name in ("permute", "transpose"):
             return self._permuted(node, name, first, shape)
         return None
@@ -414,8 +414,8 @@ class _Follower(Interpreter):
         rank, rest = len(shape), list(node.args[1:])
         order = list(range(rank))
         if name == "transpose":
-            one, other = (int(dim) % rank for dim in rest)  # pyright: ignore[reportArgumentType]
-            order[one], order[other] = other, one
+            first_dim, other = (int(dim) % rank for dim in rest)  # pyright: ignore[reportArgumentType]
+            order[first_dim], order[other] = other, first_dim
         else:
             dims: Any = rest[0] if len(rest) == 1 else rest
             order = [int(dim) % rank for dim in dims]
@@ -423,19 +423,19 @@ class _Follower(Interpreter):
 
     def result(self) -> Channels:
         """Return what was found, with one number for channels that belong together."""
-        for channels in self.found.layers.values():
+        for channels in self.channels.layers.values():
             channels.inputs, channels.outputs = self._roots(channels.inputs), self._roots(channels.outputs)
-        self.found.branches = self._branches()
-        return self.found
+        self.channels.branches = self._branches()
+        return self.channels
 
     def _branches(self) -> list[Branch]:
         names = {node: self._name(node) for node in self.traced.nodes}
         layers = {node: name for node, name in self.called.items() if name}
         for node in self.traced.nodes:
             name = str(node.target)
-            if node.op == "call_module" and (name in self.found.layers or self._is_norm(name)):
+            if node.op == "call_module" and (name in self.channels.layers or self._is_norm(name)):
                 layers[node] = name
-        gateable = [name for name in self.found.layers if name not in self.shared and name not in self.read]
+        gateable = [name for name in self.channels.layers if name not in self.shared and name not in self.read]
         return find_branches(self.traced, names, layers, gateable, self.shapes)
 
     def _is_norm(self, name: str) -> bool:

@@ -129,12 +129,12 @@ def trusted_architecture(
             f"{file} was made with the architecture {recorded} (SHA-256 {digest}), a file whose code would run: if you "
             f'trust your copy of it, pass architecture="path/to/{name}".'
         )
-    own, _, own_factory = given.rpartition(":")
-    if not own.endswith(".py"):
+    given_file, _, own_factory = given.rpartition(":")
+    if not given_file.endswith(".py"):
         raise UserError(f'{file} needs the architecture {name}, not {given}: pass architecture="path/to/{name}".')
-    if not Path(own).is_file():
-        raise UserError(f"{own}, the file of architecture {given}, does not exist: correct its path.")
-    if own_factory != factory or sha256(own) != digest:
+    if not Path(given_file).is_file():
+        raise UserError(f"{given_file}, the file of architecture {given}, does not exist: correct its path.")
+    if own_factory != factory or sha256(given_file) != digest:
         raise UserError(
             f"{given} is not the architecture that {file} was made with (SHA-256 {digest}): pass {name} as it was, or "
             "run the workflow again."

@@ -35,7 +35,7 @@ def match_classes(outputs: Sequence[Sequence[str]], wanted: Sequence[str], owner
     class has no output or several.
     """
     exact, alike = _index(outputs, str), _index(outputs, normalised_name)
-    names = [own[0] for own in outputs]
+    names = [alternatives[0] for alternatives in outputs]
     taken: dict[int, str] = {}
     for name in wanted:
         places = exact.get(name) or alike.get(normalised_name(name), [])

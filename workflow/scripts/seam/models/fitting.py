@@ -141,13 +141,13 @@ def differing_outputs(module: torch.nn.Module, state: State, outputs: int) -> in
 
     outputs: of the module. None if the weights fit, or if they differ in anything else.
     """
-    own, given = (
+    model_outputs, given = (
         {name: tuple(value.shape) for name, value in each.items() if not name.endswith("num_batches_tracked")}
         for each in (module.state_dict(), state)
     )
-    if own.keys() != given.keys():
+    if model_outputs.keys() != given.keys():
         return None
-    differing = [(own[name], given[name]) for name in own if own[name] != given[name]]
+    differing = [(model_outputs[name], given[name]) for name in model_outputs if model_outputs[name] != given[name]]
     numbers = {shape[0] for expected, shape in differing if shape and expected == (outputs, *shape[1:])}
     is_alone = all(shape and expected == (outputs, *shape[1:]) for expected, shape in differing)
     return numbers.pop() if is_alone and len(numbers) == 1 else None
@@ -155,23 +155,23 @@ def differing_outputs(module: torch.nn.Module, state: State, outputs: int) -> in
 
 def _fits(candidate: Candidate, module: torch.nn.Module) -> list[Fit]:
     """Return the ways in which a candidate fits a module, or the one that fits best."""
-    own = module.state_dict()
-    needed = {name for name in own if not name.endswith(COUNTERS)}
+    expected = module.state_dict()
+    needed = {name for name in expected if not name.endswith(COUNTERS)}
     fits = []
     for names, word in _renamings(candidate.state, needed):
         for prefix in _prefixes(names, needed):
             state = {
                 name.removeprefix(prefix): candidate.state[old]
                 for name, old in names.items()
-                if name.startswith(prefix) and (name.removeprefix(prefix) in own or not name.endswith(COUNTERS))
+                if name.startswith(prefix) and (name.removeprefix(prefix) in expected or not name.endswith(COUNTERS))
             }
             words = list(word)
             if prefix:
                 words.append(f"the prefix {prefix} of its names is left out")
                 if others := sum(not name.startswith(prefix) for name in names):
                     words.append(f"{others} tensors without this prefix are skipped")
-            wrong = len(needed - state.keys()) + len(state.keys() - own.keys())
-            wrong += sum(state[name].shape != own[name].shape for name in needed & state.keys())
+            wrong = len(needed - state.keys()) + len(state.keys() - expected.keys())
+            wrong += sum(state[name].shape != expected[name].shape for name in needed & state.keys())
             place = ".".join(filter(None, (candidate.place, prefix.removesuffix("."))))
             fits.append(Fit(candidate, place, state, words, wrong))
         if not all(fit.wrong for fit in fits):
@@ -200,7 +200,7 @@ def _prefixes(names: dict[str, str], needed: set[str]) -> list[str]:
     return sorted(counts, key=lambda prefix: (-counts[prefix], len(prefix)))[:8]
 
 
-def _equal(one: State, other: State) -> bool:
+def _equal(state: State, other: State) -> bool:
     import torch
 
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)

@@ -77,10 +77,11 @@ def _foldable_pairs(module: nn.Module) -> list[tuple[str, str]]:
         name = str(before.target)
         layer, norm = modules[name], modules[node.target]
         called_once = all(sum(call is module for call in calls) == 1 for module in (layer, norm))
-        own = dict(layer.named_parameters())
+        layer_parameters = dict(layer.named_parameters())
         # A weight that is computed, as by weight_norm and pruning, is no parameter.
-        unshared = "weight" in own and all(
-            parameters.count(id(parameter)) == 1 and f"{name}.{key}" not in read for key, parameter in own.items()
+        unshared = "weight" in layer_parameters and all(
+            parameters.count(id(parameter)) == 1 and f"{name}.{key}" not in read
+            for key, parameter in layer_parameters.items()
         )
         frozen = isinstance(norm, BATCH_NORMS) and norm.track_running_stats and norm.running_mean is not None
         of_norm = all(owners[parameter] == 1 for parameter in norm.parameters())

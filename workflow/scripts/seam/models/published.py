@@ -91,11 +91,11 @@ def fetch_weights(
     problem = None
     for classes in class_lists:
         module = build_model(architecture, len(classes))
-        own = read_weights(weights, architecture, module, key) if state is None else state
-        problem = load_state(module, own, weights)
+        tensors = read_weights(weights, architecture, module, key) if state is None else state
+        problem = load_state(module, tensors, weights)
         if problem is None:
             return save_source(path, Source(module, list(classes), normalization, architecture))
-        if number := differing_outputs(module, own, len(classes)):
+        if number := differing_outputs(module, tensors, len(classes)):
             named = f"the images show {len(classes)} classes" if outputs is None else f"{len(classes)} are named"
             advice = "name the outputs in order under classes (cifar10, a list, or a file)"
             problem = f"{weights} has {number} outputs, but {named}: {advice}."

@@ -101,13 +101,13 @@ def copy_state(module: Any) -> dict[str, torch.Tensor]:
     return with_versions({name: value.detach().cpu().clone() for name, value in state.items()}, state)
 
 
-def with_versions(state: Mapping[str, torch.Tensor], own: Any) -> dict[str, torch.Tensor]:
+def with_versions(state: Mapping[str, torch.Tensor], expected: Any) -> dict[str, torch.Tensor]:
     """Return a state dictionary with the versions of its layers, which a few need to load it.
 
-    own: the state dictionary of the module that it is for.
+    expected: the state dictionary of the module that it is for.
     """
     versioned: Any = OrderedDict(state)
-    if (versions := getattr(own, "_metadata", None)) is not None:
+    if (versions := getattr(expected, "_metadata", None)) is not None:
         versioned._metadata = versions
     return versioned
 
@@ -208,9 +208,9 @@ def initialise_head(head: nn.Linear, outputs: torch.Tensor, logits: torch.Tensor
     activations, last = logits.relu(), head.out_features - 1
     for output in range(head.out_features):
         parts = (outputs == output).nonzero().flatten().to(head.weight.device)
-        own = activations[labels == output][:, parts.cpu()]
-        own = own[own.sum(1) > 0]
-        head.weight[output, parts] = float((own.amax(1) / own.sum(1)).mean()) if len(own) else 1.0
+        strengths = activations[labels == output][:, parts.cpu()]
+        strengths = strengths[strengths.sum(1) > 0]
+        head.weight[output, parts] = float((strengths.amax(1) / strengths.sum(1)).mean()) if len(strengths) else 1.0
     is_last = labels == last
     if int((outputs == last).sum()) > 1 and is_last.any() and not is_last.all():
         scores = activations @ head.weight.cpu().T

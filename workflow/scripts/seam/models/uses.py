@@ -94,10 +94,10 @@ class _UseCounter(TorchFunctionMode):
         self._add("linear", arguments["out_proj_weight"], query)
 
     def _add(self, kind: str, weight: torch.Tensor, times: float) -> None:
-        whole = weight if weight in self.names or weight._base is None else weight._base  # a part is a view
-        if name := self.names.get(whole):
+        parameter = weight if weight in self.names or weight._base is None else weight._base  # a part is a view
+        if name := self.names.get(parameter):
             uses = self.uses[kind]
-            uses[name] = uses.get(name, 0.0) + times * weight.numel() / whole.numel() / self.count
+            uses[name] = uses.get(name, 0.0) + times * weight.numel() / parameter.numel() / self.count
 
 
 def calls_of(module: nn.Module, images: torch.Tensor) -> list[str]:

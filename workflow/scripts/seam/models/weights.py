@@ -56,13 +56,13 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
     from seam.models.surgery import with_versions
     from seam.models.unallocated import allocate
 
-    own = module.state_dict()
-    if lazy := [name for name, value in own.items() if is_lazy(value)]:
+    expected_state = module.state_dict()
+    if lazy := [name for name, value in expected_state.items() if is_lazy(value)]:
         return f"{origin} cannot be loaded: {lazy[0]} is of a lazy layer of the architecture. Give the layer its sizes."
     # Checkpoints older than torch 0.4.1 lack this counter, which inference does not use.
-    state = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")} | state
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    misshapen = [name for name in own if name in state and own[name].shape != state[name].shape]
+    state = {name: value for name, value in expected_state.items() if name.endswith("num_batches_tracked")} | state
+    missing, unknown = sorted(expected_state.keys() - state.keys()), sorted(state.keys() - expected_state.keys())
+    misshapen = [name for name in expected_state if name in state and expected_state[name].shape != state[name].shape]
     advice = "Name the architecture that it was saved from, or give another file."
     if missing:
         others = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
@@ -72,34 +72,36 @@ def load_state(module: torch.nn.Module, state: dict[str, torch.Tensor], origin: 
         return f"{origin} does not fit the architecture, which has no {unknown[0]}{others}. {advice}"
     if misshapen:
         name = misshapen[0]
-        shape, expected = tuple(state[name].shape), tuple(own[name].shape)
+        shape, expected = tuple(state[name].shape), tuple(expected_state[name].shape)
         return f"{origin} does not fit the architecture and the classes: {name} is {shape}, not {expected}. {advice}"
-    for name in own:
-        if problem := _numeric_problem(name, state[name], own[name]):
+    for name in expected_state:
+        if problem := _numeric_problem(name, state[name], expected_state[name]):
             return f"{origin} cannot be used: {name} {problem}."
     allocate(module)
-    module.load_state_dict(with_versions(state, own))
+    module.load_state_dict(with_versions(state, expected_state))
     return None
 
 
-def _numeric_problem(name: str, value: torch.Tensor, own: torch.Tensor) -> str | None:
-    """Return why the numbers of `value` cannot become those of the model's tensor `own`; None if they can."""
+def _numeric_problem(name: str, value: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Return why the numbers of `value` cannot become those of the model's tensor `expected`; None if they can."""
     import torch
 
-    if own.dtype.is_floating_point:
+    if expected.dtype.is_floating_point:
         if not value.dtype.is_floating_point:
             return f"holds numbers of type {_type_name(value)}, not floating-point ones: save the trained weights"
         try:
-            numbers = value.to(own.dtype)
+            numbers = value.to(expected.dtype)
             finite, negative = bool(torch.isfinite(numbers).all()), bool((numbers < 0).any())
         except RuntimeError:  # types without conversions, such as float4
             return f"holds numbers of type {_type_name(value)}, which torch cannot convert: save them as float32"
         if not finite:
-            return f"has values that are not finite as {_type_name(own)}: train the model again, or take other weights"
+            kind = _type_name(expected)
+            return f"has values that are not finite as {kind}: train the model again, or take other weights"
         if negative and name.rpartition(".")[2] == "running_var":
             return "has negative variances: save the model's state_dict() again"
     elif not name.endswith("num_batches_tracked") and (value.dtype.is_floating_point or value.dtype.is_complex):
-        return f"holds numbers of type {_type_name(value)}, not {_type_name(own)}: save the model's state_dict() again"
+        kinds = f"{_type_name(value)}, not {_type_name(expected)}"
+        return f"holds numbers of type {kinds}: save the model's state_dict() again"
     return None
 
 

@@ -103,11 +103,11 @@ def class_sizes(counts: Mapping[str, float], kind: str, members: list[str]) -> l
     >>> class_sizes({"cat": 10, "dog": 20, "cow": 90}, "multiclass_rest", ["cat", "dog"])
     [10, 20, 15.0]
     """
-    own = [counts[name] for name in members]
-    others = sum(counts.values()) - sum(own)
+    sizes = [counts[name] for name in members]
+    others = sum(counts.values()) - sum(sizes)
     if kind in ("binary", "group"):
-        return [min(sum(own), others)] * 2
-    return [*own, min(sum(own) / len(own), others)] if kind == "multiclass_rest" else own
+        return [min(sum(sizes), others)] * 2
+    return [*sizes, min(sum(sizes) / len(sizes), others)] if kind == "multiclass_rest" else sizes
 
 
 def stage(job: Job) -> str:

@@ -52,12 +52,12 @@ def baselines(table: Table) -> Figure:
         )
         is_recovered = rows["baseline"].str.endswith(RECOVERED)
         points = []
-        for name, own in (("search", rows[~is_recovered]), (SEARCH_RECOVERED, rows[is_recovered])):
-            if len(own):
-                found = _searches(own)
-                points.append((name, found["retention_search"], found["accuracy_search"], STARS[name]))
-        for name, own in rows.groupby("baseline", sort=False):
-            problems = own.groupby("target")[["retention_baseline", "accuracy_baseline"]].mean()
+        for name, group in (("search", rows[~is_recovered]), (SEARCH_RECOVERED, rows[is_recovered])):
+            if len(group):
+                means = _searches(group)
+                points.append((name, means["retention_search"], means["accuracy_search"], STARS[name]))
+        for name, group in rows.groupby("baseline", sort=False):
+            problems = group.groupby("target")[["retention_baseline", "accuracy_baseline"]].mean()
             points.append((name, problems["retention_baseline"], problems["accuracy_baseline"], look[str(name)]))
         for name, retention, accuracy, shape in points:
             below, above = interval(100 * accuracy)

@@ -211,9 +211,9 @@ def summary_rows(table: Table) -> list[list[Any]]:
     Each row has the values of COLUMNS of `seam.report.summary`, without those that engines have.
     """
     names = table["model"] + "/" + table["problem"] + "/" + table["target"]
-    whole = comparison(table.assign(target=names, model="", dataset="", problem=""))
+    overall = comparison(table.assign(target=names, model="", dataset="", problem=""))
     rows = []
-    for each in whole.itertuples():
+    for each in overall.itertuples():
         on_test = int((table[table["baseline"] == each.baseline]["selection"] == "test").sum())
         counts = "baselines", each.problems, 0, on_test
         for quantity, value, unit in (
@@ -275,9 +275,9 @@ def render(means: Table) -> str:
     for (model, problem), rows in means.groupby(["model", "problem"], sort=False):
         first, is_recovered = rows.iloc[0], rows["baseline"].str.endswith(RECOVERED)
         searched = [
-            f"{100 * own.iloc[0]['accuracy_search']:.2f} %{words}"
-            for own, words in ((rows[~is_recovered], ""), (rows[is_recovered], " after its recovery"))
-            if len(own)
+            f"{100 * group.iloc[0]['accuracy_search']:.2f} %{words}"
+            for group, words in ((rows[~is_recovered], ""), (rows[is_recovered], " after its recovery"))
+            if len(group)
         ]
         text = (
             f"{model}, {problem}: {first['problems']} problems, source {100 * first['accuracy_source']:.2f} %, search "

@@ -86,28 +86,28 @@ def evidence(problems: Table, baselines: Table) -> Table:
         for method, table in searches.items()
     ]
     if len(baselines):
-        own = baselines[[*KEY, "images_test", "accuracy_source"]].assign(
+        source_rows = baselines[[*KEY, "images_test", "accuracy_source"]].assign(
             method=baselines["baseline"],
             retention=baselines["retention_baseline"],
             accuracy=baselines["accuracy_baseline"],
             right=baselines["right_baseline"],
             over=baselines["difference_points"],
         )
-        parts.append(own.merge(named[[*GROUP, "target", "seed", "accuracy_source_restricted"]], "left", on=KEY))
+        parts.append(source_rows.merge(named[[*GROUP, "target", "seed", "accuracy_source_restricted"]], "left", on=KEY))
     columns = [*GROUP, "method", "target", "seed", "images_test", "right", *NUMBERS, "over"]
     table = pd.concat([part[columns] for part in parts if len(part)], ignore_index=True)
     table["gain"] = 100 * (table["accuracy"] - table["accuracy_source"])
     table["gain_restricted"] = 100 * (table["accuracy"] - table["accuracy_source_restricted"])
     rows = []
     groups: Any = table.groupby([*GROUP, "method"], sort=False, dropna=False)
-    for names, own in groups:
-        means: Table = own.groupby("target")[[*NUMBERS, *DIFFERENCES]].mean()
+    for names, group in groups:
+        means: Table = group.groupby("target")[[*NUMBERS, *DIFFERENCES]].mean()
         values = {
             **dict(zip([*GROUP, "method"], names, strict=True)),
             "problems": len(means),
-            "seeds": own["seed"].nunique(),
-            "images_test": int(own["images_test"].sum()),
-            "right": int(own["right"].sum()),
+            "seeds": group["seed"].nunique(),
+            "images_test": int(group["images_test"].sum()),
+            "right": int(group["right"].sum()),
             **means[NUMBERS].mean().to_dict(),
         }
         for column, name in DIFFERENCES.items():

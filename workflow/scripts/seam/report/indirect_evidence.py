@@ -61,18 +61,18 @@ def indirect_evidence(students: Table) -> Table:
         table[name] = (100 * (rate - reference)).where(table["student"] != other)
     rows = []
     groups: Any = table.groupby(GROUP, sort=False, dropna=False)
-    for names, own in groups:
+    for names, group in groups:
         row = {
             **dict(zip(GROUP, names, strict=True)),
-            "seeds": own["seed"].nunique(),
-            **{name: int(own[name].sum()) for name in ("images_test", "images_right", "images_inherited")},
-            **own[MEANS].astype(float).mean().to_dict(),
+            "seeds": group["seed"].nunique(),
+            **{name: int(group[name].sum()) for name in ("images_test", "images_right", "images_inherited")},
+            **group[MEANS].astype(float).mean().to_dict(),
         }
         inherited = row["images_inherited"] / max(row["images_right"], 1)
         interval = wilson(inherited, row["images_right"] / row["seeds"])  # the seeds share their test images
         row["defect_inheritance_rate_low"], row["defect_inheritance_rate_high"] = interval
         for name in DIFFERENCES:
-            values = list(own[name].dropna())
+            values = list(group[name].dropna())
             low, high = student_t(values)
             mean = sum(values) / len(values) if values else float("nan")
             row |= {f"{name}_points": mean, f"{name}_low": low, f"{name}_high": high}

@@ -100,11 +100,11 @@ def draw_curves(axes: Axes, rows: Table, quantity: str, published: Mapping[Key, 
         faint = {"linewidth": 3.5, "marker": "o", "markersize": 8, "markeredgewidth": 0, "alpha": 0.25, "zorder": 2}
         axes.plot(*zip(*study, strict=True), color=LOOKS["seam"]["color"], **faint, label="published seam")
     for student, look in LOOKS.items():
-        own = rows[rows["student"] == student].dropna(subset=quantity).sort_values("threshold")
-        if "marker" in look and len(own):
-            axes.plot(own["threshold"], 100 * own[quantity], **look, linewidth=1.2, label=student, clip_on=False)
-        elif len(own):
-            axes.axhline(100 * own[quantity].iloc[0], **look, linewidth=1.2, label=student)
+        curve = rows[rows["student"] == student].dropna(subset=quantity).sort_values("threshold")
+        if "marker" in look and len(curve):
+            axes.plot(curve["threshold"], 100 * curve[quantity], **look, linewidth=1.2, label=student, clip_on=False)
+        elif len(curve):
+            axes.axhline(100 * curve[quantity].iloc[0], **look, linewidth=1.2, label=student)
         if (student, None) in published:
             faint = {"color": look["color"], "linewidth": 3.5, "alpha": 0.15}
             axes.axhline(published[student, None], **faint, label=f"published {student}")

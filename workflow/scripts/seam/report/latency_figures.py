@@ -18,14 +18,14 @@ def points(rows: Table) -> dict[str, tuple[Table, Table]]:
     The names are source, search, and those of the baselines.
     """
     searches = rows.drop_duplicates(["target", "seed"]).groupby("target", sort=False)
-    found = {
+    means = {
         name: (searches[f"latency_{name}_ms"].mean(), searches[f"accuracy_{name}"].mean())
         for name in ("source", "search")
     }
-    for name, own in rows.groupby("baseline", sort=False):
-        problems = own.groupby("target", sort=False)
-        found[str(name)] = problems["latency_baseline_ms"].mean(), problems["accuracy_baseline"].mean()
-    return found
+    for name, group in rows.groupby("baseline", sort=False):
+        problems = group.groupby("target", sort=False)
+        means[str(name)] = problems["latency_baseline_ms"].mean(), problems["accuracy_baseline"].mean()
+    return means
 
 
 def pareto_front(means: dict[str, tuple[float, float]]) -> list[str]:
@@ -60,12 +60,12 @@ def baselines_latency(table: Table) -> Figure:
     look |= {"search": {"color": BLUE, "marker": "*"}, "source": {"color": GREY, "marker": "X"}}
     handles = {}
     for axes, ((model, problem), rows) in zip(plots, groups, strict=False):
-        found = points(rows)
-        means = {name: (float(time.mean()), 100 * float(accuracy.mean())) for name, (time, accuracy) in found.items()}
+        places = points(rows)
+        means = {name: (float(time.mean()), 100 * float(accuracy.mean())) for name, (time, accuracy) in places.items()}
         front = [means[name] for name in pareto_front(means)]
         front.append((max(time for time, _ in means.values()), front[-1][1]))
         axes.step(*zip(*front, strict=True), where="post", color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        for name, (_, accuracy) in found.items():
+        for name, (_, accuracy) in places.items():
             below, above = interval(100 * accuracy)
             label = {"search": "search and recovery", "source": "source model"}.get(name, baseline_name(name))
             handles[label] = axes.errorbar(

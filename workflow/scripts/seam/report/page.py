@@ -421,9 +421,9 @@ def problem_content(row: Column, times: Mapping[str, Table]) -> str:
     if (card_file := folder / "card.md").is_file():
         left.append(f"<h3>Card</h3><pre>{text(card_file.read_text(encoding='utf-8', errors='replace'))}</pre>")
     where = f"{row['model']}/{row['problem']}/{row['target']}"
-    own = times.get(where)
-    if own is not None:
-        left.append(f"<h3>Run times</h3>{table(['rule', 'seconds', 'memory, MB'], own, sortable=False)}")
+    rule_times = times.get(where)
+    if rule_times is not None:
+        left.append(f"<h3>Run times</h3>{table(['rule', 'seconds', 'memory, MB'], rule_times, sortable=False)}")
     return f'<div class="columns"><div>{"".join(left)}</div><div>{"".join(right)}</div></div>'
 
 
@@ -538,7 +538,7 @@ def plain(value: Any) -> str:
 
 def run_times(folder: Path) -> dict[str, list[list[object]]]:
     """Return {what the jobs worked on: [rule, seconds, peak memory] of each}, from Snakemake's benchmark files."""
-    found: dict[str, list[list[object]]] = defaultdict(list)
+    rows_by_problem: dict[str, list[list[object]]] = defaultdict(list)
     for file in sorted(folder.rglob("*.tsv")):
         rule, _, where = file.relative_to(folder).with_suffix("").as_posix().partition("/")
         try:
@@ -546,8 +546,8 @@ def run_times(folder: Path) -> dict[str, list[list[object]]]:
             seconds, memory = float(row["s"]), pd.to_numeric(row["max_rss"], errors="coerce")
         except (ValueError, KeyError, IndexError, OSError):
             continue
-        found[where].append([rule, Number(seconds, 1), optional(memory)])
-    return dict(found)
+        rows_by_problem[where].append([rule, Number(seconds, 1), optional(memory)])
+    return dict(rows_by_problem)
 
 
 def gaps(problems: Table, students: Table, left_out: Sequence[str]) -> str:

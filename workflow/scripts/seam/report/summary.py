@@ -268,13 +268,13 @@ def render_engines(table: Table) -> list[str]:
         return []
     lines, over = {}, {}
     for engine in timed:
-        own, other, change = (values.get((quantity, engine)) for quantity in ENGINE_QUANTITIES)
-        assert own is not None
+        gain, other, change = (values.get((quantity, engine)) for quantity in ENGINE_QUANTITIES)
+        assert gain is not None
         if other is not None:
             over[engine] = other.ours_mean
-        lines[f"{engine_name(engine)} {own.version}"] = [
-            own.gains_from_zeros,
-            number(own.ours_mean, own.unit),
+        lines[f"{engine_name(engine)} {gain.version}"] = [
+            gain.gains_from_zeros,
+            number(gain.ours_mean, gain.unit),
             "-" if other is None else number(other.ours_mean, other.unit),
             *(["" if change is None else number(change.ours_mean, change.unit)] if has_int8(values) else []),
         ]

@@ -107,9 +107,9 @@ def speedup_over_onnxruntime(table: Table, engine: str) -> Column:
 
     NaN if ONNX Runtime has not timed the source model.
     """
-    own = table[f"latency_reengineered_ms_{engine}"]
+    latency = table[f"latency_reengineered_ms_{engine}"]
     baseline = table.get("latency_source_ms_onnxruntime")
-    return own * float("nan") if baseline is None else baseline / own
+    return latency * float("nan") if baseline is None else baseline / latency
 
 
 def all_problems(binary: Table, multiclass: Table) -> Table:

@@ -319,8 +319,10 @@ class HeadAndBiases:
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set both to a state."""
         for key, part in self.parts.items():
-            own = {name.removeprefix(f"{key}/"): value for name, value in state.items() if name.startswith(f"{key}/")}
-            part.load_state_dict(own)
+            part_state = {
+                name.removeprefix(f"{key}/"): value for name, value in state.items() if name.startswith(f"{key}/")
+            }
+            part.load_state_dict(part_state)
 
 
 def head_rate(settings: SearchSettings) -> float:
@@ -352,8 +354,8 @@ def train_from_scratch(baseline: Baseline, training: Mapping[str, Any]) -> dict[
     network = build_model(source.architecture, len(source.classes), source.checksum)
     model = with_head(to_channels_last(network, each.device, each.size), len(source.classes), len(each.problem.classes))
     model = model.to(each.device).requires_grad_(True)
-    own = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
-    settings = TrainingSettings(**{**training, **own})
+    overrides = {"epochs": baseline.epochs, "batch_size": each.settings.batch_size}
+    settings = TrainingSettings(**{**training, **overrides})
     loss_of = each.loss(settings.label_smoothing)
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay, nesterov=True

@@ -90,15 +90,15 @@ def train_channel_baseline(
         counts = dict(groups.sizes)
     elif plain.startswith("uniform"):
         counts = uniform_widths(groups, macs.share, share, each.settings.of_channels.multiple)
-    own = macs.share(torch.cat([torch.arange(size) < counts[name] for name, size in groups.sizes.items()]))
-    if plain.startswith("uniform") and own > share * 1.05:
+    baseline_share = macs.share(torch.cat([torch.arange(size) < counts[name] for name, size in groups.sizes.items()]))
+    if plain.startswith("uniform") and baseline_share > share * 1.05:
         log.warning(
             "%s keeps %.1f %% of the MACs and the search %.1f %%: uniform widths keep all residual branches and some "
             "channels of each layer",
-            baseline, 100 * own, 100 * share,
+            baseline, 100 * baseline_share, 100 * share,
         )  # fmt: skip
-    epochs = equal_epochs(each.settings, recovery, share, own, is_distilled)
-    log.info("%d epochs at %.1f %% of the MACs cost what search and recovery do", epochs, 100 * own)
+    epochs = equal_epochs(each.settings, recovery, share, baseline_share, is_distilled)
+    log.info("%d epochs at %.1f %% of the MACs cost what search and recovery do", epochs, 100 * baseline_share)
 
     seed = derive_seed(arguments["seed"], "baseline", baseline, *each.names.values())
     kept = _choose(plain, counts, each, source.module, seed)
@@ -137,7 +137,7 @@ def train_channel_baseline(
     recorded = {**each.settings.recorded(), "training": asdict(settings)}
     metrics = write_results(
         each, baseline, stored, history, len(history), (count, left), recorded,
-        macs={"search": share, "baseline": own}, widths=counts,
+        macs={"search": share, "baseline": baseline_share}, widths=counts,
     )  # fmt: skip
     file.remove()
     return metrics
@@ -215,19 +215,21 @@ def uniform_widths(groups: ChannelGroups, share: Any, most: float, multiple: int
     return best[1]
 
 
-def equal_epochs(search: Any, recovery: Mapping[str, Any], share: float, own: float, is_distilled: bool) -> int:
+def equal_epochs(
+    search: Any, recovery: Mapping[str, Any], share: float, baseline_share: float, is_distilled: bool
+) -> int:
     """Return the number of epochs that cost what search and recovery do, at least 1.
 
-    search: its settings, complete. share: of the MACs that the search keeps. own: of those that the baseline keeps. An
-    epoch costs its network's share of the MACs, and a third of the source model's if that teaches. The search computes
-    with all channels, and its first epoch trains the head alone.
+    search: its settings, complete. share: of the MACs that the search keeps. baseline_share: of
+    those that the baseline keeps. An epoch costs its network's share of the MACs, and a third of the source model's if
+    that teaches. The search computes with all channels, and its first epoch trains the head alone.
     """
     channels = search.of_channels
     taught = FORWARD if channels.distillation and channels.train_weights else 0.0
     total = FORWARD + (search.epochs - 1) * (1 + taught)
     if recovery:
         total += recovery["epochs"] * (share + FORWARD * bool(recovery["distillation"]))
-    return max(1, round(total / (own + FORWARD * is_distilled)))
+    return max(1, round(total / (baseline_share + FORWARD * is_distilled)))
 
 
 def train_from_nothing(

@@ -209,9 +209,9 @@ class Reengineering:
         }
         self.source_accuracy = self.baseline["selection"][0]
         self.source_test = outputs["test"][0], source.classes
-        what = f"The source model {model} on the {problem} problem {target}"
+        subject = f"The source model {model} on the {problem} problem {target}"
         counts = np.bincount(test.labels).tolist() if self.is_balanced else None
-        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), what, counts)
+        require_better_than_guessing(self.baseline["test"][1], len(self.problem.classes), len(test), subject, counts)
 
         search_seed = derive_seed(seed, "search", model, problem, target)
         torch.manual_seed(search_seed)
@@ -299,11 +299,11 @@ class Reengineering:
             name: confusion_matrix(predictions, labels, len(problem.classes))
             for name, predictions in (("source", restricted), ("reengineered", logits.argmax(1)))
         }
-        what = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
+        subject = f"The re-engineered model of the {self.names['problem']} problem {self.target}"
         remedy = "give the search a larger budget or more epochs" if self.settings.budget else "lower alpha or lr_mask"
         advice = f"{remedy}, so that the search removes less, or add training images of the other classes."
         allowed = self.allow_one_answer
-        require_several_answers(matrices["reengineered"], problem.classes, what, advice, allowed=allowed)
+        require_several_answers(matrices["reengineered"], problem.classes, subject, advice, allowed=allowed)
         return {
             **self.test_accuracies("reengineered", logits, labels),
             "test_images": dict(self._by_class(np.bincount(self.problem.test.labels).tolist())),

@@ -108,14 +108,14 @@ def _remove_channels(module: nn.Module, groups: dict[str, dict[str, torch.Tensor
     if not isinstance(size, list) or len(size) != 2 or not all(map(is_side, size)) or groups["mask"]:
         raise ValueError("it does not say for which size of images its channels were found")
     try:
-        found = find_groups(module, torch.zeros(1, 3, *size))
+        channels = find_groups(module, torch.zeros(1, 3, *size))
     except UserError:
         raise
     except Exception as error:  # the model's code can raise anything for a size that it is not made for
         raise ValueError(f"the model does not run on images of {size[0]} x {size[1]} px") from error
-    kept = found.completed(unpack_groups(groups.get("channels", {}), found.sizes))
-    require_channels(found, kept)
-    shrink(module, found, found.joined(kept))
+    kept = channels.completed(unpack_groups(groups.get("channels", {}), channels.sizes))
+    require_channels(channels, kept)
+    shrink(module, channels, channels.joined(kept))
 
 
 def _load_recovered(model: nn.Module, folder: Path, wanted: bool | None) -> bool:

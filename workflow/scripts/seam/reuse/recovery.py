@@ -109,9 +109,9 @@ def recover(
     logits, labels = predict(network, test)
     matrix = confusion_matrix(logits.argmax(1), labels, len(task.classes))
     if not allow_one_answer:
-        what = f"The model of the {problem} problem {target}, after its recovery,"
+        subject = f"The model of the {problem} problem {target}, after its recovery,"
         advice = "lower recovery.lr, or leave recovery out."
-        require_several_answers(matrix, task.classes, what, advice)
+        require_several_answers(matrix, task.classes, subject, advice)
     metadata = {"masks_sha256": states["masks"]}
     save_tensors(folder / RECOVERED, copy_state(network), metadata)
     import pandas as pd

@@ -45,11 +45,11 @@ def evaluate_source(
     )  # fmt: skip
     logits, labels = predict(to_channels_last(source.module, torch_device, images.size), test_batches)
     correct = logits.argmax(1) == labels
-    what = f"The source model {model} on {settings['dataset']}"
+    subject = f"The source model {model} on {settings['dataset']}"
     accuracy, counts = share(correct), None
     if are_unequal(test.labels, len(images.classes)):
         accuracy, counts = mean_recall(logits.argmax(1), labels), np.bincount(test.labels).tolist()
-    require_better_than_guessing(accuracy, len(source.classes), len(test), what, counts)
+    require_better_than_guessing(accuracy, len(source.classes), len(test), subject, counts)
     write_json(
         metrics,
         {

@@ -198,9 +198,9 @@ class BudgetSearch(MaskSearch):
         result = super().result(network)
         result.shifts = self.run.selected["shifts"]
         cost = result.history[result.selected_epoch - 1]["cost"]
-        limit, whole = self.budget.share, self.budget.cost.whole
+        limit, total = self.budget.share, self.budget.cost.total
         met = cost <= WITHIN * limit
-        result.budget = {"name": self.budget.name, "limit": limit, "cost": cost, "whole": whole, "met": met}
+        result.budget = {"name": self.budget.name, "limit": limit, "cost": cost, "whole": total, "met": met}
         if not met:
             log.warning(
                 "the budget %s is not met: the result costs %.4f, the budget is %.4f of the source model's cost",
@@ -237,7 +237,7 @@ def prepare_budget(
     unit = budget_unit(settings.budget)
     cost = make_cost(unit.removesuffix("_ms"), masks, network, images, layer_costs)
     value = float(settings.budget[unit])
-    share = budget_share(unit, value, cost.whole)
+    share = budget_share(unit, value, cost.total)
     require_reachable(cost, masks, share, unit, value)
     if share >= 1:
         log.warning("a budget of %s is met by the source model itself", budget_words(unit, value))

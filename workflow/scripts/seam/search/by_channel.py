@@ -161,7 +161,7 @@ def search_channels(
             run.end_epoch({**row, "selected": int(selected is not None)}, selected)
     result = _result(run, groups)
     share = run.history[run.selected_epoch - 1]["cost"]
-    result.budget = {"name": name, "limit": budget, "cost": share, "whole": cost.whole, "met": share <= budget}
+    result.budget = {"name": name, "limit": budget, "cost": share, "whole": cost.total, "met": share <= budget}
     return result
 
 
@@ -215,7 +215,7 @@ def prepare_channel_budget(
         cost = weights_cost(network, groups)
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
-    share = budget_share(unit, value, cost.whole)
+    share = budget_share(unit, value, cost.total)
     least = cost.share(fewest(groups, cost.widths(channels.multiple, share, channels.branches)))
     name = f"{unit}: {value:g}"
     if least > share:

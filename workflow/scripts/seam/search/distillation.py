@@ -61,10 +61,10 @@ class Distillation:
         """Return the mean loss of the batch that was observed last: [], from logits [B, n] and labels [B]."""
         log_probabilities = logits.log_softmax(1)
         if self.label_loss is None:
-            own = nn.functional.nll_loss(log_probabilities, labels)
+            label_loss = nn.functional.nll_loss(log_probabilities, labels)
         else:
-            own = self.label_loss(logits, labels)
-        return (1 - self.share) * own - self.share * (self.targets * log_probabilities).sum(1).mean()
+            label_loss = self.label_loss(logits, labels)
+        return (1 - self.share) * label_loss - self.share * (self.targets * log_probabilities).sum(1).mean()
 
     def observed(self, step: Step) -> Step:
         """Return the step with an observation of its images before it."""

@@ -28,9 +28,9 @@ def first_images(model: nn.Module, selection: Iterable[Batch]) -> torch.Tensor:
     images = require_pair(batch)[0][:2]
     if isinstance(network, torch.jit.ScriptModule):
         raise UserError("The network is a TorchScript module, whose weights cannot be masked: build it from its code.")
-    for what, dtype in (("the network's weights", next(network.parameters()).dtype), ("the images", images.dtype)):
+    for noun, dtype in (("the network's weights", next(network.parameters()).dtype), ("the images", images.dtype)):
         if dtype != torch.float32:
-            raise UserError(f"A search needs float32, but {what} are {dtype}: convert them with .float().")
+            raise UserError(f"A search needs float32, but {noun} are {dtype}: convert them with .float().")
     with torch.no_grad(), evaluating(network):
         outputs = network(images)
     width = next(head.parameters()).shape[-1]
@@ -70,8 +70,8 @@ def _outputs_in_training(network: nn.Module, images: torch.Tensor) -> Any:
             return None
         finally:
             for name, layer, key, value, before in buffers:
-                now = layer._buffers[key]
-                if now is None or not torch.equal(now, before):
+                after = layer._buffers[key]
+                if after is None or not torch.equal(after, before):
                     log.info("%s keeps statistics of its batches (%s): it stays in eval mode", name or "the model", key)
                     layer._has_statistics = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
                     layer._buffers[key] = value.copy_(before)

@@ -69,8 +69,8 @@ def search_stack(
         first = problems[0]
         exclude = unused_parameters(first.model.get_submodule("source"), next(iter(first.selection))[0][:2])
         stack = Stack([problem.model for problem in problems], settings, len(first.train), exclude, first.class_weights)
-        members, own = [], stack.slices(0)
-        beginning = {name: part.state_dict() for name, part in own.items()}
+        members, parts = [], stack.slices(0)
+        beginning = {name: part.state_dict() for name, part in parts.items()}
         for number, problem in enumerate(problems):
             run = entered.enter_context(TrainingRun(problem.train, stack.slices(number), problem.checkpoint, ADVICE))
             mask_search = MaskSearch(run, settings, problem.source_accuracy, problem.target, problem.measure)
@@ -80,7 +80,8 @@ def search_stack(
         if later := [problem.target for problem, place in zip(problems, places, strict=True) if place != places[0]]:
             log.info("searched later, as their checkpoints stand elsewhere: %s", ", ".join(later))
             state = first.checkpoint.read() if first.checkpoint else None
-            for name, part in own.items():  # the number of steps is that of the whole stack, and the others' came last
+            # The number of steps is that of the whole stack, and the others' came last.
+            for name, part in parts.items():
                 part.load_state_dict((state["parts"] if state else beginning)[name])
         stack, members = _keep(stack, members, [place == places[0] for place in places])
         while members:
@@ -100,21 +101,21 @@ def _train_epoch(
 
     runs: those of all searches that have begun, because any of them may have received a signal.
     """
-    own = [member.run for member in members]
+    member_runs = [member.run for member in members]
     phase = [member.search.begin_epoch() for member in members][0]
     step = stack.training.begin_epoch(phase)
-    epochs = [run.remaining_batches() for run in own]
-    totals = torch.stack([run.totals for run in own]).to(stack.head.weight.device)
-    for number, run in enumerate(own):
+    epochs = [run.remaining_batches() for run in member_runs]
+    totals = torch.stack([run.totals for run in member_runs]).to(stack.head.weight.device)
+    for number, run in enumerate(member_runs):
         run.totals = totals[number]  # a view: an addition to `totals` changes it
     for batches in zip(*epochs, strict=True):
         images, labels = stack_batches(batches)
         totals += batch_sums(*step(images, labels), labels)
-        for run in own:
+        for run in member_runs:
             run.batch += 1
-        _save_or_exit(own, runs)
+        _save_or_exit(member_runs, runs)
     kept, figures = stack.masks.kept(), []
-    for number, (member, run) in enumerate(zip(members, own, strict=True)):
+    for number, (member, run) in enumerate(zip(members, member_runs, strict=True)):
         try:
             figures.append((run.epoch_sums(), stack.masks.share(kept[number], run.epoch)))
         except UserError as error:
@@ -138,15 +139,15 @@ def _train_epoch(
     return stack, members
 
 
-def _save_or_exit(own: list[TrainingRun], runs: list[TrainingRun]) -> None:
+def _save_or_exit(member_runs: list[TrainingRun], runs: list[TrainingRun]) -> None:
     """Write all checkpoints if they are due; on a signal, which any of the `runs` may have received, also exit."""
     signalled = next((run.signal for run in runs if run.signal is not None), None)
-    if signalled is not None or own[0].is_save_due():
-        for run in own:
+    if signalled is not None or member_runs[0].is_save_due():
+        for run in member_runs:
             with contextlib.suppress(UserError):  # a loss that is not finite: the end of the epoch says so
                 run.save()
-        own[-1].signal = signalled
-        own[-1].exit_if_signalled()
+        member_runs[-1].signal = signalled
+        member_runs[-1].exit_if_signalled()
 
 
 def _keep(

@@ -24,5 +24,5 @@ class Teacher:
         """Return weight x temperature^2 x the divergence of `logits` [B, K] from the teacher's for these images."""
         with torch.no_grad():
             answers = forward(self.model, images)
-        own, wanted = log_softmax(logits / self.temperature, 1), softmax(answers / self.temperature, 1)
-        return self.weight * self.temperature**2 * kl_div(own, wanted, reduction="batchmean")
+        answered, wanted = log_softmax(logits / self.temperature, 1), softmax(answers / self.temperature, 1)
+        return self.weight * self.temperature**2 * kl_div(answered, wanted, reduction="batchmean")

@@ -122,8 +122,8 @@ def finetune(
     finite.
     """
     layer = model.get_submodule(last_layer)
-    own = {id(parameter) for parameter in layer.parameters()}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    last_ids = {id(parameter) for parameter in layer.parameters()}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in last_ids]
     groups = [{"params": list(layer.parameters()), "lr": settings.lr_last}, {"params": others, "lr": settings.lr}]
     optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return _train_and_select(model, optimizer, batches, selection, settings, nn.Module.train, bits or {}, checkpoint)

@@ -70,11 +70,14 @@ def check_budget(key: str, budget: dict[str, Any] | None) -> None:
 
 def _check_channels(key: str, entry: dict[str, Any], config: dict[str, Any]) -> None:
     """Raise UserError if an entry searches channels without a budget that such a search can meet."""
-    own = {**config["search"], **entry.get("search", {})}
+    search = {**config["search"], **entry.get("search", {})}
     baselines = entry.get("baselines", config["baselines"])
     for place, settings in {
-        f"{key}.search": own,
-        **{f"{key}.overrides.{target}": {**own, **override} for target, override in entry.get("overrides", {}).items()},
+        f"{key}.search": search,
+        **{
+            f"{key}.overrides.{target}": {**search, **override}
+            for target, override in entry.get("overrides", {}).items()
+        },
     }.items():
         budget = settings.get("budget")
         if settings["granularity"] == "channel" and not budget:

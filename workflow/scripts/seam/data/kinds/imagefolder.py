@@ -56,13 +56,13 @@ class ImageFolder(Kind):
         train, test = self._files(root, wanted)
         if test is not None:
             return {"train": _split(train, wanted, size), "test": _split(test, wanted, size)}
-        whole = _split(train, wanted, size)
+        images = _split(train, wanted, size)
         share, seed = entry.get("test_share", TEST_SHARE), entry.get("split_seed", 0)
-        chosen = draw_test_images(whole.labels.tolist(), wanted, share, seed)
+        chosen = draw_test_images(images.labels.tolist(), wanted, share, seed)
         log.info("%d of %d images are drawn for testing, %g of each class", chosen.sum(), len(chosen), share)
-        files = whole.files or []
+        files = images.files or []
         return {
-            name: replace(whole, labels=whole.labels[part], files=[files[place] for place in part.nonzero()[0]])
+            name: replace(images, labels=images.labels[part], files=[files[place] for place in part.nonzero()[0]])
             for name, part in (("train", ~chosen), ("test", chosen))
         }
 
@@ -121,9 +121,9 @@ def class_folders(root: str | Path, train: str = "train", test: str = "test") ->
             _cannot_read(error)
         names[split] = folder_names(folder)
     if single := sorted(set(names[train]) ^ set(names[test])):
-        here, there = (train, test) if single[0] in names[train] else (test, train)
+        present, other = (train, test) if single[0] in names[train] else (test, train)
         raise UserError(
-            f"root: {root} has {here}/{single[0]} but no {there}/{single[0]}: add the one or remove the other."
+            f"root: {root} has {present}/{single[0]} but no {other}/{single[0]}: add the one or remove the other."
         )
     return names[train]
 

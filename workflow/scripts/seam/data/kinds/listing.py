@@ -57,9 +57,9 @@ def draw_test_images(labels: Sequence[int], names: Sequence[str], share: float, 
     """
     import numpy as np
 
-    chosen, own = np.zeros(len(labels), bool), np.asarray(labels)
+    chosen, classes = np.zeros(len(labels), bool), np.asarray(labels)
     for label, name in enumerate(names):
-        images = np.flatnonzero(own == label)
+        images = np.flatnonzero(classes == label)
         if len(images) < 2:
             raise UserError(
                 f"root: class {name} has a single image, which cannot be split for training and testing: add some, or "
@@ -132,9 +132,9 @@ def _read_table(path: Path) -> dict[str | None, Files]:
             raise UserError(f"root: line {reader.line_num} of {path} has no split: write train or test in it.")
         before = listed.setdefault(os.path.normpath(image), (name, part, reader.line_num))
         if before[:2] != (name, part):
-            what = "label" if before[0] != name else "split"
+            difference = "label" if before[0] != name else "split"
             raise UserError(
-                f"root: lines {before[2]} and {reader.line_num} of {path} give the image {place} another {what}: "
+                f"root: lines {before[2]} and {reader.line_num} of {path} give the image {place} another {difference}: "
                 "correct one of them."
             )
         if before[2] != reader.line_num:
@@ -145,7 +145,7 @@ def _read_table(path: Path) -> dict[str | None, Files]:
         log.warning("%s lists images again on %d of its lines: each image counts once", path, repeated)
     if not splits:
         raise UserError(f"root: {path} lists no images: add a line for each.")
-    return {part: {name: sorted(files) for name, files in sorted(own.items())} for part, own in splits.items()}
+    return {part: {name: sorted(files) for name, files in sorted(classes.items())} for part, classes in splits.items()}
 
 
 def table_splits(splits: Mapping[str | None, Files], path: str | Path) -> tuple[Files, Files | None]:
