@@ -1,6 +1,7 @@
 """The command `seam`."""
 
 import functools
+import hashlib
 from typing import Any
 
 import pytest
@@ -57,7 +58,30 @@ def test_a_target_problem_is_shown_with_the_costs_that_are_there(target, capsys)
     shown = capsys.readouterr().out
     assert "2,000 (source model: 5,000)" in shown and "1.00 ms (source model: 2.00 ms, 2.00 times as fast" in shown
     assert "16 images, 1 thread; version 1.32.0, gains from zeros: no)" in shown
-    assert "0.8750 (source model: 0.7500)" in shown
+    assert "0.8750 (source model: 0.7500)" in shown and "earlier model" not in shown
+
+
+def test_costs_of_an_earlier_model_are_not_shown(target, capsys):
+    (target / "model.onnx").write_bytes(b"this one")
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in (("new", b"this one"), ("old", b"other"))}
+    times = {name: {"mean_ms": 3.0} for name in ("source", "reengineered")}
+    measured = {"version": "1", "gains_from_zeros": True, "statistic": "mean"}
+    measured["measurements"] = [{"batch_size": 1, "threads": 1, **times}]
+    for name, digest in digests.items():
+        model = {"engine": name, "model_digests": {"reengineered": digest}}
+        write_json(target / f"latency_{name}.json", model | measured)
+        accuracies = {"accuracy": {"reengineered": 0.875, "source": 0.75}}
+        write_json(target / f"accuracy_{name}.json", model | accuracies)
+    macs = {"source": {"total": 5000}, "reengineered": {"total": 2000}, "masks_digest": digests["old"]}
+    write_json(target / "macs.json", macs)
+    main(["show", str(target)])
+    shown = {line.strip().partition("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("old", "accuracy old", "MACs"):
+        assert "measured on an earlier model: run the workflow again" in shown[name]
+    assert "3.00 ms" in shown["new"] and "0.8750" in shown["accuracy new"]
+    write_json(target / "macs.json", macs | {"masks_digest": hashlib.sha256(b"").hexdigest()})
+    main(["show", str(target)])
+    assert "2,000 (source model: 5,000)" in capsys.readouterr().out
 
 
 def test_a_student_and_a_source_model_are_shown(tmp_path, capsys):

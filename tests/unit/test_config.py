@@ -203,7 +203,7 @@ search/epochs = 0
 search/patience = 0
     search.patience is 0, but must be at least 1.
 search/batch_size = 0
-    search.batch_size is 0, but must be at least 1.
+    search.batch_size is 0, but must be at least 2.
 search/evaluate_every = 0
     search.evaluate_every is 0, but must be at least 1.
 search/head_every = 1
@@ -251,7 +251,7 @@ datasets/cifar10/root = pets
 datasets/imagenet/groups = a.csv
     datasets.imagenet.groups is 'a.csv', but there is no such file.
 datasets/pets/size = 4
-    datasets.pets.size is 4, but must be at least 8 and at most 512.
+    datasets.pets.size is 4, but must be at least 8 and at most 1024.
 datasets/pets/classes = [cat, rabit]
     datasets.pets.classes names 'rabit', which is not a class of imagefolder: did you mean rabbit?
 datasets/digits/classes = [1, 2, '1']
@@ -402,6 +402,8 @@ direct_reuse/1 = {model: mine, problem: multiclass_rest, targets: {all: [cat, ra
 direct_reuse/1 = {model: mine, problem: group, targets: {rest: [cat, rabbit]}}
     direct_reuse[1].targets names 'rest', the name of the output for all other classes: give the class or group
     another name.
+search/budget = {weights: 0.1, batch_size: 1}
+    search.budget.batch_size is 1, but must be at least 2.
 direct_reuse/1/targets = {one: [otter]}
     direct_reuse[1].targets.one has 1 value, but needs at least 2.
 direct_reuse/1/targets = {one: [otter, seel]}
@@ -1049,10 +1051,14 @@ def ilsvrc(small, tmp_path):
     return small
 
 
-def test_imagenet_with_a_root_and_groups_of_its_own(ilsvrc):
+def test_imagenet_with_a_root_and_groups_of_its_own(ilsvrc, tmp_path):
     (problem,) = target_problems(validated(ilsvrc))
     assert (problem.target, problem.classes) == ("wild_dog", ["n01", "n03"])
     assert left_out(validated(ilsvrc)) == []
+    prepared = plan.dataset_entry(validated(ilsvrc), "imagenet")
+    shutil.copy(tmp_path / "groups.csv", tmp_path / "others.csv")
+    ilsvrc["datasets"]["imagenet"]["groups"] = "others.csv"  # groups change no prepared image
+    assert plan.dataset_entry(validated(ilsvrc), "imagenet") == prepared
 
 
 def test_mistake_in_a_file_of_groups_names_its_key(ilsvrc, tmp_path):
@@ -1242,7 +1248,7 @@ def test_documentation_states_bounds_and_defaults():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert "| `holdout` | number, more than 0, at most 0.5 | `0.2` |" in page
     large = ", ".join(["imagenet", *TARGETS])
-    assert f"| `size` | whole number, at least 8, at most 512 | `32` (digits, imagefolder); `224` ({large}) |" in page
+    assert f"| `size` | whole number, at least 8, at most 1024 | `32` (digits, imagefolder); `224` ({large}) |" in page
     assert f"| `download` | `true`, `false` | `false` | Only for {', '.join(TARGETS)}. " in page
     assert "| `finetune.lr` | number, more than 0 | `0.005` |" in page
     assert "| `head.lr` | number, more than 0 | `0.1` |" in page

@@ -12,6 +12,7 @@ from PIL import Image
 from seam.cli.main import main
 from seam.delivery.evaluating import _labelled
 from seam.delivery.package import write_package
+from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, write_json
 from seam.reuse.direct import reengineer
 
@@ -89,6 +90,32 @@ def test_classes_whose_names_differ_in_case_alone_are_two(tmp_path):
         "b": 1,
     }
     assert _labelled(str(tmp_path), ["B", "rest"], "binary", [])[1].tolist() == [1, 1, 0]
+
+
+def test_images_without_test_images_are_refused(tmp_path):
+    plain = np.zeros((8, 8, 3), np.uint8)
+    for place in ("train/cat", "train/dog", "testing/cat"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        Image.fromarray(plain).save(tmp_path / "photos" / place / "x.png")
+    with pytest.raises(UserError, match="photos has a folder train and none called test: give the folder that holds"):
+        _labelled(str(tmp_path / "photos"), ["cat", "rest"], "binary", [])
+    # A model with a class that is called train knows the folder.
+    (tmp_path / "tracks/train").mkdir(parents=True)
+    Image.fromarray(plain).save(tmp_path / "tracks/train/x.png")
+    assert _labelled(str(tmp_path / "tracks"), ["train", "rest"], "binary", [])[1].tolist() == [0]
+    table = tmp_path / "photos.csv"
+    table.write_text("path,label,split\nphotos/train/cat/x.png,cat,train\nphotos/testing/cat/x.png,cat,eval\n")
+    with pytest.raises(UserError, match="photos.csv has no split called test, but train, eval: name the split"):
+        _labelled(str(table), ["cat", "rest"], "binary", [])
+    table.write_text("path,label\nphotos/train/cat/x.png,cat\nphotos/testing/cat/x.png,cat\n")
+    assert len(_labelled(str(table), ["cat", "rest"], "binary", [])[0]) == 2
+
+
+def test_a_home_that_the_shell_does_not_expand(world, capsys, monkeypatch):
+    root, delivered = world
+    monkeypatch.setenv("HOME", str(root))
+    folder = delivered("binary", "blue", ["blue"])
+    assert evaluated(capsys, folder / "out", "~/colours")["images"] == 80
 
 
 def test_names_of_a_stranger_do_nothing_to_the_terminal(world, capsys):

@@ -612,6 +612,21 @@ def test_a_folder_of_classes_is_split_class_by_class_and_the_split_is_written_do
     assert len(prepare(root, tmp_path / "d", test_share=0.4).test) == 15
 
 
+def test_a_preparation_that_fails_leaves_the_record_of_the_draw(tmp_path):
+    root, place = tmp_path / "photos", tmp_path / "a" / "out"
+    plain(root, {"cat": 10, "dog": 10})
+    prepare(root, tmp_path / "a")
+    before = {name: (place / name).read_bytes() for name in ("split.csv", "dataset.json")}
+    plain(root, {"cat": 20, "dog": 20})
+    (root / "cat" / "19.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"19\.png"):
+        prepare(root, tmp_path / "a")
+    assert {name: (place / name).read_bytes() for name in before} == before
+    (root / "cat" / "19.png").unlink()
+    prepare(root, tmp_path / "a")
+    assert len((place / "split.csv").read_text().splitlines()) == 40
+
+
 def test_a_data_set_that_is_split_has_no_record_of_a_draw(root, tmp_path):
     prepare(root, tmp_path / "a")
     assert not (tmp_path / "a" / "out" / "split.csv").exists()

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -354,9 +355,11 @@ def test_what_fvcore_cannot_count_is_said_once(caplog):
 
 def test_the_counts_of_both_models_are_written(tmp_path):
     source, reengineered = vgg()[:13], prune(vgg(), 0.9)
-    write_macs(tmp_path / "macs.json", source, reengineered, (3, 32, 32))
+    (tmp_path / "masks").write_bytes(b"masks")
+    write_macs(tmp_path / "macs.json", source, reengineered, (3, 32, 32), tmp_path / "masks")
     macs = json.loads((tmp_path / "macs.json").read_text())
     assert macs["source"] == count_macs(source, (3, 32, 32))["dense"]
     assert macs["reengineered_dense"]["total"] == macs["source"]["total"] + 20  # the head
     assert macs["reengineered"] == count_macs(reengineered, (3, 32, 32))["sparse"]
+    assert macs["masks_digest"] == hashlib.sha256(b"masks").hexdigest()
     assert macs["reengineered"]["convolution"] < 0.15 * macs["source"]["convolution"]

@@ -1,6 +1,7 @@
 """`seam shrink` and its kin: from a model and images to a folder that works anywhere."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -706,7 +707,7 @@ def test_a_budget_in_milliseconds_measures_the_layers_first(world, tmp_path, cap
     assert f"takes 0.9 ms in {engine}, and the budget is 0.5 ms" in judge(card, 100)[0]
 
 
-def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
+def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys, caplog):
     root, _ = world
     folder, work, _ = shrunk
     assert main(["evaluate", str(folder), "--data", str(root / "colours"), "--json"]) == 0
@@ -721,6 +722,16 @@ def test_evaluate_show_and_export(world, shrunk, tmp_path, capsys):
     result = work / "direct/small/binary/red"
     assert main(["export", str(result), "--out", str(tmp_path / "again"), "--architecture", ARCHITECTURE]) == 0
     assert sha256(tmp_path / "again/model.safetensors") == sha256(folder / "model.safetensors")
+    times = dict.fromkeys(("source", "reengineered"), {"mean_ms": 3.0, "minimum_ms": 3.0})
+    measured = {"statistic": "mean", "measurements": [{"batch_size": 1, "threads": 1, **times}]}
+    for engine, digest in (("current", sha256(result / "model.onnx")), ("left", "0")):  # left by an earlier config
+        digests = {"source": "0", "reengineered": digest}
+        write_json(result / f"latency_{engine}.json", {"engine": engine, "model_digests": digests, **measured})
+    assert main(["export", str(result), "--out", str(tmp_path / "timed"), "--architecture", ARCHITECTURE]) == 0
+    assert [entry["engine"] for entry in read_json(tmp_path / "timed/card.json")["latency"]] == ["current"]
+    assert "latency_left.json is of an earlier model than the one beside it: it is left out" in caplog.text
+    for path in result.glob("latency_*.json"):
+        path.unlink()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
     assert main(["export", str(result), "--out", str(tmp_path / "other"), "--architecture", ARCHITECTURE]) == 1
@@ -749,6 +760,15 @@ def test_folders_are_compared_in_a_table(narrow, tmp_path, capsys):
     shown = capsys.readouterr().out
     for sentence in ("tested on different images", "different source models", "measured on different processors"):
         assert sentence in shown
+    entry = changed["latency"][0]
+    changed["latency"].append({**entry, "threads": 8, "reengineered_ms": 40.0, "source_ms": 40.0})
+    write_json(other / "card.json", changed)
+    assert main(["show", str(other), str(other)]) == 0
+    shown = capsys.readouterr().out
+    heads, row, _ = shown.splitlines()[-3:]
+    assert "!" not in shown and f"{milliseconds(entry['reengineered_ms'])} (" in row
+    place = heads.index(f"{entry['engine']}, {entry['batch_size']} image, 8 threads")
+    assert row[place:].startswith("40.00 ms (1.00 times")
     changed["classes"] = ["blue", "rest"]
     write_json(other / "card.json", changed)
     assert main(["show", str(folder), str(other)]) == 0
@@ -1081,6 +1101,24 @@ def test_few_images_have_no_budget_unless_one_is_given(world, tmp_path, capsys):
         assert f"{' '.join(option)} has no effect with so few images" in capsys.readouterr().err
 
 
+def test_a_penalty_of_time_has_its_table(world, tmp_path):
+    root, normalization = world
+    arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), "--size", "16",
+                 "--time", "none", "--epochs", "2", "--recovery", "none", "--budget", "50%"]  # fmt: skip
+    assert main([*arguments, "--search", "penalty=latency", "--search", "few_images=0"]) in (0, 3)
+    (table,) = (tmp_path / "out.work/models").glob("*/layer_costs.json")
+    assert json.loads(table.read_text())["engine"] == "seam"
+    assert json.loads((tmp_path / "out/card.json").read_text())["settings"]["penalty"] == "latency"
+
+
+def test_images_that_are_larger_than_a_card_allows_are_refused(world, monkeypatch, capsys):
+    root, _ = world
+    monkeypatch.setattr(command, "default_size", lambda *_: MOST_PIXELS + 1)
+    assert main(["shrink", "resnet18", "--data", str(root / "colours"), "--keep", "red"]) == 1
+    assert f"resnet18 takes images of {MOST_PIXELS + 1} px: give --size, at most" in capsys.readouterr().err
+
+
 def test_few_images_are_those_that_the_search_says(world, tmp_path, capsys):
     root, normalization = world
     arguments = ["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
@@ -1312,14 +1350,26 @@ class HuggingFacePart:
 
     features = {"picture": type("Image", (), {})(), "kind": type("ClassLabel", (), {"names": ("cat", "dog")})()}
 
+    is_decoded, format = True, "PNG"
+
     def __init__(self, labels):
         self.labels = labels
+        content = io.BytesIO()
+        Image.new("L", (8, 8)).save(content, self.format)
+        self.content = content.getvalue()
+
+    def cast_column(self, column, kind):
+        assert (column, kind) == ("picture", {"decode": False})
+        part = HuggingFacePart(self.labels)
+        part.is_decoded = False
+        return part
 
     def __getitem__(self, column):
         return {"kind": self.labels}[column]
 
     def __iter__(self):
-        return ({"picture": Image.new("L", (8, 8)), "kind": label} for label in self.labels)
+        assert not self.is_decoded
+        return ({"picture": {"bytes": self.content, "path": None}, "kind": label} for label in self.labels)
 
 
 @pytest.mark.parametrize(
@@ -1339,10 +1389,18 @@ def test_data_sets_of_hugging_face_are_read_without_images_that_have_no_label(
         return {part: HuggingFacePart(labels) for part, labels in parts.items()}
 
     asked = name.partition(":")[2] or None
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset, Image=dict))
     folder = Path(fetching.image_folder(f"hf:{name}", tmp_path))
     assert folder == tmp_path / ("hf-a-b-small" if asked else "hf-a-b")
     assert sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("*.png")) == files
+
+
+def test_images_of_hugging_face_are_of_the_formats_that_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(HuggingFacePart, "format", "EPS")
+    datasets = SimpleNamespace(load_dataset=lambda *_, **__: {"train": HuggingFacePart([0])}, Image=dict)
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    with pytest.raises(UserError, match="--data hf:a/b cannot be read .*cannot identify image file"):
+        fetching.image_folder("hf:a/b", tmp_path)
 
 
 def test_a_data_set_of_hugging_face_without_training_images_is_refused(tmp_path, monkeypatch):

@@ -21,4 +21,5 @@ if "snakemake" in globals():
             open_source(source, architecture=architecture).module,
             load_reengineered(Path(snakemake.input.masks).parent, source, architecture, recovered),
             (3, *read_json(snakemake.input.manifest)["size"]),
+            snakemake.input.masks,
         )

@@ -18,4 +18,6 @@ if "snakemake" in globals():
         tables = files.binary, files.multiclass, files.indirect, files.published, files.get("baselines") or None
         write_summary(snakemake.output.summary, *tables)
 elif __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Usage: python workflow/scripts/summarise.py SUMMARY.csv")
     sys.exit(print_summary(sys.argv[1]))

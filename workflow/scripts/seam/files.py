@@ -311,8 +311,11 @@ def require_file(path: str | os.PathLike[str]) -> None:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
+    digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11, and DeepSparse runs in an earlier one
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def reserve(path: str | os.PathLike[str]) -> None:

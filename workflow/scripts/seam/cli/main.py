@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         with _interrupts_kept():
             options = parser().parse_args(arguments)
             stopped = options.stopped
+            for option, value in vars(options).items():
+                if isinstance(value, Path) or (option == "data" and value):  # a shell leaves --data=~/photos as it is
+                    setattr(options, option, type(value)(os.path.expanduser(value)))
             require_ranges(options)
             return options.run(options)
     except UserError as error:

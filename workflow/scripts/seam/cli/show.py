@@ -11,11 +11,12 @@ from typing import Any
 from seam.delivery.card import counted, milliseconds, render_card
 from seam.errors import UserError, one_line, printable
 from seam.files import read_json
-from seam.report.measured import read_metrics
+from seam.report.measured import is_of_the_model, read_metrics
 from seam.reuse.cards import is_delivered, read_card, require_result
 
 NAME = "show"
 HELP = "print what a result folder holds, or compare several"
+OUTDATED = "measured on an earlier model: run the workflow again"
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)  # files of strangers
 
 
@@ -102,9 +103,13 @@ def _target(folder: Path) -> dict[str, str]:
         rows["removed"] = f"{removed}: the model is smaller and has no zeros"
     if (folder / "macs.json").is_file():
         macs = read_json(folder / "macs.json")
-        rows["MACs"] = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
+        counts = f"{macs['reengineered']['total']:,} (source model: {macs['source']['total']:,})"
+        rows["MACs"] = counts if is_of_the_model(macs, folder) else OUTDATED
     for path in sorted(folder.glob("latency_*.json")):
         latency = read_json(path)
+        if not is_of_the_model(latency, folder):
+            rows[latency["engine"]] = OUTDATED
+            continue
         first, statistic = latency["measurements"][0], latency["statistic"]
         fast, slow = (first[name][f"{statistic}_ms"] for name in ("reengineered", "source"))
         size, threads = first["batch_size"], first["threads"]
@@ -117,7 +122,7 @@ def _target(folder: Path) -> dict[str, str]:
         record = read_json(path)
         accuracy = record["accuracy"]
         text = f"{accuracy['reengineered']:.4f} (source model: {accuracy['source']:.4f})"
-        rows[f"accuracy {record['engine']}"] = text
+        rows[f"accuracy {record['engine']}"] = text if is_of_the_model(record, folder) else OUTDATED
     return rows
 
 

@@ -159,9 +159,12 @@ def left_out(config: dict[str, Any]) -> list[str]:
 def dataset_entry(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the complete entry of a data set, sorted by key, as `seam.data.kinds.registry` takes it.
 
-    It has `array_gb` only if the images are large: no other data set depends on it.
+    It has `array_gb` only if the images are large: no other data set depends on it. No prepared data set depends on
+    `groups`, which name target problems.
     """
-    entry = config["datasets"][name]
+    entry = dict(config["datasets"][name])
+    if "groups" in entry:
+        entry["groups"] = None
     large = entry.get("size", 0) >= LARGE_IMAGE
     return _sorted({**entry, "array_gb": config["array_gb"]} if large else entry)
 

@@ -15,7 +15,7 @@ from seam.data.drawing import problem_of_result
 from seam.data.storage import open_dataset
 from seam.errors import UserError, first_line
 from seam.evaluation import accuracy, source_accuracy
-from seam.files import check_onnx_seal, read_json, write_json
+from seam.files import check_onnx_seal, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from seam.cost.latency import OpenEngine
@@ -67,6 +67,7 @@ def write_accuracy(
             "engine": engine,
             **description,
             "images": len(problem.test),
+            "model_digests": {name: sha256(file) for name, file in models.items()},
             "accuracy": {
                 "source": source[0],
                 "source_restricted": source[1],

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from seam.cost.processor import describe_cpu, physical_cores
 from seam.cost.runners import onnx_runtime
 from seam.errors import UserError, first_line
+from seam.files import sha256
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def time_models(
         "cpu": describe_cpu()[0],
         **settings,
         "bytes": {name: os.path.getsize(path) for name, path in models.items()},
+        "model_digests": {name: sha256(path) for name, path in models.items()},
         "measurements": measurements,
     }
 

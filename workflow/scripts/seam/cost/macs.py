@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from seam.files import write_json
+from seam.files import sha256, write_json
 from seam.log import log
 from seam.models.surgery import copy_module, plain_attention
 from seam.models.uses import count_uses_by_kind, weight_names
@@ -104,8 +104,16 @@ def _with_effective_weights(module: nn.Module) -> nn.Module:
 
 
 def write_macs(
-    path: str | os.PathLike[str], source: nn.Module, reengineered: nn.Module, image_shape: tuple[int, ...]
+    path: str | os.PathLike[str],
+    source: nn.Module,
+    reengineered: nn.Module,
+    image_shape: tuple[int, ...],
+    masks: str | os.PathLike[str],
 ) -> None:
-    """Write the MACs of the source model and of the re-engineered one, for one image, as JSON."""
+    """Write the MACs of the source model and of the re-engineered one, for one image, as JSON.
+
+    masks: the file of the masks, whose digest tells later whether the numbers are those of the masks beside them.
+    """
     before, after = count_macs(source, image_shape), count_macs(reengineered, image_shape)
-    write_json(path, {"source": before["dense"], "reengineered_dense": after["dense"], "reengineered": after["sparse"]})
+    counts = {"source": before["dense"], "reengineered_dense": after["dense"], "reengineered": after["sparse"]}
+    write_json(path, {**counts, "masks_digest": sha256(masks)})

@@ -49,6 +49,7 @@ def write_dataset(
     normalization: Normalization | None = None,
     decode: bool = True,
     workers: int | None = None,
+    record: str | None = None,
 ) -> dict[str, Any]:
     """Write the splits "train" and "test" into `folder`. Returns the manifest.
 
@@ -56,7 +57,8 @@ def write_dataset(
     complete. The manifest comes last.
 
     normalization: (mean, std), computed from the training images if None; decode: whether files of images become an
-    array; workers: processes that decode, by default one for each core.
+    array; workers: processes that decode, by default one for each core. record: the content of split.csv, which says
+    how images were split here; without one the file is removed.
     """
     folder, splits = Path(folder), dict(splits)
     manifest, arrays, staging = folder / "dataset.json", folder / "arrays", folder / ".arrays.new"
@@ -83,6 +85,9 @@ def write_dataset(
             raise cannot_write(arrays, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    (folder / "split.csv").unlink(missing_ok=True)
+    if record:
+        write_text(folder / "split.csv", record)
     write_json(manifest, content)
     return content
 

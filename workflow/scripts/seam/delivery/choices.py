@@ -22,6 +22,7 @@ from seam.errors import UserError
 from seam.files import json_digest
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
+from seam.reuse.cards import MOST_PIXELS
 from seam.settings import (
     BUDGET_SEARCH,
     NOT_OF_CHANNELS,
@@ -320,6 +321,8 @@ def make_choices(
     if size is None and architecture.rpartition(":")[0].endswith(".py"):
         notes.append(f"images of {OWN_SIZE} px, as nothing says otherwise: --size sets it")
     size = size or default_size(architecture, weights)
+    if size > MOST_PIXELS:
+        raise UserError(f"{model} takes images of {size} px: give --size, at most {MOST_PIXELS}.")
     entry: dict[str, Any] = {"kind": "imagefolder", "root": os.path.expanduser(data), "size": size, "classes": None}
     entry["augmentation"] = list(augmentation) if augmentation is not None else None
     if test_share is not None:

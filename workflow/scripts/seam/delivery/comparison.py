@@ -32,7 +32,8 @@ def compare(folders: Sequence[Path]) -> list[str]:
                 f"{folder} cannot be compared: give folders that seam shrink or seam export wrote, or this one alone."
             )
     cards = [read_card(folder) for folder in folders]
-    rows = [_row(folder, card) for folder, card in zip(folders, cards, strict=True)]
+    with_threads = len({entry["threads"] for card in cards for entry in card["latency"]}) > 1
+    rows = [_row(folder, card, with_threads) for folder, card in zip(folders, cards, strict=True)]
     heads = list(dict.fromkeys(name for row in rows for name in row))
     table = [heads, *([row.get(name, "") for name in heads] for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
@@ -41,8 +42,8 @@ def compare(folders: Sequence[Path]) -> list[str]:
     return lines
 
 
-def _row(folder: Path, card: Card) -> dict[str, str]:
-    """Return {head of the column: cell} of a folder."""
+def _row(folder: Path, card: Card, with_threads: bool) -> dict[str, str]:
+    """Return {head of the column: cell} of a folder. with_threads: whether times differ in their number of threads."""
     accuracy, size, files = card["accuracy"], card["size"], card["size"]["bytes"]
     decided, name = deciding_accuracy(card), "balanced accuracy" if is_balanced(card) else "accuracy"
     row = {
@@ -61,6 +62,8 @@ def _row(folder: Path, card: Card) -> dict[str, str]:
         row["MACs"] = millions(card["macs"]["reengineered"])
     for entry in card["latency"]:
         head = f"{entry['engine']}, {counted(entry['batch_size'], 'image')}"
+        if with_threads:
+            head += f", {counted(entry['threads'], 'thread')}"
         faster = entry["source_ms"] / entry["reengineered_ms"]
         row[head] = f"{milliseconds(entry['reengineered_ms'])} ({faster:.2f} times as fast)"
     return row
@@ -78,8 +81,8 @@ def _doubts(cards: Sequence[Card]) -> list[str]:
     if len({card["source"]["sha256"] for card in cards}) > 1:
         lines.append("! The models come from different source models.")
     entries = [entry for card in cards for entry in card["latency"]]
-    if len({(entry["cpu"], entry["threads"]) for entry in entries}) > 1:
-        lines.append("! Times were measured on different processors or numbers of threads: they do not compare.")
+    if len({entry["cpu"] for entry in entries}) > 1:
+        lines.append("! Times were measured on different processors: they do not compare.")
     if any(entry.get("disturbed") for entry in entries):
         lines.append(DISTURBED_TIMES)
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> t
     labels: list[int] = []
     left = []
     with data_errors():
-        listed = _files(data)
+        listed = _files(data, {normalised_name(name) for name in (*classes, *members)})
     exact = {name: place for place, name in enumerate(classes)}
     if kind == "group":
         exact |= dict.fromkeys(members, 0)
@@ -120,16 +121,28 @@ def _labelled(data: str, classes: list[str], kind: str, members: list[str]) -> t
     return files, np.array(labels, np.int64), left
 
 
-def _files(data: str) -> dict[str, list[str]]:
-    """Return {class: paths} of the test images in a folder or a CSV file, or of all if they are not split."""
+def _files(data: str, known: Collection[str]) -> dict[str, list[str]]:
+    """Return {class: paths} of the test images in a folder or a CSV file, or of all if they are not split.
+
+    known: the names of the model's classes, as `normalised_name` writes them.
+    """
     root = Path(data)
     if is_table(root):
         splits = read_table(root)
-        chosen = next((splits[name] for name in TEST_FOLDERS if name in splits), None)
-        return chosen or next(iter(splits.values()))
+        if chosen := next((splits[name] for name in (*TEST_FOLDERS, None) if name in splits), None):
+            return chosen
+        raise UserError(
+            f"--data {data} has no split called test, but {', '.join(map(str, splits))}: name the split of the test "
+            "images like that, or leave the column out to take all images."
+        )
     if not root.is_dir():
         raise UserError(f"--data is {data}, but there is no such folder.")
     folder = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), root)
+    if folder == root and (root / "train").is_dir() and "train" not in known:
+        raise UserError(
+            f"--data {data} has a folder train and none called test: give the folder that holds one folder of "
+            "test images for each class."
+        )
     ignored: Counter[str] = Counter()
     files = {name: image_files(folder / name, ignored) for name in folder_names(folder)}
     warn_of_ignored(data, ignored)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from seam.data.decoding import as_rgb
+from PIL import Image
+
+from seam.data.decoding import FORMATS, as_rgb
 from seam.errors import UserError, cannot_write, one_line
 from seam.files import write_text
 
@@ -104,14 +107,25 @@ def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]
     if images is None or label is None:
         raise UserError(f"--data hf:{name} has no column of images and one of class labels.")
     names = train.features[label].names
+    # Not decoded there: the package would open any format, and PostScript runs as a program.
+    stored = {key: part.cast_column(images, datasets.Image(decode=False)) for key, part in stored.items()}
+    train = stored["train"] if "train" in stored else next(iter(stored.values()))
     # The test images of a contest often have no labels, which is written as -1.
     labelled = (stored[part] for part in ("test", "validation", "val") if part in stored)
     test = next((part for part in labelled if any(map(_is_label, part[label]))), None)
     parts = {"train": train, "test": test} if test is not None else {".": train}
     return {
-        split: ((row[images], names[row[label]]) for row in part if _is_label(row[label]))
+        split: ((_decoded(row[images]), names[row[label]]) for row in part if _is_label(row[label]))
         for split, part in parts.items()
     }
+
+
+def _decoded(image: Mapping[str, Any]) -> Any:
+    """Return the image of a row, {"bytes": its content, or "path": its file}. Raises OSError for other formats."""
+    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    opened.load()
+    return opened
 
 
 def _is_label(label: int | None) -> bool:

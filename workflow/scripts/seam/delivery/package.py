@@ -25,7 +25,7 @@ from seam.errors import UserError, one_line, printable
 from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
-from seam.report.measured import read_metrics
+from seam.report.measured import is_of_the_model, read_metrics
 from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
 from seam.reuse.delivered import OnnxModule
 from seam.reuse.load import load_reengineered
@@ -299,9 +299,19 @@ def _per_class(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
+def _current(path: Path) -> dict[str, Any] | None:
+    """Return the measurement in a file; None if there is none, or, with a warning, if it is of an earlier model."""
+    if not path.is_file():
+        return None
+    measured = read_json(path)
+    if is_of_the_model(measured, path.parent):
+        return measured
+    log.warning("%s is of an earlier model than the one beside it: it is left out", path)
+    return None
+
+
 def _macs(folder: Path, source: Any, model: Any, shape: tuple[int, ...]) -> dict[str, int] | None:
-    if (folder / "macs.json").is_file():
-        macs = read_json(folder / "macs.json")
+    if macs := _current(folder / "macs.json"):
         return {name: macs[name]["total"] for name in ("source", "reengineered")}
     try:
         return {
@@ -314,14 +324,15 @@ def _macs(folder: Path, source: Any, model: Any, shape: tuple[int, ...]) -> dict
 
 def _int8_accuracy(folder: Path) -> float | None:
     """Return the accuracy of the quantized model, if it was measured."""
-    path = folder / "accuracy_onnxruntime-int8.json"
-    return read_json(path)["accuracy"]["reengineered"] if path.is_file() else None
+    measured = _current(folder / "accuracy_onnxruntime-int8.json")
+    return measured["accuracy"]["reengineered"] if measured else None
 
 
 def _latency(folder: Path) -> list[dict[str, Any]]:
     entries = []
     for path in sorted(folder.glob("latency_*.json")):
-        times = read_json(path)
+        if (times := _current(path)) is None:
+            continue
         common = {name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "statistic")}
         for measured in times["measurements"]:
             entry = {**common, "batch_size": measured["batch_size"], "threads": measured["threads"]}

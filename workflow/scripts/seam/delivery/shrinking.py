@@ -190,7 +190,7 @@ class Shrinking:
         source = open_source(self.model_folder, architecture=self.choices.architecture)
         model = load_reengineered(self.folder, self.model_folder, self.choices.architecture)
         shape = (3, *data.size)
-        write_macs(self.folder / "macs.json", source.module, model, shape)
+        write_macs(self.folder / "macs.json", source.module, model, shape, self.folder / "masks.safetensors")
         if not (self.folder / "model.onnx").is_file():
             metadata = onnx_metadata(model.classes, model.normalization)
             export(model, self.folder / "model.onnx", shape, metadata=metadata)
@@ -269,7 +269,7 @@ class Shrinking:
     def _layer_costs(self) -> dict[str, str]:
         """Return {"layer_costs": the path of the table} for a budget of time; measure it if it is missing."""
         budget = self.choices.settings.get("budget") or {}
-        if not any(unit in budget for unit in TIMES):
+        if not (any(unit in budget for unit in TIMES) or self.choices.settings.get("penalty") == "latency"):
             return {}
         channels, size = self.choices.settings.get("channels"), open_dataset(self.data_folder).size
         engine = latency_engine(self.choices.settings)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seam.files import read_json, sha256
+
+
+def is_of_the_model(measured: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a measurement is of the model in a result folder, and not of an earlier one there.
+
+    measured: the content of latency_*.json, accuracy_*.json or macs.json, which have the digest of the file that was
+    measured. Files of earlier versions have none, and count as of the model.
+    """
+    if digests := measured.get("model_digests"):
+        paths = (folder / name for name in ("model.onnx", "model-int8.onnx"))
+        return digests["reengineered"] in {sha256(path) for path in paths if path.is_file()}
+    digest = measured.get("masks_digest")
+    return digest is None or digest == sha256(folder / "masks.safetensors")
 
 
 def read_metrics(folder: str | Path, recovered: bool | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from seam.errors import UserError
 from seam.files import read_json
 
-MOST_PIXELS = 512  # of the side of an image, as in the schema of the config
+MOST_PIXELS = 1024  # of the side of an image, as in the schema of the config
 WORK = ".work"  # the end of the name of a working folder, beside the delivered one
 RECOVERED = "recovered.safetensors"  # the weights after recovery, in the folder of the masks
 RECOVERY_FILES = (RECOVERED, "recovery.csv", "recovery.json")

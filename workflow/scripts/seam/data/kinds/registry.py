@@ -21,7 +21,6 @@ from seam.data.kinds import action40, cifar10, cifar100, cub200, digits, dog120,
 from seam.data.kinds.groups import read_groups
 from seam.data.kinds.kind import Entry, Kind
 from seam.errors import UserError
-from seam.files import write_text
 from seam.log import log
 
 if TYPE_CHECKING:
@@ -107,12 +106,10 @@ def prepare_dataset(
     kind, wanted = KINDS[entry["kind"]], class_names(entry)
     splits = kind.load(entry, wanted, str(cache))
     size = splits["train"].size[0]
-    Path(folder, "split.csv").unlink(missing_ok=True)
-    if record := kind.record(entry, wanted, splits):
-        write_text(Path(folder, "split.csv"), record)
     return write_dataset(
         folder,
         splits,
+        record=kind.record(entry, wanted, splits),
         decode=_decodes(entry, splits, folder),
         kind=entry["kind"],
         classes=wanted,
