@@ -299,10 +299,17 @@ def search_in_one_pass(check: Check, searches: list[dict], note: Callable[[dict[
         return done
     try:
         for problem, outcome in search_stack(alike, alike[0].settings):
-            problem.save(outcome)
+            try:
+                problem.save(outcome)
+            except UserError as error:  # raised again when it is searched alone
+                log.warning("%s: %s", problem.target, error)
+                continue
             note({problem.target: result(problems[problem.target][1])})
             done.append(problem.target)
-    except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
+    except (
+        RuntimeError,
+        UserError,
+    ) as error:  # an operation that vmap cannot do, such as dropout, or too little memory
         log.warning("the other searches are not stacked: %s", str(error).partition("\n")[0])
     return done
 

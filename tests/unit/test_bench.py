@@ -158,15 +158,14 @@ def test_noise_has_as_many_images_of_each_class(tmp_path):
 def test_a_job_searches_all_problems_of_a_stack(tmp_path):
     searches = search_arguments(tmp_path, ARCHITECTURE, range(2))
     for search in searches:
-        search["settings"] = {
-            "epochs": 8
-        }  # enough for a result that tells classes apart  # enough for a result that tells classes apart
+        search["settings"] = {"epochs": 8}  # enough for a result that tells classes apart
     run_job(searches, tmp_path, "cpu")
     assert all((tmp_path / f"direct/{target}/metrics.json").exists() for target in range(2))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.usefixtures("restored_device")
 def test_a_stack_is_compared_with_a_job_for_each_problem(monkeypatch):
     # The machine of the check on a GPU has no Snakemake, whose part of a job is the same on both sides.
     monkeypatch.setattr(jobs, "JOB", jobs.JOB.replace("import snakemake.script\n", ""))
@@ -202,6 +201,7 @@ def test_a_row_has_the_median_and_the_quartiles():
     assert ratios({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b") == [2.0, 3.0]
 
 
+@pytest.mark.usefixtures("restored_device")  # a GPU has one job at a time
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda/float32", marks=GPU)])
 def test_the_bare_pass_has_the_same_gradients_as_the_step_and_no_others(device):
     made = Bench(ARCHITECTURE, select_device(device))

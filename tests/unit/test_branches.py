@@ -20,6 +20,7 @@ from seam.errors import UserError
 from seam.files import load_tensors, save_tensors
 from seam.masks.channel_costs import ChannelTime, keep_best, macs_cost, weights_cost
 from seam.masks.channels import ChannelGroups, find_groups, mask_channels, require_channels
+from seam.masks.layers import unused_parameters
 from seam.masks.shrink import removal_error, require_exact_removal, resize, shrink
 from seam.models.architectures import build_model
 from seam.models.removed import Removed
@@ -29,7 +30,7 @@ from seam.reuse.channel_baselines import train_channel_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.load import load_reengineered
 from seam.reuse.recovery import recover
-from seam.search.by_channel import search_channels
+from seam.search.by_channel import prepare_channel_budget, search_channels
 from seam.search.channel_training import ChannelMasks
 from seam.settings import RecoverySettings, SearchSettings, search_settings
 
@@ -239,6 +240,27 @@ def test_a_branch_takes_the_time_of_its_layers():
     widths = cost.widths(8, 0.0, branches=True)
     assert widths["layer2.2"] == (0, 1) and widths["conv1"] == [8, 16]
     assert cost.widths(8, 0.0)["layer2.2"] == (1,)
+
+
+class WithTrainingHead(Branches):
+    """The network with a head that only training needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = torch.nn.Linear(16, 1000)
+
+
+def test_weights_on_which_no_output_depends_do_not_count():
+    network = randomise(WithTrainingHead())
+    groups = find_groups(network, IMAGES)
+    unused = unused_parameters(network, IMAGES)
+    assert unused == {"auxiliary.weight", "auxiliary.bias"}
+    expected = weights_cost(Branches(), find_groups(randomise(Branches()), IMAGES)).total
+    assert weights_cost(network, groups, unused).total == expected == weights_cost(network, groups).total - 17_000
+    settings = SearchSettings(
+        budget={"weights": 0.9}, granularity="channel", schedule="budget", channels={"multiple": 1}
+    )
+    assert prepare_channel_budget(network, groups, IMAGES, settings)[1].total == expected
 
 
 def test_a_branch_stays_or_leaves_by_its_worth():

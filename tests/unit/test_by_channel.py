@@ -284,7 +284,7 @@ def test_malformed_channel_masks_are_one_sentence(red, results, tmp_path):
         metadata["size"] = [10**9, 10**9]
 
     def larger(tensors, metadata):
-        metadata["size"] = [513, 512]
+        metadata["size"] = [1025, 512]
 
     def fewer_weights(tensors, metadata):
         name = next(name for name in tensors if name.startswith("weight/"))

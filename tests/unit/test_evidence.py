@@ -45,6 +45,7 @@ def write_run(root, seed, gains, selection="holdout", model="net", ahead=2.0, da
                 **{"model": model, "dataset": dataset, "problem": "binary", "target": row["target"], "seed": seed},
                 **{"baseline": "head", "images_test": 200, "accuracy_source": 0.8, "difference_points": ahead},
                 **{"accuracy_baseline": row["accuracy_reengineered"] - ahead / 100, "retention_baseline": 1.0},
+                "accuracy_search": row["accuracy_reengineered"],
                 "right_baseline": round(200 * (row["accuracy_reengineered"] - ahead / 100)),
             }
             for row in rows
@@ -76,6 +77,15 @@ def test_methods_are_side_by_side_and_seeds_are_averaged_by_problem(tmp_path):
     assert head["gain_restricted_points"] == pytest.approx(-1.5)
     assert head[["search_over_points", "search_over_low", "search_over_high"]].tolist() == pytest.approx([2, 2, 2])
     assert pd.isna(search["search_over_points"])
+
+
+def test_baselines_of_earlier_searches_are_refused(tmp_path):
+    run = write_run(tmp_path / "run", 0, [2, 4])
+    before = (run / "results/tables/baselines.csv").read_bytes()
+    write_run(run, 0, [2, 5])
+    (run / "results/tables/baselines.csv").write_bytes(before)  # as a run without baselines leaves it
+    with pytest.raises(UserError, match=r"baselines\.csv is of other searches than .*direct_binary\.csv: run the"):
+        read_runs([run])
 
 
 def test_searches_that_differ_have_rows_of_their_own(tmp_path):

@@ -73,6 +73,15 @@ def test_accuracy_shows_the_table(demo, problem):
         assert low < min(map(min, ends)) and high > max(map(max, ends))
 
 
+def test_problems_are_sorted_by_the_accuracy_that_is_drawn(demo):
+    table = demo.binary.assign(decided_by="balanced_accuracy")
+    for name in ("source", "source_restricted", "reengineered"):
+        table[f"balanced_accuracy_{name}"] = 1.0 - table[f"accuracy_{name}"]
+    drawn = [points(axes, "source")[:, 0] for axes in panels(direct_figures.accuracy(table, "binary")).values()]
+    assert max(len(set(values)) for values in drawn) > 1
+    assert all(list(values) == sorted(values, reverse=True) for values in drawn)
+
+
 def test_accuracy_tells_losses_from_gains(demo):
     table = demo.binary.assign(accuracy_gain_points=[1.0, -1.0, 0.0, 1.0], accuracy_source=[0.9, 0.8, 0.7, 0.9])
     axes = panels(direct_figures.accuracy(table, "binary"))["resnet20-digits"]
@@ -225,6 +234,14 @@ def test_speed_is_against_the_source_model_in_onnxruntime(demo):
             assert bars[place] == pytest.approx(expected.mean())
             assert dots[place] == pytest.approx(list(expected))
     assert names(next(iter(drawn.values()))) == ["DeepSparse\nskips zeros", "ONNX Runtime"]
+
+
+def test_each_column_of_speeds_has_numbers_below_it(demo):
+    figure = direct_figures.speed(demo.binary, demo.multiclass)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 3
+    for axes in figure.axes[1:]:
+        assert any(label.get_visible() for label in axes.get_xticklabels())
 
 
 def test_speed_needs_onnxruntime(tmp_path):

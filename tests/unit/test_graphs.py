@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seam.device import select_device
 from seam.masks.masks import GPU_UPDATE_BYTES, Masks
 from seam.models.architectures import build_model
 from seam.models.folding import fold
@@ -271,8 +272,10 @@ def test_the_difference_of_two_steps_is_a_share_of_what_they_change():
 @pytest.mark.parametrize("schedule", ["published", "fast"])
 @pytest.mark.gpu
 @on_a_gpu
+@pytest.mark.usefixtures("restored_device")
 def test_on_a_gpu_a_search_by_graphs_finds_the_same(schedule, dropout, monkeypatch, caplog):
     caplog.set_level("INFO")
+    select_device("cuda/float32")
 
     def on_gpu():
         model, train, select = problem(dropout)

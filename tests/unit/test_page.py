@@ -17,7 +17,15 @@ from seam.report.closing import closing_lines
 from seam.report.html import Number, chart, table
 from seam.report.intervals import wilson
 from seam.report.losses import lost
-from seam.report.page import problems_table, warnings, without_empty, write_report
+from seam.report.page import (
+    problem_times,
+    problems_table,
+    run_times,
+    warnings,
+    whole_table,
+    without_empty,
+    write_report,
+)
 from seam.report.summary import write_summary
 from seam.report.tables import read_table
 
@@ -104,6 +112,25 @@ def test_the_means_have_names_and_no_empty_columns(page):
     assert "digest" not in means and "10.11" in means
     students = without_empty(["a", "b", "c"], [["x", Number(None), None], ["y", Number(0.0), ""]])
     assert students[0] == ["a", "b"] and [len(row) for row in students[1]] == [2, 2]
+
+
+def test_a_whole_table_has_shares_in_per_cent_and_small_times():
+    table = pd.DataFrame([["head", "cat", 0.0042, 0.9532, 0.9478, 0.00412, 3.2, 1, 16]], columns=[
+        "baseline", "target", "retention_search", "accuracy_search", "accuracy_baseline", "budget_ms", "limit_ms",
+        "threads", "batch"])  # fmt: skip
+    shown = whole_table(table)
+    for text in ("retention search %", "0.42", "95.32", "94.78", "0.00412", "3.20", ">1<", ">16<"):
+        assert text in shown
+    assert "1.00" not in shown and "head" in shown
+
+
+def test_the_jobs_of_a_problem_are_found(tmp_path):
+    for place in ("search/net/binary/cat", "time_engine/seam/net/binary/cat", "train_baseline/net/binary/cat/head",
+                  "search/net/binary/cats", "search/net/multiclass/cat"):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{place}.tsv").write_text("s\tmax_rss\n2.5\t100\n")
+    rows = problem_times(run_times(tmp_path), "net/binary/cat")
+    assert [row[0] for row in rows] == ["search", "time_engine (seam)", "train_baseline (head)"]
 
 
 def test_intervals_by_hand():

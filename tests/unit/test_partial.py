@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import synthetic
 
-from seam.report.partial import UnfinishedJobs, failure_reason, with_missing_counts, with_missing_rows
+from seam.files import read_json, write_json
+from seam.report.partial import (
+    UnfinishedJobs,
+    failure_reason,
+    finished_problems,
+    with_missing_counts,
+    with_missing_rows,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +83,34 @@ def test_means_tell_what_is_not_in_them():
     summary = pd.DataFrame(rows, columns=columns)
     found = with_missing_counts(summary, {"problems": problems, "students": []}, {"a": "No."})
     assert found["missing"].tolist() == ["1 of 3 target problems", "2 of 3 target problems", "1 of 3 target problems"]
+
+
+def test_means_of_students_tell_of_the_thresholds_that_are_in_them():
+    students = [
+        {"model": "net", "dataset": "pets", "student": "seam", "threshold": threshold, "folder": f"t{threshold}"}
+        for threshold in (0.3, 0.5, 0.6, 0.7)
+    ]
+    summary = pd.DataFrame([["indirect", "", "seam", 1]], columns=["group", "engine", "student", "problems"])
+    for missing, words in (({"t0.7": "No."}, None), ({"t0.6": "No."}, "1 of 1 students")):
+        found = with_missing_counts(summary, {"problems": [], "students": students}, missing)
+        assert found["missing"].tolist() == [words]
+
+
+def test_an_int8_accuracy_that_is_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = synthetic.make(".", synthetic.DEMO)
+    folder = made["metrics.json"][0].rpartition("/")[0]
+    problem = read_json(f"{folder}/metrics.json")
+    entry = {name: problem[name] for name in ("model", "problem", "target")} | {"folder": folder}
+    run = {"problems": [entry], "engines": ["onnxruntime-int8"], "students": []}
+    job = {"rule": "evaluate_int8", "input": [], "output": [f"{folder}/accuracy_onnxruntime-int8.json"], "log": None,
+           "failed": True}  # fmt: skip
+    for name in ("latency", "accuracy"):
+        write_json(f"{folder}/{name}_onnxruntime-int8.json", {})
+    tables, missing, reasons = finished_problems({**run, "engines": []}, UnfinishedJobs([job]))
+    assert sum(map(len, tables.values())) == 1 and not missing and not reasons
+    monkeypatch.setattr("seam.report.direct.tables", lambda *_: {})
+    assert finished_problems(run, UnfinishedJobs([job]))[2][folder].startswith("no accuracy by ONNX Runtime int8: ")
 
 
 def test_an_unexpected_end_of_collecting_is_no_traceback(tmp_path):

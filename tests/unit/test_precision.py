@@ -8,12 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from colours import ARCHITECTURE
 from torch import nn
 
+from seam.delivery.package import write_program
 from seam.device import describe_device, select_device
 from seam.evaluation import predict
 from seam.models.surgery import with_head
-from seam.precision import exact, forward, set_precision
+from seam.precision import exact, forward, set_precision, set_products
 from seam.reuse.direct import reengineer
 from seam.robustness.attack import count_defects, perturb_all
 from seam.search.plain import search
@@ -193,6 +195,21 @@ def test_float32_is_neither(pretend_gpus):
     assert seen.keys() == {EXACT_STEP}
 
 
+def test_a_program_is_written_whatever_the_precision(restored_device, tmp_path):
+    """torch.export refuses a process in which the precision of convolutions is set, as on a GPU."""
+    model = network("cpu").eval()
+    for precisions in (("ieee",), ("tf32", "tf32")):
+        before = set_products(*precisions)
+        try:
+            write_program(model, tmp_path / "model.pt2", (3, 8, 8))
+            assert [kind.fp32_precision for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)] == [
+                precisions[0]
+            ] * 2
+        finally:
+            set_products(*before)
+        (tmp_path / "model.pt2").unlink()  # it is there
+
+
 # ---------------------------------------------------------------------- jobs on a GPU
 
 
@@ -201,7 +218,7 @@ def reengineered(folder, model_folder, dataset_folder, device):
     return reengineer(
         folder=folder, model_folder=model_folder, dataset_folder=dataset_folder, model="small", dataset="colours",
         problem="binary", target="red", members=["red"], settings=settings, seed=0, device=device,
-        checkpoint=folder / "checkpoint.pt",
+        checkpoint=folder / "checkpoint.pt", architecture=ARCHITECTURE,
     )  # fmt: skip
 
 

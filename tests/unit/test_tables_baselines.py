@@ -1,5 +1,7 @@
 """Tables of baselines: what the files say, paired differences with their intervals, and who wins in plain words."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from made_tables import PUBLISHED
 from seam.errors import UserError
 from seam.files import read_json, write_csv, write_json
 from seam.report import indirect
+from seam.report.baseline_figures import baselines as draw
 from seam.report.baseline_figures import figures_of_file
 from seam.report.baselines import baselines, comparison, render, summary_rows, write_tables
 from seam.report.direct import SETTINGS
@@ -187,6 +190,35 @@ def test_recovered_baselines_have_names_and_the_search_a_second_star(recovered, 
     points = {bar.get_label(): bar.lines[0].get_xydata()[0][1] for bar in axes.containers}
     assert points["search"] == pytest.approx(90) and points["search, recovered"] == pytest.approx(95)
     assert points["magnitude, recovered"] == pytest.approx(94)
+
+
+def test_baselines_of_other_problems_have_a_panel_and_a_paragraph_of_their_own(tmp_path):
+    searches, paths = [], []
+    for target, right, others in (("cat", 190, {"head": 188}), ("dog", 120, {"head": 116, "random": 90}),
+                                  ("cow", 150, {"finetuned": 160})):  # fmt: skip
+        search, own = write_problem(tmp_path, target, right, others)
+        searches.append(search)
+        paths += own
+    table = baselines(paths, searches)
+    panels = draw(table).axes
+    assert [axes.get_title(loc="left").partition(": ")[2] for axes in panels] == [
+        "2 problems",
+        "1 problems",
+        "1 problems",
+    ]
+    stars = [float(axes.containers[0].lines[0].get_ydata()[0]) for axes in panels]
+    assert stars == pytest.approx([100 * (190 + 120) / 400, 60, 75])
+    text = " ".join(render(comparison(table)).split())
+    for accuracy, count in (("77.50", 2), ("60.00", 1), ("75.00", 1)):
+        assert re.search(rf"{count} problems, source 80.00 %, search {accuracy} %", text)
+
+
+def test_a_tie_is_no_lead(tmp_path):
+    results = [write_problem(tmp_path, f"t{number}", 1000, {"random": 1000 - points}, images=1000)
+               for number, points in enumerate((3, -1, -2))]  # fmt: skip
+    means = comparison(baselines([path for _, paths in results for path in paths], [path for path, _ in results]))
+    assert means.iloc[0]["difference_points"] == 0
+    assert "Ahead of the search" not in render(means) and "No difference beyond chance: random" in render(means)
 
 
 def test_files_and_figure(made, tmp_path):

@@ -655,6 +655,7 @@ def report_figures():
     names = ["accuracy_binary"] if kinds & {"binary", "group"} else []
     names += ["accuracy_multiclass"] if kinds & {"multiclass", "multiclass_rest"} else []
     names += ["retention_accuracy", "cost", "history"] if PROBLEMS else []
+    names += ["engines"] if PROBLEMS and ENGINES else []
     names += ["baselines"] if BASELINES else []
     names += ["baselines_latency"] if problems_with_channel_baselines() else []
     names += ["thresholds", "defects"] if STUDENTS else []

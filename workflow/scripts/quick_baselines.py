@@ -17,6 +17,8 @@ if __name__ == "__main__":
         sys.exit("Usage: python workflow/scripts/quick_baselines.py head,magnitude,... FOLDER...")
     use_threads(1)
     names, folders = sys.argv[1].split(","), [path for path in sys.argv[2:] if (Path(path) / "metrics.json").is_file()]
+    if not folders:
+        sys.exit("Error: none of these folders has a metrics.json: name the folders of target problems, .../binary/*.")
     writer = None
     try:
         for row in (quick_baseline(name, folder) for name in names for folder in folders):

@@ -62,6 +62,16 @@ def exact() -> Iterator[None]:
         set_products(*before)
 
 
+@contextlib.contextmanager
+def torch_defaults() -> Iterator[None]:
+    """Compute float32 products of the block as torch does by default: torch.export refuses any other setting."""
+    before = set_products("none", "tf32")
+    try:
+        yield
+    finally:
+        set_products(*before)
+
+
 def set_products(*precisions: str) -> list[str]:
     """Set how CUDA computes float32 matrix products and convolutions: `ieee` or `tf32`, for both or for each.
 

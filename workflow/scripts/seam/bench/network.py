@@ -7,6 +7,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,11 @@ class Bench:
         self.step_on = with_cuda_graph(self.eager, [self.masks, self.model.head, self.optimizer], device)
         set_training_mode(self.model)
         set_training_mode(self.twin)
-        self.bare = as_graph(self.bare_eager) if device.type == "cuda" else self.bare_eager
+
+    @cached_property
+    def bare(self) -> Callable[[], Any]:
+        """What computes the gradients of the network without masks, on a CUDA GPU as a graph."""
+        return as_graph(self.bare_eager) if self.device.type == "cuda" else self.bare_eager
 
     def step(self) -> Any:
         """Train masks and head on the batch, as a job does."""

@@ -25,6 +25,7 @@ from seam.errors import UserError, one_line, printable
 from seam.files import atomic_write, read_json, save_tensors, sha256, write_json, write_text
 from seam.log import log
 from seam.models.weights import open_source
+from seam.precision import torch_defaults
 from seam.report.measured import is_of_the_model, read_metrics
 from seam.reuse.cards import CARD, FORMAT, NETWORK, WEIGHTS
 from seam.reuse.delivered import OnnxModule
@@ -247,7 +248,7 @@ def write_program(model: Any, path: Path, shape: tuple[int, ...]) -> None:
     """
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), torch_defaults():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
             content = io.BytesIO()  # torch would end the process if it found the disk full

@@ -6,7 +6,7 @@ depends on how many others are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -241,9 +241,12 @@ def multiples(size: int, multiple: int) -> list[int]:
     return [*range(multiple, size, multiple), size]
 
 
-def weights_cost(module: nn.Module, groups: ChannelGroups) -> ChannelCost:
-    """Return the weights and biases of convolutions and linear layers as a cost: each counts 1."""
-    return _cost(module, groups, dict.fromkeys(maskable(module), 1.0))
+def weights_cost(module: nn.Module, groups: ChannelGroups, exclude: Collection[str] = ()) -> ChannelCost:
+    """Return the weights and biases of convolutions and linear layers as a cost: each counts 1.
+
+    exclude: parameters that do not count, such as those that `unused_parameters` finds.
+    """
+    return _cost(module, groups, dict.fromkeys(maskable(module, exclude), 1.0))
 
 
 def macs_cost(module: nn.Module, groups: ChannelGroups, uses: Uses) -> ChannelCost:

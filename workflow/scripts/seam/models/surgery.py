@@ -221,9 +221,12 @@ def initialise_head(head: nn.Linear, outputs: torch.Tensor, logits: torch.Tensor
 def with_head(module: nn.Module, inputs: int, classes: int) -> nn.Sequential:
     """Return `module` -> ReLU -> Linear(inputs, classes), the form of a re-engineered model, with a new head.
 
-    The head computes in the precision of the module, whatever torch's default is.
+    The head computes in the precision of the module, whatever torch's default is, and where the module does. Its
+    weights are drawn on the CPU.
     """
     head = nn.Linear(inputs, classes)
-    first = next(module.parameters(), None)
-    head = head if first is None else head.to(first.dtype)
+    if (first := next(module.parameters(), None)) is not None:
+        head = head.to(first.dtype)
+        if not (first.is_meta or head.weight.is_meta):
+            head = head.to(first.device)
     return nn.Sequential(OrderedDict(source=module, relu=nn.ReLU(), head=head))

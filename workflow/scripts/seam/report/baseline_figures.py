@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from seam.report.baselines import RECOVERED, baseline_name
+from seam.report.baselines import OF_CHANNELS, RECOVERED, baseline_name
 from seam.report.intervals import bootstrap
 from seam.report.style import BLUE, GREY, INK, blank, empty, looks, style
 from seam.report.tables import PROBLEMS, Table, read_table
@@ -32,11 +32,15 @@ def _searches(rows: Table) -> Table:
 def baselines(table: Table) -> Figure:
     """Draw mean accuracy against mean retention of the search and of each baseline, one panel per model and problem.
 
-    table: that of baselines. Bars are 95 % intervals over the target problems. With recovered baselines, the search has
-    a second point, after its recovery.
+    Baselines of other target problems, or of searches of channels, have a panel of their own: only the same problems
+    can be compared. table: that of baselines. Bars are 95 % intervals over the target problems. With recovered
+    baselines, the search has a second point, after its recovery.
     """
     title = "Search and baselines: accuracy against weights kept"
-    groups = list(table.groupby(["model", "problem"], sort=False))
+    names = ["model", "problem", "baseline"]
+    targets = table.groupby(names, sort=False)["target"].transform(lambda each: "\n".join(sorted(set(each))))
+    keys = [table["model"], table["problem"], table["baseline"].isin(OF_CHANNELS), targets]
+    groups = list(table.groupby(keys, sort=False))
     if not groups:
         return empty(title, "There are no baselines in this config.")
     columns = min(len(groups), 2)
@@ -45,7 +49,7 @@ def baselines(table: Table) -> Figure:
     plots = list(figure.subplots(lines, columns, squeeze=False).flat)
     look = looks([str(name) for name in table["baseline"].unique()])
     handles = {}
-    for axes, ((model, problem), rows) in zip(plots, groups, strict=False):
+    for axes, ((model, problem, *_), rows) in zip(plots, groups, strict=False):
         searches = _searches(rows)
         axes.axhline(
             100 * searches["accuracy_source"].mean(), color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1

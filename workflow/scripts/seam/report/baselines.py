@@ -169,6 +169,7 @@ def comparison(table: Table) -> Table:
                 "problems": len(problems),
                 **{name: int(counts[name]) for name in counts.index},
                 **problems.mean().to_dict(),
+                "difference_points": round(float(problems["difference_points"].mean()), 9) + 0.0,  # no -0.0
                 "difference_low": low,
                 "difference_high": high,
                 "search_better": int((differences > 0).sum()),
@@ -272,7 +273,10 @@ def write_tables(
 def render(means: Table) -> str:
     """Return the comparison as text of lines of at most 79 characters; a baseline that wins is named in a sentence."""
     parts = ["Baselines: search less baseline, paired by target problem"]
-    for (model, problem), rows in means.groupby(["model", "problem"], sort=False):
+    # Baselines of other target problems have a paragraph of their own: its head tells of the search on the same ones.
+    names = ["model", "problem", "problems", "accuracy_source"]
+    keys = [*(means[name] for name in names), means["baseline"].isin(OF_CHANNELS)]
+    for (model, problem, *_), rows in means.groupby(keys, sort=False):
         first, is_recovered = rows.iloc[0], rows["baseline"].str.endswith(RECOVERED)
         searched = [
             f"{100 * group.iloc[0]['accuracy_search']:.2f} %{words}"

@@ -109,7 +109,9 @@ def accuracy(table: Table, problem: str) -> Figure:
     beside = max(len(line) for line in lines)
     panels = {}
     for model in sizes:
-        rows = table[table["panel"] == model].sort_values(["accuracy_source", "target"], ascending=[False, True])
+        rows = table[table["panel"] == model]
+        rows = rows.assign(order=deciding(rows, "accuracy_source"))
+        rows = rows.sort_values(["order", "target"], ascending=[False, True])
         panels[model] = panel_columns(rows, 4 // beside)
     split = max(len(columns) for columns in panels.values())
     line_lengths = [max(2, *(len(panels[model][0]) for model in line)) for line in lines]
@@ -284,6 +286,7 @@ def speed(binary: Table, multiclass: Table) -> Figure:
     plots = list(figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False).flat)
     for axes in plots[len(panels) :]:
         axes.remove()
+        plots[len(panels) - columns].tick_params(labelbottom=True)  # the panel above it
     longest = 1.0
     for axes, (model, kind, problems) in zip(plots, panels, strict=False):
         axes.set_title(f"{model}, {PROBLEMS[kind]}")

@@ -24,6 +24,7 @@ COLUMNS = [
 ]
 NUMBERS = ["retention", "accuracy", "accuracy_source", "accuracy_source_restricted"]
 DIFFERENCES = {"gain": "gain", "gain_restricted": "gain_restricted", "over": "search_over"}  # column: start of names
+BEFORE = "_before_recovery"  # the end of a column's name
 SELECTIONS = {"test": "published selection", "holdout": "held out", "last": "last epoch"}
 SEARCHES = {"search": "search", "search" + RECOVERED: "search, recovered"}
 PAPER = {"retention": 0.1011, "gain_points": 5.85}  # means over the whole evaluation of the paper, in published.csv too
@@ -39,7 +40,9 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
         tables = folder / "results" / "tables"
         problems.append(all_problems(*(read_table(tables / f"direct_{kind}.csv") for kind in ("binary", "multiclass"))))
         if (tables / "baselines.csv").is_file():
-            baselines.append(read_table(tables / "baselines.csv"))
+            rows = read_table(tables / "baselines.csv")
+            _require_same_searches(tables, problems[-1], rows)
+            baselines.append(rows)
     if not problems:
         raise UserError("Name the folders of the runs to collect: each holds a folder results.")
     table = pd.concat(problems, ignore_index=True)
@@ -51,6 +54,22 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[Table, Table]:
             "out, or give the second run another seed."
         )
     return table, pd.concat(baselines, ignore_index=True) if baselines else pd.DataFrame()
+
+
+def _require_same_searches(tables: Path, problems: Table, baselines: Table) -> None:
+    """Raise UserError if baselines were compared with other searches than those of the target problems.
+
+    A run without baselines leaves the table of an earlier one.
+    """
+    columns = [f"{kind}{end}" for kind in ("accuracy", "balanced_accuracy") for end in ("_reengineered", BEFORE)]
+    accuracies = problems.reindex(columns=[*KEY, *columns])
+    both = baselines[[*KEY, "accuracy_search"]].merge(accuracies, "left", on=KEY)
+    differences = both[columns].sub(both["accuracy_search"], axis=0).abs()
+    if (differences.min(axis=1).fillna(1.0) > 1e-9).any():
+        raise UserError(
+            f"{tables / 'baselines.csv'} is of other searches than {tables / 'direct_binary.csv'}: run the workflow "
+            "again with baselines, or delete the file."
+        )
 
 
 def evidence(problems: Table, baselines: Table) -> Table:
@@ -72,8 +91,8 @@ def evidence(problems: Table, baselines: Table) -> Table:
     ).fillna({"granularity": "weight"})  # tables leave the default out
     before, has_recovery = named.copy(), pd.Series(False, index=named.index)
     for kind in ("accuracy", "balanced_accuracy"):
-        if f"{kind}_before_recovery" in named:
-            earlier = named[f"{kind}_before_recovery"]
+        if kind + BEFORE in named:
+            earlier = named[kind + BEFORE]
             before[f"{kind}_reengineered"] = earlier.fillna(named[f"{kind}_reengineered"])
             has_recovery |= earlier.notna()
     searches = {"search": before, "search" + RECOVERED: named[has_recovery]}

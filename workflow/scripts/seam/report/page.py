@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
+import numbers
 import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +81,8 @@ TITLES = {
     "inherited_defects_reduction": "fewer inherited defects",
     "defect_inheritance_rate": "defects inherited",
 }
-COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better")  # columns of whole numbers
+COUNTS = ("problems", "images", "right", "search_better", "equal", "baseline_better", "batch", "threads")
+SHARES = ("accuracy_", "retention_", "macs_")  # beginnings of columns' names, as those of COUNTS, of whole numbers
 PACKAGES = ["seam-reuse", "torch", "torchvision", "numpy", "pandas", "onnx", "onnxruntime", "openvino", "snakemake"]
 
 
@@ -368,16 +371,24 @@ def quantity_title(row: Column) -> str:
 
 
 def whole_table(summary: Table) -> str:
-    """Return a table with all its columns but those of paths."""
+    """Return a table with all its columns but those of paths. Shares are in per cent."""
     names = [name for name in summary.columns if name != "folder"]
-    rows = [
-        [
-            optional(value, 0 if str(name).startswith(COUNTS) else 2) if pd.api.types.is_number(value) else value
-            for name, value in row[names].items()
-        ]
-        for _, row in summary.iterrows()
-    ]
-    return table([name.replace("_", " ") for name in names], rows)
+    rows = [[_cell(name, row[name]) for name in names] for _, row in summary.iterrows()]
+    heads = [name.replace("_", " ") + " %" * name.startswith(SHARES) for name in names]
+    return table(heads, rows)
+
+
+def _cell(column: str, value: Any) -> object:
+    if not isinstance(value, numbers.Real):
+        return value
+    size = float(value)
+    if column.startswith(SHARES):
+        return per_cent(value, 2)
+    if column.startswith(COUNTS):
+        return optional(value)
+    if column.endswith("_ms") and 0 < size < 1:  # three digits, however short
+        return optional(value, 2 - math.floor(math.log10(size)))
+    return optional(value, 2)
 
 
 # Each problem
@@ -420,9 +431,8 @@ def problem_content(row: Column, times: Mapping[str, Table]) -> str:
     right.append(f"<h3>Hyper-parameters</h3>{pairs(settings(metrics))}")
     if (card_file := folder / "card.md").is_file():
         left.append(f"<h3>Card</h3><pre>{text(card_file.read_text(encoding='utf-8', errors='replace'))}</pre>")
-    where = f"{row['model']}/{row['problem']}/{row['target']}"
-    rule_times = times.get(where)
-    if rule_times is not None:
+    rule_times = problem_times(times, f"{row['model']}/{row['problem']}/{row['target']}")
+    if rule_times:
         left.append(f"<h3>Run times</h3>{table(['rule', 'seconds', 'memory, MB'], rule_times, sortable=False)}")
     return f'<div class="columns"><div>{"".join(left)}</div><div>{"".join(right)}</div></div>'
 
@@ -548,6 +558,20 @@ def run_times(folder: Path) -> dict[str, list[list[object]]]:
             continue
         rows_by_problem[where].append([rule, Number(seconds, 1), optional(memory)])
     return dict(rows_by_problem)
+
+
+def problem_times(times: Mapping[str, list[list[object]]], problem: str) -> list[list[object]]:
+    """Return [job, seconds, peak memory] of the jobs of a target problem: rules, with their engine or baseline.
+
+    times: as `run_times` returns them. problem: MODEL/PROBLEM/TARGET.
+    """
+    rows = []
+    for where, jobs in times.items():
+        before, found, after = f"/{where}/".partition(f"/{problem}/")
+        if found:
+            of = " ".join(filter(None, (before.strip("/"), after.strip("/"))))
+            rows += [[f"{rule} ({of})" if of else rule, *numbers] for rule, *numbers in jobs]
+    return sorted(rows, key=lambda row: str(row[0]))
 
 
 def gaps(problems: Table, students: Table, left_out: Sequence[str]) -> str:

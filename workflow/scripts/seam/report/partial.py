@@ -22,11 +22,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from seam.cost.engines import ENGINES
 from seam.errors import UserError
 from seam.files import write_csv
 from seam.report import direct, direct_figures, indirect, indirect_figures
 from seam.report.style import add_note, save
-from seam.report.summary import summarise
+from seam.report.summary import compared, summarise
 from seam.report.tables import (
     PROBLEMS,
     TABLE_OF,
@@ -171,6 +172,9 @@ def finished_problems(run: Run, jobs: UnfinishedJobs) -> tuple[dict[str, Table],
         for name, file in latencies(entry).items():
             if jobs.lack(file):
                 untimed.setdefault(entry["folder"], f"no latency by {engine_name(name)}: {jobs.reason(file)}")
+            file = f"{entry['folder']}/accuracy_{name}.json"
+            if ENGINES[name].int8 and jobs.lack(file):
+                untimed.setdefault(entry["folder"], f"no accuracy by {engine_name(name)}: {jobs.reason(file)}")
     return tables(finished), missing, untimed
 
 
@@ -193,10 +197,15 @@ def finished_students(run: Run, jobs: UnfinishedJobs, published: Table) -> tuple
 
 def with_missing_counts(summary: Table, run: Run, missing: Reasons) -> Table:
     """Return the summary with a column `missing`: how many of the problems or students behind a row are missing."""
+    compared_students: list[Entry] = []
+    if run["students"]:  # of the thresholds, the summary has one
+        places = compared(pd.DataFrame(run["students"])).index
+        compared_students = [run["students"][place] for place in places]
 
     def count(row: Column) -> str | None:
         if row["group"] == "indirect":
-            entries, noun = [entry for entry in run["students"] if entry["student"] == row["student"]], "students"
+            entries = [entry for entry in compared_students if entry["student"] == row["student"]]
+            noun = "students"
         else:
             entries = [entry for entry in run["problems"] if row["group"] in ("all", entry["problem"])]
             noun = "target problems"

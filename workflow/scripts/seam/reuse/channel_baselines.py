@@ -31,7 +31,7 @@ from seam.masks.bits import unpack_groups
 from seam.masks.channel_costs import macs_cost, multiples
 from seam.masks.channel_scores import magnitude_scores
 from seam.masks.channels import ChannelGroups
-from seam.masks.layers import maskable
+from seam.masks.layers import maskable, unused_parameters
 from seam.masks.shrink import shrink
 from seam.models.architectures import build_model
 from seam.models.surgery import copy_state, to_channels_last, with_head
@@ -106,7 +106,8 @@ def train_channel_baseline(
     network = source.module
     if from_nothing:
         network = build_model(source.architecture, len(source.classes), source.checksum)
-    count = sum(parameter.numel() for parameter in maskable(network).values())
+    unused = unused_parameters(network, images)
+    count = sum(parameter.numel() for parameter in maskable(network, unused).values())
     shrink(network, groups, kept)
     model = with_head(to_channels_last(network, each.device, each.size), len(source.classes), len(each.problem.classes))
     model = model.to(each.device).requires_grad_(True)
@@ -133,7 +134,7 @@ def train_channel_baseline(
     each.save_channels(model.get_submodule("source"), groups, kept, copy_state(model.get_submodule("head")))
     stored: Any = load_reengineered(each.folder, architecture=each.architecture)
     stored = to_channels_last(stored, each.device, each.size)
-    left = sum(parameter.numel() for parameter in maskable(stored.source).values())
+    left = sum(parameter.numel() for parameter in maskable(stored.source, unused).values())
     recorded = {**each.settings.recorded(), "training": asdict(settings)}
     metrics = write_results(
         each, baseline, stored, history, len(history), (count, left), recorded,

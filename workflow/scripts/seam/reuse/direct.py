@@ -34,7 +34,7 @@ from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
 from seam.masks.bits import pack_bits
 from seam.masks.channels import ChannelGroups, find_groups
-from seam.masks.layers import maskable
+from seam.masks.layers import maskable, unused_parameters
 from seam.masks.shrink import require_exact_removal, shrink
 from seam.models.architectures import require_classifier
 from seam.models.folding import fold
@@ -119,7 +119,8 @@ def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> d
                 done[reengineering.target] = reengineering
             except UserError as error:  # raised again when it is searched alone
                 log.warning("%s: %s", reengineering.target, error)
-    except RuntimeError as error:  # an operation that vmap cannot do, such as dropout, or too little memory
+    # An operation that vmap cannot do, such as dropout, too little memory, or a member that cannot be searched.
+    except (RuntimeError, UserError) as error:
         log.info("the others are searched one by one, not in one pass: %s", str(error).partition("\n")[0])
     return done
 
@@ -403,9 +404,10 @@ class Reengineering:
             network.load_state_dict(with_versions(result.weights, network.state_dict()))
         bits, images = groups.joined(result.bits), next(iter(self.selection))[0][:64].cpu().contiguous()
         require_exact_removal(network, groups, bits, images)
-        count = sum(parameter.numel() for parameter in maskable(network).values())
+        unused = unused_parameters(network, images)
+        count = sum(parameter.numel() for parameter in maskable(network, unused).values())
         shrink(network, groups, bits)
-        kept = sum(parameter.numel() for parameter in maskable(network).values())
+        kept = sum(parameter.numel() for parameter in maskable(network, unused).values())
         self.save_channels(network if result.weights is not None else None, groups, bits, result.head)
         return count, kept
 

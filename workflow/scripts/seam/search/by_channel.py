@@ -21,6 +21,7 @@ from seam.log import log
 from seam.masks.bits import pack_bits, unpack_groups
 from seam.masks.channel_costs import ChannelTime, Cost, fewest, keep_best, macs_cost, weights_cost
 from seam.masks.channels import ChannelGroups
+from seam.masks.layers import unused_parameters
 from seam.models.surgery import copy_module, copy_state
 from seam.models.uses import count_uses
 from seam.search.channel_training import ChannelMasks, ChannelTraining
@@ -91,7 +92,9 @@ def search_channels(
     """
     network, head = model.get_submodule("source"), model.get_submodule("head")
     channels = settings.of_channels
-    name, cost, budget = prepare_channel_budget(network, groups, first_images(model, selection), settings, layer_costs)
+    images = first_images(model, selection)
+    unused = unused_parameters(network, images)
+    name, cost, budget = prepare_channel_budget(network, groups, images, settings, layer_costs)
     widths = cost.widths(channels.multiple, budget, channels.branches)
     log.info("widths that a search may choose: %s", widths)
     teacher = None
@@ -119,7 +122,7 @@ def search_channels(
         model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
         train_weights=channels.train_weights, after_step=remove, loss=of_batch,
     )  # fmt: skip
-    retention = weights_cost(network, groups)
+    retention = weights_cost(network, groups, unused)
     head_only = Adam([(list(head.parameters()), settings.lr_head)])
     run = TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE)
     with _unchanged_on_failure(model), run:
@@ -212,7 +215,7 @@ def prepare_channel_budget(
             )
         cost = ChannelTime(groups, layer_costs)
     elif unit == "weights":
-        cost = weights_cost(network, groups)
+        cost = weights_cost(network, groups, unused_parameters(network, images))
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
     share = budget_share(unit, value, cost.total)

@@ -83,6 +83,7 @@ def search_stack(
             # The number of steps is that of the whole stack, and the others' came last.
             for name, part in parts.items():
                 part.load_state_dict((state["parts"] if state else beginning)[name])
+        del parts, beginning  # the memory of a stack
         stack, members = _keep(stack, members, [place == places[0] for place in places])
         while members:
             unfinished = [member.search.has_next_epoch() for member in members]

@@ -102,6 +102,7 @@ class GraphStep:
         self._restore(before)
         try:
             self.outputs, self.replay = capture(self._step_on_batch)
+            self._restore(before)  # of work on another GPU, which is done at once and is not in the graph
             self._replay_on(*batch)
             difference = largest_difference(self._state()[0], after[0], before[0])
             if difference > MAX_DIFFERENCE:
