@@ -18,14 +18,14 @@ from seam.cost.latency import time_models
 from seam.cost.processor import describe_cpu, physical_cores, widest_instructions
 from seam.cost.runners.registry import MODULES, find_engine
 from seam.errors import UserError
-from seam.files import read_json
+from seam.files import read_json, sha256
 from seam.imports import dependencies
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 BUILT = ROOT / "envs" / ".built" / "deepsparse" / "bin" / "python"
 KEYS = {"engine", "version", "instruction_set", "gains_from_zeros", "fallback", "cpu"} | {
-    *("warmup", "iterations", "runs", "statistic", "bytes", "measurements")
+    *("warmup", "iterations", "runs", "statistic", "bytes", "model_digests", "measurements")
 }
 TIMES = {"mean_ms", "median_ms", "quartiles_ms", "minimum_ms", "run_means_ms"}
 
@@ -173,6 +173,7 @@ def test_engines_time_what_was_exported(name, exported, quantized):
     assert result["version"].startswith(tuple("0123456789")) and "-" not in result["version"]
     assert result["fallback"] == {} and result["gains_from_zeros"] == (name == "seam")
     assert result["bytes"] == {model: path.stat().st_size for model, path in models.items()}
+    assert result["model_digests"] == {model: sha256(path) for model, path in models.items()}
     assert [measured["batch_size"] for measured in result["measurements"]] == [4, 1]
     for measured in result["measurements"]:
         for times in (measured["source"], measured["reengineered"]):

@@ -1198,7 +1198,7 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--epochs", "1"], "--epochs is 1"),
         (["--device", "gpu"], "The device gpu is not known: choose auto"),
         (["--epochs", "1"], "--epochs is 1, but must be from 2 to 100,000"),
-        (["--size", "100000"], "--size is 100000, but must be from 8 to 1024"),
+        (["--size", "100000"], "--size is 100000, but must be from 8 to 1,024"),
         (["--size", "-3"], "--size is -3"),
         (["--size", "0"], "--size is 0"),
         (["--seed", "-1"], "--seed is -1, but must be from 0 to 4,294,967,295"),

@@ -150,7 +150,7 @@ def test_a_size_that_is_none_is_told(result, tmp_path, size):
     manifest = tmp_path / "datasets/colours/dataset.json"
     write_json(manifest, {**read_json(manifest), "size": size})
     folder = tmp_path / "direct/small/binary/red"
-    with pytest.raises(UserError, match="dataset.json has no size of images from 1 to 512: give it by --size"):
+    with pytest.raises(UserError, match="dataset.json has no size of images from 1 to 1024: give it by --size"):
         evaluate_folder(folder, str(tmp_path), architecture=ARCHITECTURE)
     (folder / "metrics.json").write_text("[1]")
     with pytest.raises(UserError):
