@@ -144,7 +144,7 @@ def test_the_work_for_a_storage_of_an_old_file_is_the_same_for_each(tmp_path):
     assert counts[1] < 2.5 * counts[0]
 
 
-@pytest.mark.parametrize("size", ("abc", [-3, 3], [900, 900], ["a"], []))
+@pytest.mark.parametrize("size", ("abc", [-3, 3], [1900, 900], ["a"], []))
 def test_a_size_that_is_none_is_told(result, tmp_path, size):
     shutil.copytree(result.parents[3], tmp_path, dirs_exist_ok=True)
     manifest = tmp_path / "datasets/colours/dataset.json"
