@@ -101,7 +101,8 @@ def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]
     stored = datasets.load_dataset(name, configuration or None, cache_dir=cache, trust_remote_code=False)
     if "train" not in stored and len(stored) > 1:
         raise UserError(f"--data hf:{name} has no part called train, but {', '.join(stored)}: store it as a folder.")
-    train = stored["train"] if "train" in stored else next(iter(stored.values()))
+    first = "train" if "train" in stored else next(iter(stored))
+    train = stored[first]
     images = next((key for key, kind in train.features.items() if type(kind).__name__ == "Image"), None)
     label = next((key for key, kind in train.features.items() if type(kind).__name__ == "ClassLabel"), None)
     if images is None or label is None:
@@ -109,7 +110,7 @@ def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]
     names = train.features[label].names
     # Not decoded there: the package would open any format, and PostScript runs as a program.
     stored = {key: part.cast_column(images, datasets.Image(decode=False)) for key, part in stored.items()}
-    train = stored["train"] if "train" in stored else next(iter(stored.values()))
+    train = stored[first]
     # The test images of a contest often have no labels, which is written as -1.
     labelled = (stored[part] for part in ("test", "validation", "val") if part in stored)
     test = next((part for part in labelled if any(map(_is_label, part[label]))), None)
