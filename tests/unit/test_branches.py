@@ -30,7 +30,7 @@ from seam.reuse.channel_baselines import train_channel_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.load import load_reengineered
 from seam.reuse.recovery import recover
-from seam.search.by_channel import prepare_channel_budget, search_channels
+from seam.search.by_channel import search_channels
 from seam.search.channel_training import ChannelMasks
 from seam.settings import RecoverySettings, SearchSettings, search_settings
 
@@ -250,17 +250,17 @@ class WithTrainingHead(Branches):
         self.auxiliary = torch.nn.Linear(16, 1000)
 
 
-def test_weights_on_which_no_output_depends_do_not_count():
+def test_weights_on_which_no_output_depends_do_not_count(caplog):
     network = randomise(WithTrainingHead())
     groups = find_groups(network, IMAGES)
     unused = unused_parameters(network, IMAGES)
     assert unused == {"auxiliary.weight", "auxiliary.bias"}
     expected = weights_cost(Branches(), find_groups(randomise(Branches()), IMAGES)).total
     assert weights_cost(network, groups, unused).total == expected == weights_cost(network, groups).total - 17_000
-    settings = SearchSettings(
-        budget={"weights": 0.9}, granularity="channel", schedule="budget", channels={"multiple": 1}
-    )
-    assert prepare_channel_budget(network, groups, IMAGES, settings)[1].total == expected
+    caplog.clear()
+    result = searched({"weights": 0.9, "epochs": 2}, WithTrainingHead)[1]
+    assert result.budget["whole"] == expected
+    assert caplog.text.count("auxiliary.bias") == 1
 
 
 def test_a_branch_stays_or_leaves_by_its_worth():
@@ -300,9 +300,9 @@ def test_the_gradient_of_a_branch_is_that_of_a_factor_on_it():
         assert masks.worth[unit].sqrt().item() == pytest.approx(abs(slope) * 0.1, rel=1e-4)  # 1 - DECAY under the root
 
 
-def searched(budget=None, **channels):
+def searched(budget=None, network=Branches, **channels):
     torch.manual_seed(0)
-    model = with_head(randomise(Branches()), 4, 2)
+    model = with_head(randomise(network()), 4, 2)
     groups = find_groups(model.source, torch.zeros(1, 3, 8, 8))
     given = {"budget": budget or {"macs": 0.4, "epochs": 8}, "granularity": "channel"}
     given["channels"] = {"multiple": 4, **channels}

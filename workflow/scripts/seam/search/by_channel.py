@@ -93,8 +93,8 @@ def search_channels(
     network, head = model.get_submodule("source"), model.get_submodule("head")
     channels = settings.of_channels
     images = first_images(model, selection)
-    unused = unused_parameters(network, images)
-    name, cost, budget = prepare_channel_budget(network, groups, images, settings, layer_costs)
+    retention = weights_cost(network, groups, unused_parameters(network, images))
+    name, cost, budget = prepare_channel_budget(network, groups, images, settings, retention, layer_costs)
     widths = cost.widths(channels.multiple, budget, channels.branches)
     log.info("widths that a search may choose: %s", widths)
     teacher = None
@@ -122,7 +122,6 @@ def search_channels(
         model, masks, teacher, lr=channels.lr, lr_head=settings.lr_head, steps=steps,
         train_weights=channels.train_weights, after_step=remove, loss=of_batch,
     )  # fmt: skip
-    retention = weights_cost(network, groups, unused)
     head_only = Adam([(list(head.parameters()), settings.lr_head)])
     run = TrainingRun(batches, {**training.parts, "head_only": head_only}, checkpoint, ADVICE)
     with _unchanged_on_failure(model), run:
@@ -197,11 +196,13 @@ def prepare_channel_budget(
     groups: ChannelGroups,
     images: torch.Tensor,
     settings: SearchSettings,
+    weights: Cost,
     layer_costs: Mapping[str, Any] | None = None,
 ) -> tuple[str, Cost, float]:
     """Return (name, cost, share of the cost that may be left) of the budget of `settings`.
 
-    images: some of those that the network runs on. Raises UserError if the budget cannot be met.
+    images: some of those that the network runs on. weights: the cost in weights. Raises UserError if the budget
+    cannot be met.
     """
     assert settings.budget is not None
     channels = settings.of_channels
@@ -215,7 +216,7 @@ def prepare_channel_budget(
             )
         cost = ChannelTime(groups, layer_costs)
     elif unit == "weights":
-        cost = weights_cost(network, groups, unused_parameters(network, images))
+        cost = weights
     else:
         cost = macs_cost(network, groups, count_uses(network, images))
     share = budget_share(unit, value, cost.total)
