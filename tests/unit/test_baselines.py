@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,9 @@ from seam import evaluation
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors
 from seam.masks.bits import unpack_bits
+from seam.models.surgery import copy_state
 from seam.models.weights import open_source
+from seam.reuse import baselines
 from seam.reuse.baselines import Baseline, apply_bits, head_rate, train_baseline
 from seam.reuse.direct import reengineer
 from seam.reuse.quick_baselines import quick_baseline
@@ -182,6 +185,32 @@ def test_biases_are_trained_as_the_search_trains_them(budget_search, baseline, t
     assert found == metrics["holdout_accuracy"]["baseline"]
 
 
+def test_biases_are_trained_also_if_the_search_leaves_them_as_they_are(budget_search, tmp_path):
+    for name in ("biases", "magnitude"):
+        made = Baseline(name, budget_search["folder"], **budget_search | {"folder": str(tmp_path)})
+        settings = made.reengineering.settings
+        made.reengineering.settings = replace(settings, budget={**settings.budget, "lr_bias": 0.0})
+        assert (made.bias_rate(10) > 0) == (name == "biases")
+
+
+@pytest.mark.parametrize("head", ["source", "random"])
+def test_gradients_of_snip_are_those_of_a_head_that_begins_like_the_search_with_few_images(
+    search, tmp_path, monkeypatch, head
+):
+    made = Baseline("snip", search["folder"], **search | {"folder": str(tmp_path)})
+    each = made.reengineering
+    each.settings = replace(each.settings, initial_head=head)
+    first, make, begun = copy_state(each.model.get_submodule("head")), baselines.train_head, []
+
+    def noted(model, *arguments):
+        begun.append(copy_state(model.get_submodule("head")))
+        return make(model, *arguments)
+
+    monkeypatch.setattr(baselines, "train_head", noted)
+    made.masks()
+    assert all(torch.equal(begun[0][name], value) for name, value in first.items()) == (head == "source")
+
+
 def test_a_baseline_with_biases_continues_where_it_was_stopped(budget_search, tmp_path, monkeypatch):
     whole = run(budget_search, "magnitude", folder=str(tmp_path / "whole"))
     epochs, end = [], TrainingRun.end_epoch
@@ -320,3 +349,5 @@ def test_a_quick_baseline_is_close_to_the_workflows_and_writes_nothing(search, t
         assert row["retention"] == whole["retention"]
         assert abs(row["accuracy"] - whole["accuracy"]["baseline"]) < 0.15
     assert found["head"]["search"] == read_json(folder / "metrics.json")["accuracy"]["reengineered"]
+    monkeypatch.chdir(folder.parent)
+    assert quick_baseline("head", "red", architecture=ARCHITECTURE) == found["head"]

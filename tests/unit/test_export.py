@@ -170,3 +170,10 @@ def test_attention_is_exported(tmp_path, heads):
     was = torch.backends.mha.get_fastpath_enabled()
     export(module, tmp_path / "model.onnx", (3, 16, 16))
     assert torch.backends.mha.get_fastpath_enabled() == was
+
+
+def test_a_model_that_no_onnx_file_can_hold_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("seam.cost.export.MOST_BYTES", 100)
+    with pytest.raises(UserError, match="its weights take 0.0 GB, and an ONNX file holds at most 0.0 GB"):
+        export(nn.Conv2d(3, 8, 3), tmp_path / "model.onnx", (3, 8, 8))
+    assert not list(tmp_path.iterdir())

@@ -58,6 +58,27 @@ def test_an_activation_score_is_the_norm_of_what_a_weight_adds_to_its_outputs():
     assert torch.allclose(scores["0.bias"], convolution.bias.abs() * (10 * 9) ** 0.5, rtol=1e-5)
 
 
+def test_weights_whose_inputs_cannot_be_seen_are_scored_like_the_others():
+    """Else a score over the whole model would remove all weights of attention first."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 16)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, tokens):
+            tokens = self.first(tokens)
+            return self.second(self.attention(tokens, tokens, tokens)[0])
+
+    torch.manual_seed(0)
+    module, data = Attention(), [(torch.randn(50, 10, 8), torch.zeros(50))]
+    scores, sizes = activation_scores(module, names(module), data), magnitude_scores(module, names(module))
+    norms = {name: (scores[name] / sizes[name])[0] for name in ("first.weight", "second.weight")}  # of each input
+    mean = (norms["first.weight"].mean() * 64 + norms["second.weight"].mean() * 128) / 192
+    assert torch.allclose(scores["attention.in_proj_weight"], sizes["attention.in_proj_weight"] * mean, rtol=1e-4)
+
+
 def test_inputs_may_be_given_by_name():
     class ByName(nn.Module):
         def __init__(self):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import seam
 from seam.cli.main import main
-from seam.cli.progress import describe
+from seam.cli.progress import Progress, describe, hide_log, show_log
 from seam.cli.shrink import judge, summary
 from seam.config import plan
 from seam.cost.export import export
@@ -31,10 +31,12 @@ from seam.data.kinds.registry import prepare_dataset
 from seam.data.storage import Dataset, Split, open_dataset
 from seam.delivery import choices as command
 from seam.delivery import fetching
-from seam.delivery.card import limits, milliseconds
+from seam.delivery.card import limits, milliseconds, render_card
 from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
 from seam.delivery.replacing import replaced
 from seam.delivery.shrinking import Shrinking, choose_fit
+from seam.engine.emit import require_operations
+from seam.engine.errors import EngineError
 from seam.errors import UserError
 from seam.files import load_tensors, read_json, save_tensors, seal_onnx, sha256, write_json
 from seam.models import unallocated
@@ -43,6 +45,7 @@ from seam.models.classes import read_class_file
 from seam.models.published import fetch_weights
 from seam.models.surgery import with_head
 from seam.models.weights import open_source
+from seam.progress import progress
 from seam.reuse.cards import MOST_PIXELS
 from seam.reuse.delivered import OnnxModule
 from seam.reuse.load import remove_recovery
@@ -1033,6 +1036,20 @@ def test_advice_fits_the_budget(shrunk, budget, advice):
     assert advice in sentence and "10.0 points less accurate than the source model on 1 test image (95 %" in sentence
 
 
+def test_times_of_seam_that_onnx_runtime_took_are_said(shrunk):
+    folder, work, _ = shrunk
+    card = json.loads((folder / "card.json").read_text())
+    entry = {"batch_size": 1, "threads": 1, "source_ms": 2.0, "reengineered_ms": 1.0, "gains_from_zeros": False}
+    timed = {**card, "latency": [{**entry, "engine": "seam", "fallback": {"source": "it has Erf"}}]}
+    lines = summary(timed, [], folder, work)
+    assert "seam.engine does not run this model, so ONNX Runtime ran it there, which does not skip zeros." in lines
+    assert any(line.startswith("seam (run by ONNX Runtime), 1 image ") for line in lines)
+    assert not any("seam gains nothing" in line for line in lines)
+    assert "| seam (run by ONNX Runtime), 1 image, 1 thread |" in render_card(timed)
+    lines = summary({**card, "latency": [{**entry, "engine": "onnxruntime", "fallback": {}}]}, [], folder, work)
+    assert any("onnxruntime gains nothing from weights that are zero" in line for line in lines)
+
+
 def test_disturbed_times_are_said(shrunk):
     folder, work, _ = shrunk
     card = json.loads((folder / "card.json").read_text())
@@ -1194,7 +1211,7 @@ def test_classes_that_are_not_needed_may_have_too_few_images(world, tmp_path, ca
         (["--problem", "binary", "--keep", "red,blue"], "--problem binary takes one class"),
         (["--problem", "group", "--keep", "red,blue,green,yellow"], "--problem group needs images of other classes"),
         (["--normalization", "best"], "--normalization is best, but must be imagenet"),
-        (["--classes", "red,blue"], "--classes"),
+        (["--classes", "green,blue"], "The model's classes (--classes) know no class red"),
         (["--epochs", "1"], "--epochs is 1"),
         (["--device", "gpu"], "The device gpu is not known: choose auto"),
         (["--epochs", "1"], "--epochs is 1, but must be from 2 to 100,000"),
@@ -1397,18 +1414,197 @@ def test_data_sets_of_hugging_face_are_read_without_images_that_have_no_label(
 
 def test_images_of_hugging_face_are_of_the_formats_that_run_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(HuggingFacePart, "format", "EPS")
-    datasets = SimpleNamespace(load_dataset=lambda *_, **__: {"train": HuggingFacePart([0])}, Image=dict)
+    datasets = SimpleNamespace(
+        load_dataset=lambda *_, trust_remote_code, **__: {"train": HuggingFacePart([0])}, Image=dict
+    )
     monkeypatch.setitem(sys.modules, "datasets", datasets)
     with pytest.raises(UserError, match="--data hf:a/b cannot be read .*cannot identify image file"):
         fetching.image_folder("hf:a/b", tmp_path)
 
 
+@pytest.mark.parametrize(("version", "is_safe"), [("2.14.7", False), (None, False), ("4.0.0", True), ("10.1", True)])
+def test_no_code_of_the_author_of_a_data_set_runs(tmp_path, monkeypatch, version, is_safe):
+    """Versions of `datasets` before 2.16 run it, and those since 4 do not know it."""
+    loaded = []
+
+    def load_dataset(name, configuration=None, cache_dir=None, **options):
+        loaded.append(options)
+        return {"train": HuggingFacePart([0, 1])}
+
+    package = SimpleNamespace(load_dataset=load_dataset, Image=dict, **({"__version__": version} if version else {}))
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    if is_safe:
+        fetching.image_folder("hf:a/b", tmp_path)
+        assert loaded == [{}]
+    else:
+        with pytest.raises(
+            UserError, match="needs a newer version of the package datasets than .*pip install -U datas"
+        ):
+            fetching.image_folder("hf:a/b", tmp_path)
+        assert not loaded
+
+
+def test_a_row_of_hugging_face_that_names_a_device_is_refused(tmp_path, monkeypatch):
+    rows = [{"picture": {"bytes": None, "path": "/dev/zero"}, "kind": 0}]
+    monkeypatch.setattr(HuggingFacePart, "__iter__", lambda self: iter(rows))
+    datasets = SimpleNamespace(
+        load_dataset=lambda *_, trust_remote_code, **__: {"train": HuggingFacePart([0])}, Image=dict
+    )
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    with pytest.raises(UserError, match="/dev/zero is a pipe, a socket or a device"):
+        fetching.image_folder("hf:a/b", tmp_path)
+
+
 def test_a_data_set_of_hugging_face_without_training_images_is_refused(tmp_path, monkeypatch):
     parts = {"dev": HuggingFacePart([0]), "test": HuggingFacePart([1])}
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: parts))
+    monkeypatch.setitem(
+        sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, trust_remote_code, **__: parts)
+    )
     with pytest.raises(UserError, match="has no part called train, but dev, test: store it as a folder"):
         fetching.image_folder("hf:a/b", tmp_path)
 
 
 def test_names_of_settings_are_those_of_the_search():
     assert set(command.KNOWN_NORMALIZATIONS) >= {"imagenet", "cifar10", "cifar100"}
+
+
+# ---------------------------------------------------------------------- choices
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Return a function that makes a folder of images of some classes; and a file that stands for weights."""
+    (tmp_path / "w.pth").touch()
+
+    def paint(*classes):
+        for name in classes:
+            (tmp_path / "photos" / name).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+        return str(tmp_path / "photos"), {"weights": str(tmp_path / "w.pth")}
+
+    return paint
+
+
+def test_folders_that_the_model_does_not_know_are_left_out(photos):
+    data, weights = photos("cat", "dog", "zebra")
+    choices = command.make_choices("resnet20", data, ["cat"], **weights, classes="cifar10")
+    assert choices.entry["classes"] == ["cat", "dog"]
+    assert choices.notes == ["classes of the data that the model does not know are left out: zebra"]
+    with pytest.raises(UserError, match=r"The model's classes \(--classes\) know no class zebra"):
+        command.make_choices("resnet20", data, ["zebra"], **weights, classes="cifar10")
+
+
+def test_two_folders_of_one_class_are_told_before_any_work(photos):
+    data, weights = photos("cat", "dog", "Cat")
+    with pytest.raises(UserError, match="The classes Cat and cat are the same for"):
+        command.make_choices("resnet20", data, ["dog"], **weights, classes="cifar10")
+
+
+@pytest.mark.parametrize("options", [{"classes": "imagenet"}, {"weights": None}], ids=["a file", "published weights"])
+def test_imagenets_classes_have_labels_and_wnids(photos, options):
+    data, weights = photos("tabby", "n01440764", "gizmo")
+    choices = command.make_choices("resnet18", data, ["tabby"], **weights | options)
+    assert choices.entry["classes"] == ["n01440764", "tabby"]
+    assert choices.notes == ["classes of the data that the model does not know are left out: gizmo"]
+    if "classes" in options:
+        assert choices.source["outputs"][0] == ["tench", "n01440764"] and len(choices.source["outputs"]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        (
+            "torchvision:resnet_50",
+            {},
+            "torchvision:resnet_50, but torchvision has no such classifier (did you mean res",
+        ),
+        ("resnet20", {"weights": "train"}, "--weights is 'train', but must be hub or a file that ends in"),
+        ("resnet20", {"weights": "trian"}, "--weights is 'trian', but must be hub or a file that ends in"),
+        (
+            "resnet20",
+            {"augmentation": ["crop", "foo"]},
+            "--augmentation foo is unknown: give some of crop, flip",
+        ),
+        ("vgg16_bn", {"size": 64}, "which takes images of 32 px, but --size is 64"),
+    ],
+)
+def test_a_mistake_in_the_options_is_said_in_their_words(photos, model, options, sentence):
+    data, weights = photos("cat", "dog")
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        command.make_choices(model, data, ["cat"], **weights | options)
+
+
+def test_braces_in_a_path_are_no_matter_of_the_command(photos, tmp_path):
+    data, _ = photos("cat", "dog")
+    (tmp_path / "a{b}.pth").touch()
+    assert command.make_choices("resnet20", data, ["cat"], weights=str(tmp_path / "a{b}.pth")).target == "cat"
+
+
+def test_weights_that_cannot_be_read_are_one_sentence(photos, tmp_path, monkeypatch):
+    data, weights = photos("cat", "dog")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("seam.delivery.shrinking.sha256", denied)
+    shrinking = Shrinking(command.make_choices("resnet20", data, ["cat"], **weights), tmp_path / "work")
+    with pytest.raises(UserError, match=r"Cannot read .*w.pth \(Permission denied\): fix its permissions"):
+        shrinking.fetch_source(None)
+
+
+def test_a_network_that_cannot_be_c_code_is_told_before_the_search(world, tmp_path, capsys, monkeypatch):
+    root, normalization = world
+
+    def refused(path):
+        raise EngineError(f"Cannot compile {path}, because it has Erf.")
+
+    monkeypatch.setattr("seam.engine.emit.require_operations", refused)
+    monkeypatch.setattr(Shrinking, "search", lambda self: pytest.fail("it searched"))
+    code = main(["shrink", ARCHITECTURE, "--weights", str(root / "mine.ckpt"), "--data", str(root / "colours"),
+                 "--keep", "red", "--normalization", normalization, "--out", str(tmp_path / "out"), *COMMON,
+                 "--c"])  # fmt: skip
+    assert code == 1 and "because it has Erf: leave --c out." in capsys.readouterr().err
+
+
+def test_the_engine_says_which_operations_it_lacks(tmp_path):
+    class Error(torch.nn.Module):
+        def forward(self, images):
+            return torch.special.erf(images).flatten(1)
+
+    export(Error(), tmp_path / "model.onnx", (3, 4, 4))
+    with pytest.raises(EngineError, match="Cannot compile .*model.onnx, because it has the operation Erf"):
+        require_operations(tmp_path / "model.onnx")
+
+
+# ---------------------------------------------------------------------- the terminal
+
+
+def test_a_line_of_progress_is_no_longer_than_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    shown = Progress()
+    shown.rewrites = True
+    row = {"accuracy": 0.931, "images": "held-out", "source_accuracy": 0.95, "retention": 0.4}
+    shown("", 2, 30, row, 600)
+    assert capsys.readouterr().err == "\r\033[Kepoch 2/30: 93.1 % of the held-out imag"
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_run_hides_the_bars_of_decoding(tmp_path, quiet):
+    show_log(str(tmp_path / "log.txt"), quiet)
+    assert progress.hides_bars is quiet
+    hide_log()
+    assert progress.hides_bars is False
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("> /dev/full", "Error: The output cannot be written (No space left on device): write it elsewhere.\n"),
+     ("| true", "")],
+)  # fmt: skip
+def test_an_output_that_nobody_takes_ends_in_a_sentence_or_in_none(shrunk, output, said):
+    command = f"{sys.executable} -c 'import sys; from seam.cli.main import main; sys.exit(main())' show {shrunk[0]}"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    script = f"(sleep 0.2; {command}) {output}; exit ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (1, said)

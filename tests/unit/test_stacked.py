@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from seam import precision
+from seam.errors import UserError
+from seam.reuse import direct
 from seam.reuse.direct import Reengineering
 from seam.search import stacked
 from seam.search import training as search_training
@@ -20,6 +23,7 @@ from seam.search.plain import search
 from seam.search.stack import StackedModule, losses, repeat, stack_batches
 from seam.search.stacked import search_stack
 from seam.search.training import mask_step
+from seam.training.checkpoint import Checkpoint
 from seam.training.run import EXIT_STOPPED, TrainingRun, batch_sums
 
 NAMES = ("red", "green", "blue")
@@ -167,16 +171,47 @@ def test_a_signal_at_the_end_of_an_epoch_stops_all_searches_at_the_same_epoch(ar
     assert {state["run"]["epoch"] for state in states} == {(number - 1) // 3 + 2}
 
 
-def test_searches_whose_checkpoints_stand_elsewhere_are_searched_later(arguments, caplog):
+@pytest.mark.parametrize("number", [0, 2])
+def test_searches_whose_checkpoints_stand_elsewhere_are_searched_later(arguments, caplog, number):
     caplog.set_level("INFO")
     given = arguments(schedule="fast")  # the rates depend on the number of steps
-    longer = ready(given)[2]
+    longer = ready(given)[number]
     with pytest.raises(KeyboardInterrupt):
         interrupted_search(longer, epochs=2)
     found = search_in_one_pass(ready(given))
-    assert list(found) == ["red", "green"]
-    assert "searched later, as their checkpoints stand elsewhere: blue" in caplog.text
+    assert list(found) == [name for name in NAMES if name != longer.target]
+    assert f"searched later, as their checkpoints stand elsewhere: {longer.target}" in caplog.text
     assert_each_alike(given, found)
+
+
+def test_a_signal_stops_a_stack_also_on_a_full_disk(arguments, monkeypatch, caplog):
+    def write(self, state):
+        raise UserError("Cannot write it (No space left on device)")
+
+    monkeypatch.setattr(Checkpoint, "write", write)
+    save = stacked._save_or_exit
+
+    def signalled(member_runs, runs):
+        runs[0].signal = signal.SIGTERM
+        save(member_runs, runs)
+
+    monkeypatch.setattr(stacked, "_save_or_exit", signalled)
+    problems = ready(arguments())
+    with pytest.raises(SystemExit) as end:
+        list(search_stack(problems, problems[0].settings))
+    assert end.value.code == EXIT_STOPPED and caplog.text.count("a checkpoint is missing: Cannot write it") == 3
+
+
+def test_the_largest_group_of_like_searches_is_stacked(monkeypatch):
+    def made(target, sizes, **_):
+        return SimpleNamespace(target=target, sizes=sizes, settings="same", save=lambda result: None)
+
+    monkeypatch.setattr(direct, "Reengineering", made)
+    monkeypatch.setattr(stacked, "search_stack", lambda alike, settings: [(each, None) for each in alike])
+    searches = [
+        {"target": name, "sizes": size, "settings": {}} for name, size in zip("abcd", (1, 2, 2, 3), strict=True)
+    ]
+    assert list(direct._search_in_one_pass(searches, "cpu")) == ["b", "c"]
 
 
 def interrupted_search(one, epochs):

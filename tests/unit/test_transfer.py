@@ -18,6 +18,9 @@ from seam.reuse.load import load_student
 from seam.reuse.students import bits_of, train_head, train_student
 from seam.reuse.threshold_search import search_masks
 from seam.reuse.transfer import Transfer
+from seam.search.by_threshold import search_by_threshold
+from seam.settings import LastLayerSettings, ThresholdSearchSettings
+from seam.training.supervised import train_last_layer
 
 COMMON = {"batch_size": 16, "selection": "holdout", "holdout": 0.2, "last_layer": None}
 SGD = {"epochs": 6, "patience": 6, "lr": 0.05, "weight_decay": 1e-4, "momentum": 0.5}
@@ -80,6 +83,35 @@ def test_the_head_alone_is_trained_and_learns(search, model_folder):
     history = pd.read_csv(search / "head.csv")
     assert history["accuracy"].max() > 0.8 and history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert set(load_file(search / "head.safetensors")) == {"weight", "bias"}
+
+
+class Statistics(torch.nn.Module):
+    """A batch norm by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1, 8, 1, 1))
+
+    def forward(self, images):
+        if self.training:
+            with torch.no_grad():
+                self.mean.lerp_(images.mean((0, 2, 3), keepdim=True), 0.1)
+        return images - self.mean
+
+
+def test_statistics_that_are_no_batch_norms_stay_in_steps_1_and_2():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), Statistics(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    )
+    images, labels = torch.randn(32, 3, 8, 8) + 1, torch.arange(32) % 2
+    batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    head = LastLayerSettings(epochs=2, patience=2, lr=0.1, weight_decay=0.0, momentum=0.0)
+    train_last_layer(model, "4", batches, batches, head)
+    assert not model[1].mean.any()
+    settings = ThresholdSearchSettings(epochs=2, lr_mask=0.01, lr_last=0.01, alpha=0.0)
+    search_by_threshold(model, "4", batches, batches, settings, [0.9])
+    assert not model[1].mean.any()
 
 
 def test_one_search_stores_the_masks_of_all_thresholds(search, model_folder):

@@ -626,6 +626,11 @@ def attack_settings(wildcards):
     }
 
 
+def defect_minutes(wildcards, attempt):
+    """Return the runtime of a student's evaluation, which is as long as an attack's if the student is attacked, too."""
+    return minutes(240 if adaptive_steps(wildcards) else 60)(wildcards, attempt)
+
+
 def adaptive_steps(wildcards):
     """Return in how many steps each student itself is attacked; 0 if it is not.
 
@@ -702,7 +707,7 @@ def memory(small, large=None, dataset=None):
 
 
 def minutes(number):
-    """Return a function that gives runtime, at most a day: longer jobs wait longer, and a stopped job resumes."""
+    """Return a function that gives runtime, at most a day: longer jobs wait longer, and most stopped jobs resume."""
 
     def runtime(wildcards, attempt):
         return min(attempt * number, 24 * 60)

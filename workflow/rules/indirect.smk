@@ -217,7 +217,7 @@ rule evaluate_defects:
         "../../envs/seam.yaml"
     resources:
         mem_mb=memory(4000, large=12000),
-        runtime=minutes(60),
+        runtime=defect_minutes,
         gpu=gpu,
     params:
         torch=versions("torch"),

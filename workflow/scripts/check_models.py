@@ -164,11 +164,9 @@ def page(entries: dict[str, dict[str, Any]]) -> str:
     failed = {name: entry["findings"].get(step, "") for name, entry in entries.items() for step in entry["failed"]}
     sentences = [f"- `{name}`: {words}" for name, words in sorted(failed.items())]
     works = sum(not entry["failed"] for entry in entries.values())
-    works_text = (
-        f"`seam check` finds nothing that fails in {works} of {len(entries)} models. An engine that does not run a model is "
-        "no failure."
-    )
-    rows += ["", works_text, *([""] if sentences else []), *sentences]
+    checked = f"`seam check` finds nothing that fails in {works} of {len(entries)} models."
+    checked += " An engine that does not run a model is no failure."
+    rows += ["", checked, *([""] if sentences else []), *sentences]
     rows += grouped(
         '`seam.engine` runs networks of convolutions, and leaves these models to ONNX Runtime ("it" is the model)',
         {

@@ -4,6 +4,7 @@ python workflow/scripts/quick_baselines.py head,magnitude,snip results/direct/MO
 CSV. `seam.reuse.quick_baselines` says how they differ from those of the workflow.
 """
 
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -13,19 +14,25 @@ from seam.memory import use_threads
 from seam.reuse.quick_baselines import quick_baseline
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("Usage: python workflow/scripts/quick_baselines.py head,magnitude,... FOLDER...")
+    parser = argparse.ArgumentParser(description="Estimate baselines of finished searches in seconds, as CSV.")
+    parser.add_argument("baselines", help="names, separated by commas: head,magnitude,snip")
+    parser.add_argument("folders", nargs="+", metavar="folder", help="results/direct/MODEL/binary/TARGET")
+    parser.add_argument("--architecture", help="file.py:function of the source model, if it has one; its code runs")
+    options = parser.parse_args()
     use_threads(1)
-    names, folders = sys.argv[1].split(","), [path for path in sys.argv[2:] if (Path(path) / "metrics.json").is_file()]
+    folders = [path for path in options.folders if (Path(path) / "metrics.json").is_file()]
     if not folders:
         sys.exit("Error: none of these folders has a metrics.json: name the folders of target problems, .../binary/*.")
+    given = {"architecture": options.architecture} if options.architecture else {}
     writer = None
     try:
-        for row in (quick_baseline(name, folder) for name in names for folder in folders):
-            if writer is None:
-                writer = csv.DictWriter(sys.stdout, row)
-                writer.writeheader()
-            writer.writerow(row)
-            sys.stdout.flush()
+        for name in options.baselines.split(","):
+            for folder in folders:
+                row = quick_baseline(name, folder, **given)
+                if writer is None:
+                    writer = csv.DictWriter(sys.stdout, row)
+                    writer.writeheader()
+                writer.writerow(row)
+                sys.stdout.flush()
     except UserError as error:
         sys.exit(f"Error: {error}")

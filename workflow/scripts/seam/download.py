@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from seam.errors import UserError, cannot_read, cannot_write
 from seam.files import read_json, sha256, write_json
 from seam.log import log
+from seam.progress import progress as shown
 
 if TYPE_CHECKING:
     import requests
@@ -220,7 +221,12 @@ def _receive(url: str, partial: Path, progress: bool, most: int, transfer: _Tran
             transfer.restart()
             file = open(partial, "ab" if done else "wb")  # noqa: SIM115 (closed by the block below)
         bar = tqdm(
-            total=total, initial=done, desc=partial.stem, unit="B", unit_scale=True, disable=not progress or None
+            total=total,
+            initial=done,
+            desc=partial.stem,
+            unit="B",
+            unit_scale=True,
+            disable=not progress or shown.hides_bars or None,
         )
         with file, bar:
             # Each read is of the bytes as they are on the server, and returns what has arrived.

@@ -19,12 +19,13 @@ class Progress:
     """What a job says of its epochs.
 
     listener: is called after each epoch; None, the default: nothing is shown. name: of the job, such as
-    "reengineer resnet20/binary/cat".
+    "reengineer resnet20/binary/cat". hides_bars: whether bars of decoding and downloads stay off the terminal, too.
     """
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
         self.name = ""
+        self.hides_bars = False
 
     def end_epoch(
         self, name: str | None, epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_left: float | None

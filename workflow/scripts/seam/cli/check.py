@@ -21,7 +21,7 @@ MOST_LAYERS = 12  # that are listed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
-    add_model_arguments(parser)
+    add_model_arguments(parser, weights="a file of weights (default: random weights)")
     parser.add_argument(
         "--outputs", type=int, metavar="N", help="number of the model's outputs (default: of the weights)"
     )

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.cli.show import of_this_version
     from seam.config.entries import folder_name
     from seam.delivery.package import write_package
-    from seam.errors import UserError
+    from seam.errors import UserError, printable
     from seam.files import read_json
     from seam.memory import use_threads
     from seam.reuse.cards import dataset_folder, is_delivered, require_result
@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
         out = own_folder(options.out or Path("shrunk") / f"{model}-{target}")
         about = {"weights": options.weights, "licence": options.licence, "data_licence": options.data_licence}
         card = write_package(options.folder, data, out, architecture=options.architecture, about=about)
-    print(f"{out} holds {card['name']}:")
-    for name, meaning in card["files"].items():
-        print(f"  {name:<20}{meaning}")
+    lines = [f"{out} holds {card['name']}:", *(f"  {name:<20}{meaning}" for name, meaning in card["files"].items())]
+    print(printable("\n".join(lines)))
     return 0

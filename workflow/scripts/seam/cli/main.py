@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -55,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
                 if isinstance(value, Path) or (option == "data" and value):  # a shell leaves --data=~/photos as it is
                     setattr(options, option, type(value)(os.path.expanduser(value)))
             require_ranges(options)
-            return options.run(options)
+            code = options.run(options)
+            sys.stdout.flush()  # here, because an error of Python's own flush at the end has no sentence
+            return code
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -64,14 +67,23 @@ def main(arguments: list[str] | None = None) -> int:
         exec("")  # else `python -m` ends by SIGINT if the interrupt came out of an earlier exec, such as torch's
         return EXIT_STOPPED
     except BrokenPipeError:  # such as `seam show FOLDER | head -1`
-        sys.stderr.close()
+        _discard_output()
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            _discard_output()  # errors of files have a name, or are a UserError
+            print(f"Error: The output cannot be written ({error.strerror}): write it elsewhere.", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print(
             f"\nError: {one_line(error)} (this is not expected: please report it with the lines above)", file=sys.stderr
         )
         return EXIT_UNEXPECTED
+
+
+def _discard_output() -> None:
+    """Send what is left of the output nowhere, else Python fails to write it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +42,8 @@ class Progress(logging.Handler):
             return
         line = describe(epoch, epochs, row, seconds_left)
         if self.rewrites:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1  # the terminal cannot rewrite a line that it has wrapped
+            print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
             self.is_open = True
         else:
             print(line, file=sys.stderr, flush=True)
@@ -91,7 +93,7 @@ def show_log(path: str, quiet: bool) -> Progress:
     log.setLevel(logging.INFO)
     for handler in (shown, file):
         log.addHandler(handler)
-    log.propagate, progress.listener = False, shown
+    log.propagate, progress.listener, progress.hides_bars = False, shown, quiet
     return shown
 
 
@@ -101,4 +103,4 @@ def hide_log() -> None:
         log.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
-    log.propagate, progress.listener = True, None
+    log.propagate, progress.listener, progress.hides_bars = True, None, False

@@ -37,12 +37,15 @@ EXIT_WORSE = 3
 STOPPED = "Stopped; the same command resumes."
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which model it is."""
+WEIGHTS = "a file of weights, or the name of torchvision's (its default)"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, weights: str = WEIGHTS) -> None:
+    """Add the arguments that say which model it is. weights: the help for --weights."""
     parser.add_argument(
         "model", metavar="MODEL", help="resnet20, vgg16_bn, a classifier of torchvision, timm:NAME, or file.py:function"
     )
-    parser.add_argument("--weights", metavar="W", help="a file of weights, or the name of torchvision's (its default)")
+    parser.add_argument("--weights", metavar="W", help=weights)
     parser.add_argument(
         "--weights-key", metavar="KEY", help="where the weights are in a file that has several: state_dict_ema"
     )
@@ -140,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
     from seam.delivery.replacing import alone, free_folder
     from seam.delivery.shrinking import Shrinking, require_engines
     from seam.device import select_device
-    from seam.errors import UserError
+    from seam.errors import UserError, printable
     from seam.memory import use_threads
     from seam.reuse.cards import WORK, is_delivered
     from seam.settings import SearchSettings, for_few_images
@@ -160,7 +163,8 @@ def run(options: argparse.Namespace) -> int:
     require_engines(engines, options.int8)
     augmentation = None
     if options.augmentation is not None:
-        augmentation = [] if options.augmentation == "none" else options.augmentation.split(",")
+        augmentation = [each.strip() for each in options.augmentation.split(",")]
+        augmentation = [] if augmentation == ["none"] else augmentation
     data = image_folder(options.data)
     choices = make_choices(
         options.model, data, keep, weights=options.weights, weights_key=options.weights_key, classes=options.classes,
@@ -181,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         progress.close_line()
         if not (options.quiet or options.json):
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of packages, which a user cannot do anything about
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -194,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
         shrinking = Shrinking(choices, work, options.device, say)
         images = shrinking.prepare_data()
         say(f"normalization: {shrinking.fetch_source(images)}")
-        shrinking.check_export(images)
+        shrinking.check_export(images, to_c=options.c is not None)
         sizes = shrinking.class_sizes(images)
         fewest, count = min(sizes), round((1 - wanted.holdout) * sum(sizes))
         few = fewest <= wanted.few_images
@@ -231,7 +235,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**card, "folder": str(out), "exit_code": EXIT_WORSE if verdict else 0}, indent=2))
     else:
-        print("\n".join(summary(card, verdict, out, work)))
+        print(printable("\n".join(summary(card, verdict, out, work))))
     return EXIT_WORSE if verdict else 0
 
 
@@ -321,6 +325,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         millions,
         milliseconds,
         percent,
+        timed_engine,
     )
 
     accuracy, size, images = card["accuracy"], card["size"], counted(card["images"]["test"], "test image")
@@ -347,7 +352,7 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
     for entry in card["latency"]:
         rows.append(
             (
-                f"{entry['engine']}, {counted(entry['batch_size'], 'image')}",
+                f"{timed_engine(entry)}, {counted(entry['batch_size'], 'image')}",
                 milliseconds(entry["source_ms"]),
                 milliseconds(entry["reengineered_ms"]),
             )
@@ -373,7 +378,10 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         lines.append("The images were split here: if the source model was trained on them, its accuracy is too high.")
     if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:
         lines.append("With few images, little can be removed at a small loss: more images let the search remove more.")
-    idle = list(dict.fromkeys(entry["engine"] for entry in card["latency"] if not entry["gains_from_zeros"]))
+    if any(entry.get("fallback") for entry in card["latency"]):
+        lines.append("seam.engine does not run this model, so ONNX Runtime ran it there, which does not skip zeros.")
+    times = [entry for entry in card["latency"] if not entry.get("fallback")]
+    idle = list(dict.fromkeys(entry["engine"] for entry in times if not entry["gains_from_zeros"]))
     if idle and not has_channels_removed(card):
         gain = "gains" if len(idle) == 1 else "gain"
         lines.append(

@@ -21,6 +21,7 @@ from seam.log import log
 from seam.models.surgery import copy_module, plain_attention
 
 OPSET = 13  # the newest that DeepSparse 1.8.0 supports completely
+MOST_BYTES = 2_100_000_000  # of weights in a file: Protocol Buffers end at 2 GiB
 TOLERANCE = 1e-3  # of the largest output; a correct export of a deep network differs by some 1e-6
 
 
@@ -43,6 +44,11 @@ def export(
     module = copy_module(module.module if isinstance(module, nn.DataParallel) else module).cpu().eval()
     if dtypes := {str(tensor.dtype) for tensor in module.parameters() if tensor.dtype != torch.float32}:
         raise UserError(f"The weights of the model of {path} are {', '.join(sorted(dtypes))}: export module.float().")
+    if (size := sum(4 * tensor.numel() for tensor in module.state_dict().values())) > MOST_BYTES:
+        raise UserError(
+            f"Cannot export the model of {path} to ONNX: its weights take {size / 1e9:.1f} GB, and an ONNX file holds "
+            f"at most {MOST_BYTES / 1e9:.1f} GB: choose a smaller model."
+        )
     with atomic_write(path) as temporary:
         images = _random_images(batch_size, image_shape)
         try:

@@ -25,6 +25,7 @@ from seam.process import die_with_parent
 WORKER_BYTES = 32 << 10  # of /dev/shm, for the semaphores of one worker
 RESIDENT_BYTES = 4 << 30  # images up to this size stay on the device; more are read batch by batch
 GROUP_BYTES = 4 << 20  # a GPU makes batches of this size in one go, because each kernel launch costs time
+AUGMENTATIONS = ("crop", "flip", "resized-crop")
 MIN_UNSHUFFLED = 256  # least batch size on a GPU without training, which would be idle with smaller batches
 
 
@@ -59,8 +60,8 @@ def batches(
 
     Raises UserError if an augmentation is unknown.
     """
-    if unknown := set(augmentation) - {"crop", "flip", "resized-crop"}:
-        raise UserError(f"augmentation: {min(unknown)} is unknown: choose among crop, flip, resized-crop.")
+    if unknown := set(augmentation) - set(AUGMENTATIONS):
+        raise UserError(f"augmentation: {min(unknown)} is unknown: choose among {', '.join(AUGMENTATIONS)}.")
     if enlarge and not shuffle and torch.device(device).type == "cuda":
         batch_size = max(batch_size, MIN_UNSHUFFLED)
     common = (split, indices, labels, batch_size, normalization, device, augmentation, generator, shuffle)

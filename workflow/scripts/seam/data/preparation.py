@@ -22,6 +22,7 @@ from seam.data.storage import Split
 from seam.errors import cannot_write
 from seam.files import atomic_write, reserve, sha256, write_json, write_text
 from seam.process import die_with_parent
+from seam.progress import progress
 
 CHUNK = 200  # images that a worker decodes in one call
 
@@ -146,7 +147,10 @@ def read_images(paths: list[str], side: int, into: np.ndarray, workers: int | No
     from tqdm import tqdm
 
     starts = range(0, len(paths), CHUNK)
-    with _pool(workers or count_cores()) as pool, tqdm(desc="images", total=len(paths), disable=None) as bar:
+    with (
+        _pool(workers or count_cores()) as pool,
+        tqdm(desc="images", total=len(paths), disable=progress.hides_bars or None) as bar,
+    ):
         chunks = pool.map(_read_chunk, (paths[start : start + CHUNK] for start in starts), repeat(side))
         try:
             for start, images in zip(starts, chunks, strict=True):

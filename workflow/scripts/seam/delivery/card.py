@@ -75,7 +75,7 @@ def render_card(card: Card) -> str:
     if macs := card.get("macs"):
         rows.append(("MACs for one image", f"{macs['source']:,}", f"{macs['reengineered']:,}"))
     for entry in card["latency"]:
-        label = f"{entry['engine']}, {counted(entry['batch_size'], 'image')}, {counted(entry['threads'], 'thread')}"
+        label = f"{timed_engine(entry)}, {counted(entry['batch_size'], 'image')}, {counted(entry['threads'], 'thread')}"
         rows.append((label, milliseconds(entry["source_ms"]), milliseconds(entry["reengineered_ms"])))
     table = ["| | source model | this model |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
     verdict = ""
@@ -171,6 +171,11 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     ('cat, dog and ox', 'cat')
     """
     return f" {last} ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def timed_engine(entry: Mapping[str, Any]) -> str:
+    """Return the engine of a measurement of the card, and that ONNX Runtime ran the model there if it did."""
+    return f"{entry['engine']} (run by ONNX Runtime)" if entry.get("fallback") else entry["engine"]
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -14,6 +14,7 @@ from seam.config.checks.datasets import check_dataset
 from seam.config.checks.models import check_model, model_classes
 from seam.config.entries import folder_name
 from seam.config.wording import closest, did_you_mean, hint
+from seam.data.batches import AUGMENTATIONS
 from seam.data.kinds.imagefolder import unusable_classes
 from seam.data.kinds.registry import IMAGENET, class_names
 from seam.data.problems import PROBLEMS, REST
@@ -22,6 +23,8 @@ from seam.errors import UserError
 from seam.files import json_digest
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
 from seam.models.classes import match_classes, normalised_name
+from seam.models.published import imagenet_outputs, published_categories
+from seam.models.weights import is_weights_file
 from seam.reuse.cards import MOST_PIXELS
 from seam.settings import (
     BUDGET_SEARCH,
@@ -76,8 +79,14 @@ class Choices:
 
 def resolve_architecture(model: str) -> str:
     """Return the architecture that MODEL names, as `build_model` takes it."""
-    if model in ARCHITECTURES or model.startswith("torchvision:"):
+    if model in ARCHITECTURES:
         return model
+    if model.startswith("torchvision:"):
+        name = model.removeprefix("torchvision:").lower()
+        if name not in torchvision_names():
+            close = did_you_mean(name, torchvision_names())
+            raise UserError(f"MODEL is {model}, but torchvision has no such classifier{close}.")
+        return f"torchvision:{name}"
     if model.startswith("timm:"):
         return f"timm:{timm_name(model)}"
     path, _, factory = model.rpartition(":")
@@ -324,6 +333,11 @@ def make_choices(
     if size > MOST_PIXELS:
         raise UserError(f"{model} takes images of {size} px: give --size, at most {MOST_PIXELS}.")
     entry: dict[str, Any] = {"kind": "imagefolder", "root": os.path.expanduser(data), "size": size, "classes": None}
+    if unknown := [each for each in augmentation or () if each not in AUGMENTATIONS]:
+        allowed = ", ".join(AUGMENTATIONS)
+        raise UserError(
+            f"--augmentation {unknown[0]} is unknown: give some of {allowed}, separated by commas, or none."
+        )
     entry["augmentation"] = list(augmentation) if augmentation is not None else None
     if test_share is not None:
         entry["test_share"] = test_share
@@ -344,23 +358,31 @@ def make_choices(
     try:
         check_dataset("datasets.data", entry)
         # A missing normalization is found by fit, later.
-        check_model("models.data", {**source, "normalization": source["normalization"] or {}}, {"data": entry})
+        normalised = {**source, "normalization": source["normalization"] or {}}
+        check_model("models.data", normalised, {"data": entry}, in_config=False)
         every = class_names({**entry, "classes": None})
         names = model_classes(source, entry)
+        if outputs == "imagenet":
+            names = imagenet_outputs(published_categories("torchvision:resnet50", "IMAGENET1K_V2"), _wnids())
         wanted = set(map(normalised_name, keep))
         few = [name for name in unusable_classes(entry["root"], every) if normalised_name(name) not in wanted]
         if few:
             notes.append(f"classes of the data that have too few images are left out: {_shortened(few)}")
             names = names or [[name] for name in every]  # the model knows them nevertheless
             every = [name for name in every if name not in few]
-        entry["classes"] = known_classes(every, names, keep, problem, notes)
+        known = names
+        if names == "weights" and not is_weights_file(weights):
+            known = imagenet_outputs(published_categories(architecture, weights), _wnids())
+        owner = "The model's classes (--classes)" if classes else "The model's classes"
+        entry["classes"] = known_classes(every, known, keep, owner, notes)
     except UserError as error:
         text = str(error)
         for key, option in (
             ("datasets.data.root: root:", "--data:"), ("datasets.data.root", "--data"), ("datasets.data: ", "--data: "),
             ("models.data.architecture", "MODEL"), ("models.data.weights_key", "--weights-key"),
-            ("models.data.weights", "--weights"), ("models.data.classes", "--classes"), ("datasets.data", "--data"),
-            ("root: ", ""), ("The classes of models.data", "The model's classes"),
+            ("models.data.weights", "--weights"), ("models.data.classes", "--classes"),
+            ("datasets.data.size", "--size"), ("datasets.data", "--data"),
+            ("root: ", ""),
         ):  # fmt: skip
             text = text.replace(key, option)
         raise UserError(text) from error
@@ -412,19 +434,20 @@ def known_classes(
     every: Sequence[str],
     names: list[list[str]] | str | None,
     keep: Sequence[str],
-    problem: str | None,
+    owner: str,
     notes: list[str],
 ) -> list[str]:
     """Return the classes of the data that the model knows; the others are left out, which `notes` then says.
 
-    names: those of the model's outputs, or None if they are the data's, or `weights` if they are not known yet.
+    names: those of the model's outputs, or None if they are the data's, or `weights` if they are not known yet. owner:
+    what has these names, for the sentence of an error.
     """
     if not isinstance(names, list):
         return list(every)
     known = []
     for name in every:
         try:
-            match_classes(names, [name], "The model's classes")
+            match_classes(names, [name], owner)
             known.append(name)
         except UserError:
             if normalised_name(name) in map(normalised_name, keep):
@@ -436,6 +459,7 @@ def known_classes(
             f"--data has {counted(len(known), 'class', 'classes')} that the model knows: give images of two or more, "
             "so that there is something to tell apart."
         )
+    match_classes(names, known, owner)  # two folders of one class
     return known
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from seam.data.decoding import FORMATS, as_rgb
 from seam.errors import UserError, cannot_write, one_line
-from seam.files import write_text
+from seam.files import open_file, write_text
 
 CACHE = Path("data")
+MOST_BYTES = 500_000_000  # of an image's file
 DONE = ".complete"  # a file in a folder that has all images
 
 
@@ -98,7 +99,8 @@ def _named(dataset: Any, classes: Any) -> Iterator[tuple[Any, str]]:
 def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]:
     datasets = importlib.import_module("datasets")  # no requirement: most people do without it
     name, _, configuration = name.partition(":")
-    stored = datasets.load_dataset(name, configuration or None, cache_dir=cache, trust_remote_code=False)
+    options = {"cache_dir": cache, **_without_scripts(datasets, name)}
+    stored = datasets.load_dataset(name, configuration or None, **options)
     if "train" not in stored and len(stored) > 1:
         raise UserError(f"--data hf:{name} has no part called train, but {', '.join(stored)}: store it as a folder.")
     first = "train" if "train" in stored else next(iter(stored))
@@ -121,9 +123,31 @@ def _hugging_face(name: str, cache: str) -> dict[str, Iterable[tuple[Any, str]]]
     }
 
 
+def _without_scripts(datasets: Any, name: str) -> dict[str, Any]:
+    """Return the arguments with which the package `datasets` runs no code of a data set's author.
+
+    Versions before 2.16 cannot be told so, and versions since 4 have no such code. Raises UserError for the former.
+    """
+    if "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters:
+        return {"trust_remote_code": False}
+    version = str(getattr(datasets, "__version__", "0"))
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) < 4:
+        raise UserError(
+            f"--data hf:{name} needs a newer version of the package datasets than {version}, which would run code of "
+            "the data set's author: pip install -U datasets."
+        )
+    return {}
+
+
 def _decoded(image: Mapping[str, Any]) -> Any:
     """Return the image of a row, {"bytes": its content, or "path": its file}. Raises OSError for other formats."""
-    content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    content = image["bytes"]
+    if content is None:  # the row names a file, which must not be a device or a pipe
+        with open_file(image["path"]) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{image['path']} is too large for an image: remove it from the data set.")
     opened = Image.open(io.BytesIO(content), formats=FORMATS)
     opened.load()
     return opened

@@ -334,7 +334,9 @@ def _latency(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("latency_*.json")):
         if (times := _current(path)) is None:
             continue
-        common = {name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "statistic")}
+        common = {
+            name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "fallback", "statistic")
+        }
         for measured in times["measurements"]:
             entry = {**common, "batch_size": measured["batch_size"], "threads": measured["threads"]}
             names = ("source", "reengineered")

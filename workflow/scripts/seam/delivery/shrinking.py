@@ -6,10 +6,11 @@ out if its result is there and belongs to the same inputs; an interrupted search
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from seam.delivery.card import Card, counted, listed, percent
 from seam.delivery.choices import KNOWN_NORMALIZATIONS, Choices, data_errors, option_words
 from seam.delivery.package import C_FILES, write_package
 from seam.device import select_device
-from seam.errors import UserError
+from seam.errors import UserError, cannot_read
 from seam.evaluation import FEWEST_OTHERS, accuracy, mistaken_by_one_answer, predict
 from seam.files import json_digest, read_json, sha256, write_json
 from seam.log import log
@@ -85,7 +86,11 @@ class Shrinking:
         files = [
             part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
         ]
-        key = {"source": dict(source), "files": {file: sha256(file) for file in files}, **self._images}
+        try:
+            digests = {file: sha256(file) for file in files}
+        except OSError as error:
+            raise cannot_read(str(error.filename), error) from error
+        key = {"source": dict(source), "files": digests, **self._images}
         if self._is_done("source", key, path):
             done = self._steps()["source"]
             words, doubt = str(done["words"]), done.get("doubt")
@@ -103,16 +108,23 @@ class Shrinking:
             log.warning("%s", doubt)
         return words
 
-    def check_export(self, data: Dataset) -> None:
-        """Export the source model to ONNX, so that an architecture that cannot be exported fails before the search."""
+    def check_export(self, data: Dataset, to_c: bool = False) -> None:
+        """Export the source model to ONNX, so that an architecture that cannot be exported fails before the search.
+
+        to_c: whether the result is to be written as C code, too. Raises UserError if that is not possible.
+        """
         path = self.model_folder / "model.onnx"
         key = {"source": sha256(self.model_folder / "source.safetensors"), "size": list(data.size)}
-        if self._is_done("export", key, path):
-            return
-        source = open_source(self.model_folder, architecture=self.choices.architecture)
-        require_classifier(source.module, len(source.classes), data.size, "The source model")
-        export(source.module, path, (3, *data.size), metadata=onnx_metadata(source.classes, source.normalization))
-        self._note("export", key)
+        if not self._is_done("export", key, path):
+            source = open_source(self.model_folder, architecture=self.choices.architecture)
+            require_classifier(source.module, len(source.classes), data.size, "The source model")
+            export(source.module, path, (3, *data.size), metadata=onnx_metadata(source.classes, source.normalization))
+            self._note("export", key)
+        if to_c:
+            from seam.engine.emit import require_operations
+
+            with _c_errors():
+                require_operations(path)
 
     def class_sizes(self, images: Dataset) -> list[int]:
         """Return the number of training images of each class of the problem, those that are held out among them.
@@ -297,12 +309,9 @@ class Shrinking:
         if instructions is None:
             return
         from seam.engine.emit import emit
-        from seam.engine.errors import EngineError
 
-        try:
+        with _c_errors():
             emit(self.folder / "model.onnx", self.folder, "model", instructions=instructions)
-        except EngineError as error:
-            raise UserError(f"--c: {error}") from error
 
     def _fetch(self, source: dict[str, Any], path: Path) -> None:
         try:
@@ -393,6 +402,17 @@ class Shrinking:
     def _steps(self) -> dict[str, Any]:
         path = self.work / "steps.json"
         return read_json(path) if path.is_file() else {}
+
+
+@contextlib.contextmanager
+def _c_errors() -> Iterator[None]:
+    """Say what to do if the model cannot be written as C code."""
+    from seam.engine.errors import EngineError
+
+    try:
+        yield
+    except EngineError as error:
+        raise UserError(f"--c: {str(error).rstrip('.')}: leave --c out.") from error
 
 
 def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:

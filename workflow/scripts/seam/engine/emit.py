@@ -49,6 +49,14 @@ class Sources:
     summary: str
 
 
+def require_operations(model: str | Path) -> None:
+    """Raise EngineError if the engine does not have the operations of the ONNX file `model`."""
+    try:
+        fuse(convert(parse(content(Path(model)), str(model))))
+    except UnsupportedError as error:
+        raise EngineError(f"Cannot compile {model}, because {error}.") from error
+
+
 def emit(
     model: str | Path,
     folder: str | Path,

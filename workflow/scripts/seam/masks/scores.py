@@ -41,8 +41,9 @@ def random_scores(module: nn.Module, names: Collection[str], generator: torch.Ge
 def activation_scores(module: nn.Module, names: Collection[str], batches: Batches) -> Scores:
     """Return |weight| x the norm of the input that it multiplies, over all images of `batches` and all positions.
 
-    The norm is that of an input channel or feature. A bias multiplies the constant 1. A parameter of a layer whose
-    inputs cannot be seen, such as the projections of attention, keeps its magnitude as its score.
+    The norm is that of an input channel or feature. A bias multiplies the constant 1. Where the inputs of a layer
+    cannot be seen, such as those of the projections of attention, all weights get the mean norm of the others, so that
+    scores of different parameters can be compared.
     """
     norms: dict[str, torch.Tensor] = {}  # sums of squares until the end, by layer
 
@@ -67,14 +68,22 @@ def activation_scores(module: nn.Module, names: Collection[str], batches: Batche
         for hook in hooks:
             hook.remove()
     scores = magnitude_scores(module, names)
+    seen: list[tuple[float, int]] = []  # (mean norm, number of weights) of a parameter
+    unseen: list[torch.Tensor] = []
     for name, score in scores.items():
         layer_name, _, kind = name.rpartition(".")
         if layer_name not in norms:
-            continue
-        if kind == "bias":
+            unseen.append(score)
+        elif kind == "bias":
             score *= norms[f"{layer_name}.ones"].sqrt().cpu()
         else:
-            score *= per_weight(visible[layer_name], norms[layer_name].sqrt().cpu())
+            norm = norms[layer_name].sqrt().cpu()
+            score *= per_weight(visible[layer_name], norm)
+            seen.append((float(norm.mean()), score.numel()))
+    if seen:
+        mean = sum(norm * count for norm, count in seen) / sum(count for _, count in seen)
+        for score in unseen:
+            score *= mean
     return scores
 
 

@@ -84,9 +84,10 @@ def fetch_weights(
         raise UserError(f"{weights} does not say how its images were normalised: give the model a normalization.")
     if outputs is not None:
         if isinstance(outputs, str):
-            labels, others = categories or _names_of_file(weights), class_lists[-1]
-            has_others = categories is not None and len(others) == len(labels)  # ImageNet's WNIDs
-            outputs = [[label, others[place]] if has_others else [label] for place, label in enumerate(labels)]
+            if categories is None:
+                outputs = [[label] for label in _names_of_file(weights)]
+            else:
+                outputs = imagenet_outputs(categories, class_lists[-1])
         class_lists = [match_classes(outputs, class_lists[0], f"The weights {weights}")]
     problem = None
     for classes in class_lists:
@@ -100,6 +101,27 @@ def fetch_weights(
             advice = "name the outputs in order under classes (cifar10, a list, or a file)"
             problem = f"{weights} has {number} outputs, but {named}: {advice}."
     raise UserError(problem)
+
+
+def imagenet_outputs(categories: Sequence[str], wnids: Sequence[str]) -> list[list[str]]:
+    """Return the names of each output of a model that knows ImageNet's classes: its label, and its WNID.
+
+    categories: of torchvision's weights. wnids: of all classes, in the same order. Weights that know other classes have
+    their categories alone.
+
+    >>> imagenet_outputs(["tench", "goldfish"], ["n01440764", "n01443537"])
+    [['tench', 'n01440764'], ['goldfish', 'n01443537']]
+    """
+    if len(categories) != len(wnids):
+        return [[label] for label in categories]
+    return [[label, wnid] for label, wnid in zip(categories, wnids, strict=True)]
+
+
+def published_categories(architecture: str, weights: str) -> list[str]:
+    """Return the names of the outputs of torchvision's published weights."""
+    import torchvision
+
+    return list(torchvision.models.get_model_weights(torchvision_name(architecture))[weights].meta["categories"])
 
 
 def _names_of_file(weights: str) -> list[str]:

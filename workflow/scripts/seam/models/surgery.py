@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from seam.errors import UserError
+from seam.log import log
 
 
 def set_training_mode(model: nn.Module, *, batch_norm: bool = False) -> None:
     """Set train mode, so that dropout is active.
 
-    A layer that is marked by `_has_statistics`, as a search marks it (`seam.search.inputs`), is treated as batch norm.
+    A layer that is marked by `_has_statistics` (`outputs_in_training`) is treated as batch norm.
     batch_norm: whether that of batch norm, too, so that its statistics follow the batches. Otherwise it keeps those
     that the source model has.
     """
@@ -40,6 +41,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+@torch.no_grad()
+def outputs_in_training(network: nn.Module, images: torch.Tensor) -> Any:
+    """Return what a network returns in training mode, and let its modes, its buffers and the random numbers be.
+
+    Layers that are no batch norm, but change their buffers as that does, are marked: `set_training_mode` lets them be
+    in eval mode. Returns None if the network cannot be run in training mode.
+    """
+    buffers = [
+        (name, layer, key, value, value.clone())
+        for name, layer in network.named_modules()
+        for key, value in layer._buffers.items()
+        if value is not None
+    ]
+    with evaluating(network), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        set_training_mode(network)
+        try:
+            return network(images)
+        except Exception:  # of the model's own code
+            return None
+        finally:
+            for name, layer, key, value, before in buffers:
+                after = layer._buffers[key]
+                if after is None or not torch.equal(after, before):
+                    log.info("%s keeps statistics of its batches (%s): it stays in eval mode", name or "the model", key)
+                    layer._has_statistics = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+                    layer._buffers[key] = value.copy_(before)
 
 
 def to_channels_last(module: nn.Module, device: torch.device, size: Sequence[int]) -> nn.Module:

@@ -133,13 +133,16 @@ class Baseline:
     def _gradient_scores(self, network: nn.Module, names: list[str]) -> Scores:
         """Return the scores of SNIP. Its head is trained for one epoch, as at the start of the search.
 
-        The gradients of a random head would say nothing of the target problem.
+        The gradients of a random head would say nothing of the target problem. With few images an epoch has too few
+        steps for such a head, and the search begins with the source model's answers: then this head does so, too.
         """
         each = self.reengineering
         network.requires_grad_(False)
         torch.manual_seed(self.derive_seed("head"))
         model = with_head(network, len(self.source.classes), len(each.problem.classes)).to(each.device)
         head = model.get_submodule("head")
+        if each.settings.initial_head == "source":
+            head.load_state_dict(each.model.get_submodule("head").state_dict())
         loss = each.loss()
         step = train_head(model, Adam([(head.parameters(), head_rate(each.settings))]), loss)
         model.eval()
@@ -162,7 +165,7 @@ class Baseline:
     def bias_rate(self, steps: int) -> float:
         """Return Adam's learning rate for the biases of the network, trained for so many steps; 0: they are not."""
         settings = self.reengineering.settings
-        if self.name == "biases" and settings.budget is None:
+        if self.name == "biases" and not bias_rate(settings, steps):  # of a search that leaves the biases as they are
             settings = replace(settings, schedule="budget", budget={"weights": 1.0, **BUDGET_OPTIONS})
         return 0.0 if self.name == "head" else bias_rate(settings, steps)
 

@@ -92,7 +92,7 @@ def reengineer_all(searches: Sequence[Mapping[str, Any]], device: str) -> None:
 
 
 def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> dict[str, Reengineering]:
-    """Stack the searches that are like the first one; return {target: its re-engineering} of those that are done.
+    """Stack the largest group of searches that are alike; return {target: its re-engineering} of those that are done.
 
     Searches with a budget or a penalty by cost are not stacked.
     """
@@ -108,7 +108,8 @@ def _search_in_one_pass(searches: Sequence[Mapping[str, Any]], device: str) -> d
             ready.append(Reengineering(**arguments, device=device))
         except UserError as error:  # raised again when it is searched alone
             log.warning("%s is not part of the pass: %s", arguments["target"], error)
-    alike = [each for each in ready if (each.sizes, each.settings) == (ready[0].sizes, ready[0].settings)]
+    groups = [[each for each in ready if (each.sizes, each.settings) == (one.sizes, one.settings)] for one in ready]
+    alike = max(groups, key=len, default=[])  # the first of the largest
     if len(alike) < 2:
         return done
     log.info("searches in one pass: %s", ", ".join(each.target for each in alike))

@@ -40,7 +40,7 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         raise UserError(f"{baseline} cannot be estimated from features: choose among {', '.join(known)}.")
     if search["settings"].get("granularity") == "channel":
         raise UserError(f"{folder} is of a search of channels: give folders of searches of single weights.")
-    results = folder.parents[3]  # results/direct/{model}/{problem}/{target}
+    results = folder.resolve().parents[3]  # results/direct/{model}/{problem}/{target}
     ready = Baseline(
         baseline,
         folder,

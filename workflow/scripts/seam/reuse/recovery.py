@@ -30,7 +30,7 @@ from seam.evaluation import (
 )
 from seam.files import read_json, save_tensors, sha256, write_csv, write_json
 from seam.log import log
-from seam.models.surgery import copy_state, set_training_mode, to_channels_last
+from seam.models.surgery import copy_state, outputs_in_training, set_training_mode, to_channels_last
 from seam.models.weights import Source, open_source
 from seam.precision import forward
 from seam.reuse.load import RECOVERED, kept_weights, load_reengineered
@@ -87,6 +87,8 @@ def recover(
     def batches_of(split: Any, subset: Any) -> Any:
         return batches(split, subset.indices, subset.labels, chosen.batch_size, **common)
 
+    if not chosen.train_batch_norm:  # finds layers whose statistics must stay, too
+        outputs_in_training(network, torch.zeros(2, 3, *images.size, device=place))
     test, held = batches_of(images.test, task.test), batches_of(images.train, task.holdout)
     subsets = {"holdout": held, "test": test}
     before = {name: _accuracies(network, subset) for name, subset in subsets.items()}

@@ -13,6 +13,7 @@ from seam.masks.bits import pack_bits
 from seam.masks.layers import unused_parameters
 from seam.masks.masks import Masks
 from seam.memory import own_mappings
+from seam.models.surgery import outputs_in_training
 from seam.search.mask_search import MaskSearch, Tensors
 from seam.search.training import MaskTraining
 from seam.settings import SearchSettings, ThresholdSearchSettings
@@ -55,7 +56,9 @@ def search_by_threshold(
     left.
     """
     head = model.requires_grad_(False).get_submodule(last_layer).requires_grad_(True)
-    unused = unused_parameters(model, next(iter(selection))[0][:2], {last_layer})
+    images = next(iter(selection))[0][:2]
+    outputs_in_training(model, images)  # finds layers whose statistics must stay
+    unused = unused_parameters(model, images, {last_layer})
     with own_mappings():
         masks = Masks(model, {last_layer} | unused)
     if settings.initial_masks == "magnitude":

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
 from seam.errors import UserError
 from seam.evaluation import require_pair
-from seam.log import log
-from seam.models.surgery import evaluating, set_training_mode
+from seam.models.surgery import evaluating, outputs_in_training
 from seam.training.run import Batch
 
 
@@ -40,38 +38,10 @@ def first_images(model: nn.Module, selection: Iterable[Batch]) -> torch.Tensor:
             f"The network gives {shape} for {len(images)} images, but the head takes [{len(images)}, {width}]: give "
             "with_head the network's number of outputs, and a network that returns its logits alone."
         )
-    trained = _outputs_in_training(network, images)
+    trained = outputs_in_training(network, images)
     if trained is not None and not isinstance(trained, torch.Tensor):
         raise UserError(
             f"In training mode the network gives a {type(trained).__name__}: let it return its logits alone (switch "
             "auxiliary outputs off)."
         )
     return images
-
-
-@torch.no_grad()
-def _outputs_in_training(network: nn.Module, images: torch.Tensor) -> Any:
-    """Return what a network returns in training mode, and let its modes, its buffers and the random numbers be.
-
-    Layers that are no batch norm, but change their buffers as that does, are marked: `set_training_mode` lets them be
-    in eval mode. Returns None if the network cannot be run in training mode.
-    """
-    buffers = [
-        (name, layer, key, value, value.clone())
-        for name, layer in network.named_modules()
-        for key, value in layer._buffers.items()
-        if value is not None
-    ]
-    with evaluating(network), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        set_training_mode(network)
-        try:
-            return network(images)
-        except Exception:  # of the model's own code
-            return None
-        finally:
-            for name, layer, key, value, before in buffers:
-                after = layer._buffers[key]
-                if after is None or not torch.equal(after, before):
-                    log.info("%s keeps statistics of its batches (%s): it stays in eval mode", name or "the model", key)
-                    layer._has_statistics = True  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-                    layer._buffers[key] = value.copy_(before)

@@ -8,6 +8,7 @@ and checkpoint, so that it can also be resumed alone.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,7 @@ def search_stack(
     """Yield (problem, result) of each search when it ends; leave out those that fail, with a line in the log.
 
     problems: at least one, all of the same source model, numbers of images and weights of classes. If their checkpoints
-    stand at different places, only those that stand where the first does are searched. Raises RuntimeError if the
+    stand at different places, only those that stand where most do are searched. Raises RuntimeError if the
     network has an operation that cannot be vectorised, such as dropout.
     """
     with contextlib.ExitStack() as entered:
@@ -77,14 +78,16 @@ def search_stack(
             members.append(Member(problem, mask_search))
         runs = [member.run for member in members]
         places = [(run.epoch, run.batch) for run in runs]
-        if later := [problem.target for problem, place in zip(problems, places, strict=True) if place != places[0]]:
+        usual = Counter(places).most_common(1)[0][0]
+        if later := [problem.target for problem, place in zip(problems, places, strict=True) if place != usual]:
             log.info("searched later, as their checkpoints stand elsewhere: %s", ", ".join(later))
-            state = first.checkpoint.read() if first.checkpoint else None
+            checkpoint = problems[places.index(usual)].checkpoint
+            state = checkpoint.read() if checkpoint else None
             # The number of steps is that of the whole stack, and the others' came last.
             for name, part in parts.items():
                 part.load_state_dict((state["parts"] if state else beginning)[name])
         del parts, beginning  # the memory of a stack
-        stack, members = _keep(stack, members, [place == places[0] for place in places])
+        stack, members = _keep(stack, members, [place == usual for place in places])
         while members:
             unfinished = [member.search.has_next_epoch() for member in members]
             for member, has_next in zip(members, unfinished, strict=True):
@@ -93,6 +96,9 @@ def search_stack(
             stack, members = _keep(stack, members, unfinished)
             if members:
                 stack, members = _train_epoch(stack, members, runs)
+        for run in runs:
+            if later and run.signal is not None:  # it came while results were stored
+                run.end_process(run.signal)
 
 
 def _train_epoch(
@@ -143,12 +149,19 @@ def _train_epoch(
 def _save_or_exit(member_runs: list[TrainingRun], runs: list[TrainingRun]) -> None:
     """Write all checkpoints if they are due; on a signal, which any of the `runs` may have received, also exit."""
     signalled = next((run.signal for run in runs if run.signal is not None), None)
-    if signalled is not None or member_runs[0].is_save_due():
-        for run in member_runs:
-            with contextlib.suppress(UserError):  # a loss that is not finite: the end of the epoch says so
-                run.save()
-        member_runs[-1].signal = signalled
-        member_runs[-1].exit_if_signalled()
+    if signalled is None and not member_runs[0].is_save_due():
+        return
+    for run in member_runs:
+        if not run.is_finite:  # the end of the epoch says so
+            continue
+        try:
+            run.save()
+        except UserError as error:  # such as a full disk
+            if signalled is None:
+                raise
+            log.error("a checkpoint is missing: %s", error)
+    if signalled is not None:
+        member_runs[-1].end_process(signalled)
 
 
 def _keep(

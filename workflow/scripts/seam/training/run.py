@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import torch
 
@@ -207,13 +207,21 @@ class TrainingRun:
 
     def exit_if_signalled(self) -> None:
         """If a signal has asked for it, write a checkpoint and end the process with status 75."""
-        if self.signal is None:
-            return
-        self.save()
-        name = signal.Signals(self.signal).name
+        if self.signal is not None:
+            self.save()
+            self.end_process(self.signal)
+
+    def end_process(self, number: int) -> NoReturn:
+        """End the process with status 75, because it received the signal `number`."""
+        name = signal.Signals(number).name
         log.info("stopped by %s in epoch %d, batch %d: run again to resume", name, self.epoch, self.batch)
         print(f"\nStopped by {name} in epoch {self.epoch}: run again to resume from there.\n", file=sys.stderr)
         raise SystemExit(EXIT_STOPPED)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss of the epoch so far is a finite number."""
+        return math.isfinite(float(self.totals[2]))
 
     def save(self) -> None:
         """Write the checkpoint, if there is one. Raises UserError if the loss is not finite."""

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from seam import evaluation
 from seam.evaluation import predict
 from seam.log import log
-from seam.models.surgery import set_training_mode
+from seam.models.surgery import outputs_in_training, set_training_mode
 from seam.precision import forward
 from seam.settings import FinetuningSettings, LastLayerSettings, TrainingSettings
 from seam.training.checkpoint import Checkpoint
@@ -95,6 +95,7 @@ def train_last_layer(
     All other parameters and batch norm stay as they are. The rest is as in `finetune`.
     """
     layer = model.get_submodule(last_layer)
+    outputs_in_training(model, next(iter(selection))[0][:2])  # finds layers whose statistics must stay
     model.requires_grad_(False)
     layer.requires_grad_(True)
     optimizer = torch.optim.SGD(

@@ -23,15 +23,19 @@ KNOWN_CLASSES = ("cifar10", "cifar100", "imagenet")  # kinds of data sets whose 
 IMAGENET_CLASSES = 1000  # the outputs of torchvision's trained classification models
 
 
-def check_model(key: str, model: dict[str, Any], datasets: dict[str, Any]) -> None:
-    """Raise UserError if a source model's architecture, weights and data set do not exist or do not fit."""
+def check_model(key: str, model: dict[str, Any], datasets: dict[str, Any], in_config: bool = True) -> None:
+    """Raise UserError if a source model's architecture, weights and data set do not exist or do not fit.
+
+    in_config: whether the model is an entry of a config. The command `seam shrink` does not train source models, its
+    paths may have braces, and the data set may have classes that the model does not know.
+    """
     require_known_names(f"{key}.dataset", [model["dataset"]], datasets, "the name of a data set under datasets")
     dataset = datasets[model["dataset"]]
     _check_architecture(f"{key}.architecture", model["architecture"])
     check_image_size(f"{key}.architecture is", model, model["dataset"], dataset)
-    _check_weights(f"{key}.weights", model, dataset)
-    _check_classes(f"{key}.classes", model, dataset)
-    for name in ("architecture", "weights", "classes"):
+    _check_weights(f"{key}.weights", model, dataset, in_config)
+    _check_classes(f"{key}.classes", model, dataset, in_config)
+    for name in ("architecture", "weights", "classes") if in_config else ():
         if isinstance(model.get(name), str) and set("{}") & set(model[name]):
             raise UserError(
                 f"{key}.{name} is {shown(model[name])}, but braces in a path are wildcards to Snakemake: rename it."
@@ -66,7 +70,7 @@ def model_classes(model: dict[str, Any], dataset: dict[str, Any]) -> list[list[s
     return [[name] for name in names]
 
 
-def _check_classes(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> None:
+def _check_classes(key: str, model: dict[str, Any], dataset: dict[str, Any], all_known: bool) -> None:
     classes = model.get("classes")
     if classes is None:
         return
@@ -79,7 +83,7 @@ def _check_classes(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> 
         )
     try:
         outputs = model_classes(model, dataset)
-        if isinstance(outputs, list):
+        if isinstance(outputs, list) and all_known:
             match_classes(outputs, class_names(dataset), f"The classes of {key.rpartition('.')[0]}")
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
@@ -124,10 +128,11 @@ def _check_factory(key: str, path: str, factory: str) -> None:
         raise UserError(f"{key} names the function {factory}, but {path} has none of that name{hint(factory, names)}")
 
 
-def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> None:
+def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any], is_trainable: bool) -> None:
     weights, architecture = model["weights"], model["architecture"]
     beginning = f"{key} is {shown(weights)}, but"
-    if weights == "train":
+    train = ["train"] if is_trainable else []
+    if weights == "train" and is_trainable:
         return
     if weights == "hub":
         kind = dataset["kind"] if model.get("classes") is None else model["classes"]
@@ -142,7 +147,7 @@ def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> 
     elif architecture.startswith("torchvision:"):
         known = torchvision_weights().get(architecture.removeprefix("torchvision:"), [weights])
         if weights not in known:
-            allowed = f"train, a weights file or one of {', '.join(known)}"
+            allowed = ", ".join([*train, "a weights file"]) + f" or one of {', '.join(known)}"
             raise UserError(f"{beginning} must be {allowed}{did_you_mean(weights, known)}.")
         count = IMAGENET_CLASSES if dataset["kind"] == "imagenet" else len(class_names({**dataset, "classes": None}))
         if model.get("classes") is None and dataset["kind"] != "imagefolder" and count != IMAGENET_CLASSES:
@@ -151,7 +156,7 @@ def _check_weights(key: str, model: dict[str, Any], dataset: dict[str, Any]) -> 
                 f"has {count}: write train, or give a file of your own."
             )
     else:
-        names = ["train", "hub"] if architecture in ARCHITECTURES else ["train"]
+        names = [*train, "hub"] if architecture in ARCHITECTURES else train
         files = f"a file that ends in {alternatives(WEIGHT_FILES)}"
         raise UserError(f"{beginning} must be {alternatives([*names, files])}{did_you_mean(weights, names)}.")
 
