@@ -33,6 +33,7 @@ from seam.delivery import choices as command
 from seam.delivery import fetching
 from seam.delivery.card import limits, milliseconds, render_card
 from seam.delivery.choices import find_kept, parse_budget, recovery_choice, resolve_architecture, search_choice
+from seam.delivery.package import fallback_words
 from seam.delivery.replacing import replaced
 from seam.delivery.shrinking import Shrinking, choose_fit
 from seam.engine.emit import require_operations
@@ -1040,13 +1041,15 @@ def test_times_of_seam_that_onnx_runtime_took_are_said(shrunk):
     folder, work, _ = shrunk
     card = json.loads((folder / "card.json").read_text())
     entry = {"batch_size": 1, "threads": 1, "source_ms": 2.0, "reengineered_ms": 1.0, "gains_from_zeros": False}
-    timed = {**card, "latency": [{**entry, "engine": "seam", "fallback": {"source": "it has Erf"}}]}
+    reason = "The engine does not run /home/me/x, because/model.onnx, because it has Erf."
+    timed = {**card, "latency": [{**entry, "engine": "seam", "fallback": fallback_words(reason)}]}
     lines = summary(timed, [], folder, work)
-    assert "seam.engine does not run this model, so ONNX Runtime ran it there, which does not skip zeros." in lines
+    why = "The engine does not run this model, because it has Erf."
+    assert f"{why} ONNX Runtime ran it instead, which does not skip zeros." in lines
     assert any(line.startswith("seam (run by ONNX Runtime), 1 image ") for line in lines)
     assert not any("seam gains nothing" in line for line in lines)
     assert "| seam (run by ONNX Runtime), 1 image, 1 thread |" in render_card(timed)
-    lines = summary({**card, "latency": [{**entry, "engine": "onnxruntime", "fallback": {}}]}, [], folder, work)
+    lines = summary({**card, "latency": [{**entry, "engine": "onnxruntime", "fallback": None}]}, [], folder, work)
     assert any("onnxruntime gains nothing from weights that are zero" in line for line in lines)
 
 
@@ -1501,6 +1504,14 @@ def test_two_folders_of_one_class_are_told_before_any_work(photos):
         command.make_choices("resnet20", data, ["dog"], **weights, classes="cifar10")
 
 
+def test_a_folder_that_two_outputs_have_the_name_of_is_no_unknown_one(photos):
+    data, weights = photos("CAT", "dog", "ox")
+    with pytest.raises(
+        UserError, match=r"have more than one class CAT \(cat or Cat\): name the folder by the other name"
+    ):
+        command.make_choices("resnet20", data, ["dog"], **weights, classes="cat,Cat,dog,ox")
+
+
 @pytest.mark.parametrize("options", [{"classes": "imagenet"}, {"weights": None}], ids=["a file", "published weights"])
 def test_imagenets_classes_have_labels_and_wnids(photos, options):
     data, weights = photos("tabby", "n01440764", "gizmo")
@@ -1581,7 +1592,7 @@ def test_the_engine_says_which_operations_it_lacks(tmp_path):
 
 
 def test_a_line_of_progress_is_no_longer_than_the_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr("seam.cli.progress.terminal_width", lambda: 40)
     shown = Progress()
     shown.rewrites = True
     row = {"accuracy": 0.931, "images": "held-out", "source_accuracy": 0.95, "retention": 0.4}
@@ -1597,14 +1608,25 @@ def test_a_quiet_run_hides_the_bars_of_decoding(tmp_path, quiet):
     assert progress.hides_bars is False
 
 
+UNWRITABLE = "Error: The output cannot be written (No space left on device): write it elsewhere.\n"
+
+
 @pytest.mark.parametrize(
-    ("output", "said"),
-    [("> /dev/full", "Error: The output cannot be written (No space left on device): write it elsewhere.\n"),
-     ("| true", "")],
-)  # fmt: skip
-def test_an_output_that_nobody_takes_ends_in_a_sentence_or_in_none(shrunk, output, said):
-    command = f"{sys.executable} -c 'import sys; from seam.cli.main import main; sys.exit(main())' show {shrunk[0]}"
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
-    script = f"(sleep 0.2; {command}) {output}; exit ${{PIPESTATUS[0]}}"
+    ("command", "buffering", "code", "said"),
+    [
+        ("seam show FOLDER > /dev/full", "", 1, UNWRITABLE),
+        ("seam show FOLDER > /dev/full", "1", 1, UNWRITABLE),
+        ("seam --help > /dev/full", "", 1, UNWRITABLE),
+        ("seam show FOLDER | true", "", 1, ""),
+        ("seam show nowhere 2>&1 | true", "", 1, ""),
+        ("seam show FOLDER >&-", "", 0, ""),
+    ],
+)
+def test_an_output_that_nobody_takes_ends_in_a_sentence_or_in_none(shrunk, command, buffering, code, said):
+    python = (
+        f"{sys.executable} -c 'import sys, time; time.sleep(0.3); from seam.cli.main import main; sys.exit(main())'"
+    )
+    script = f"{command.replace('seam', python, 1).replace('FOLDER', str(shrunk[0]))}; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "PYTHONUNBUFFERED": buffering}
     ran = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
-    assert (ran.returncode, ran.stderr) == (1, said)
+    assert (ran.returncode, ran.stderr) == (code, said)

@@ -202,6 +202,16 @@ def test_a_signal_stops_a_stack_also_on_a_full_disk(arguments, monkeypatch, capl
     assert end.value.code == EXIT_STOPPED and caplog.text.count("a checkpoint is missing: Cannot write it") == 3
 
 
+def test_a_signal_stops_the_job_also_while_the_last_result_is_stored(arguments):
+    problems, stored = ready(arguments()), []
+    with pytest.raises(SystemExit) as end:
+        for problem, _ in search_stack(problems, problems[0].settings):
+            stored.append(problem.target)
+            if len(stored) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert end.value.code == EXIT_STOPPED and len(stored) == 3
+
+
 def test_the_largest_group_of_like_searches_is_stacked(monkeypatch):
     def made(target, sizes, **_):
         return SimpleNamespace(target=target, sizes=sizes, settings="same", save=lambda result: None)

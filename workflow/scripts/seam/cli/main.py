@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import os
 import signal
@@ -44,10 +43,22 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code. A UserError is one sentence on the terminal and status 1."""
-    stopped = "Stopped."
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without the letters of a class name shows their codes
             stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments)
+    except BrokenPipeError:  # such as `seam show FOLDER | head -1`
+        code = 1
+    except SystemExit:  # of argparse
+        if not _flush():
+            return 1
+        raise
+    return code if _flush() else code or 1
+
+
+def _run(arguments: list[str] | None) -> int:
+    stopped = "Stopped."
     try:
         with _interrupts_kept():
             options = parser().parse_args(arguments)
@@ -56,9 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if isinstance(value, Path) or (option == "data" and value):  # a shell leaves --data=~/photos as it is
                     setattr(options, option, type(value)(os.path.expanduser(value)))
             require_ranges(options)
-            code = options.run(options)
-            sys.stdout.flush()  # here, because an error of Python's own flush at the end has no sentence
-            return code
+            return options.run(options)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -66,13 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{stopped}", file=sys.stderr)
         exec("")  # else `python -m` ends by SIGINT if the interrupt came out of an earlier exec, such as torch's
         return EXIT_STOPPED
-    except BrokenPipeError:  # such as `seam show FOLDER | head -1`
-        _discard_output()
-        return 1
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
-            _discard_output()  # errors of files have a name, or are a UserError
-            print(f"Error: The output cannot be written ({error.strerror}): write it elsewhere.", file=sys.stderr)
+        if isinstance(error, OSError) and _is_of_print(error):
+            _say_unwritable(error)
             return 1
         traceback.print_exc()
         print(
@@ -81,9 +88,35 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_UNEXPECTED
 
 
-def _discard_output() -> None:
-    """Send what is left of the output nowhere, else Python fails to write it when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _is_of_print(error: OSError) -> bool:
+    """Return whether an error comes from a print of a subcommand: these modules read and write no files themselves."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    return error.filename is None and Path(place).parent == Path(__file__).parent
+
+
+def _flush() -> bool:
+    """Write out what was printed, and return whether that worked.
+
+    If Python itself failed to do so at its end, the exit code would be 120.
+    """
+    worked = True
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed by who started the command
+            continue
+        try:
+            stream.flush()
+        except OSError as error:
+            worked = False
+            with contextlib.suppress(OSError, ValueError):  # ValueError: a stream of a test has no number
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                _say_unwritable(error)
+    return worked
+
+
+def _say_unwritable(error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        print(f"Error: The output cannot be written ({error.strerror}): write it elsewhere.", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +42,8 @@ class Progress(logging.Handler):
             return
         line = describe(epoch, epochs, row, seconds_left)
         if self.rewrites:
-            width = shutil.get_terminal_size().columns - 1  # the terminal cannot rewrite a line that it has wrapped
-            print(f"\r\033[K{line[:width]}", end="", file=sys.stderr, flush=True)
+            # The terminal cannot rewrite a line that it has wrapped.
+            print(f"\r\033[K{line[: terminal_width() - 1]}", end="", file=sys.stderr, flush=True)
             self.is_open = True
         else:
             print(line, file=sys.stderr, flush=True)
@@ -53,6 +53,14 @@ class Progress(logging.Handler):
         if self.is_open:
             print(file=sys.stderr, flush=True)
             self.is_open = False
+
+
+def terminal_width() -> int:
+    """Return the number of columns of the terminal that shows the progress."""
+    with contextlib.suppress(OSError, ValueError):
+        if columns := os.get_terminal_size(sys.stderr.fileno()).columns:
+            return columns
+    return 80
 
 
 def describe(epoch: int, epochs: int | None, row: Mapping[str, Any], seconds_left: float | None) -> str:

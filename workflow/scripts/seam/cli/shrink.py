@@ -378,8 +378,8 @@ def summary(card: Card, verdict: list[str], out: Path, work: Path) -> list[str]:
         lines.append("The images were split here: if the source model was trained on them, its accuracy is too high.")
     if has_few_images(card) and size["kept"] > 0.5 * size["weights"]:
         lines.append("With few images, little can be removed at a small loss: more images let the search remove more.")
-    if any(entry.get("fallback") for entry in card["latency"]):
-        lines.append("seam.engine does not run this model, so ONNX Runtime ran it there, which does not skip zeros.")
+    if reasons := [entry["fallback"] for entry in card["latency"] if entry.get("fallback")]:
+        lines.append(f"{reasons[0]} ONNX Runtime ran it instead, which does not skip zeros.")
     times = [entry for entry in card["latency"] if not entry.get("fallback")]
     idle = list(dict.fromkeys(entry["engine"] for entry in times if not entry["gains_from_zeros"]))
     if idle and not has_channels_removed(card):

@@ -44,7 +44,7 @@ def export(
     module = copy_module(module.module if isinstance(module, nn.DataParallel) else module).cpu().eval()
     if dtypes := {str(tensor.dtype) for tensor in module.parameters() if tensor.dtype != torch.float32}:
         raise UserError(f"The weights of the model of {path} are {', '.join(sorted(dtypes))}: export module.float().")
-    if (size := sum(4 * tensor.numel() for tensor in module.state_dict().values())) > MOST_BYTES:
+    if (size := sum(4 * tensor.numel() for tensor in (*module.parameters(), *module.buffers()))) > MOST_BYTES:
         raise UserError(
             f"Cannot export the model of {path} to ONNX: its weights take {size / 1e9:.1f} GB, and an ONNX file holds "
             f"at most {MOST_BYTES / 1e9:.1f} GB: choose a smaller model."

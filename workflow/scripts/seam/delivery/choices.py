@@ -22,7 +22,7 @@ from seam.delivery.card import counted
 from seam.errors import UserError
 from seam.files import json_digest
 from seam.models.architectures import ARCHITECTURES, import_timm, timm_name
-from seam.models.classes import match_classes, normalised_name
+from seam.models.classes import known_names, match_classes, normalised_name
 from seam.models.published import imagenet_outputs, published_categories
 from seam.models.weights import is_weights_file
 from seam.reuse.cards import MOST_PIXELS
@@ -444,22 +444,15 @@ def known_classes(
     """
     if not isinstance(names, list):
         return list(every)
-    known = []
-    for name in every:
-        try:
-            match_classes(names, [name], owner)
-            known.append(name)
-        except UserError:
-            if normalised_name(name) in map(normalised_name, keep):
-                raise
-    if left := [name for name in every if name not in known]:
+    known, wanted = known_names(names, every), set(map(normalised_name, keep))
+    match_classes(names, [name for name in every if name in known or normalised_name(name) in wanted], owner)
+    if left := sorted(set(every) - set(known)):
         notes.append(f"classes of the data that the model does not know are left out: {_shortened(left)}")
     if len(known) < 2:
         raise UserError(
             f"--data has {counted(len(known), 'class', 'classes')} that the model knows: give images of two or more, "
             "so that there is something to tell apart."
         )
-    match_classes(names, known, owner)  # two folders of one class
     return known
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import platform
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -334,9 +335,8 @@ def _latency(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("latency_*.json")):
         if (times := _current(path)) is None:
             continue
-        common = {
-            name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "fallback", "statistic")
-        }
+        common = {name: times.get(name) for name in ("engine", "version", "cpu", "gains_from_zeros", "statistic")}
+        common["fallback"] = next(map(fallback_words, times.get("fallback", {}).values()), None)
         for measured in times["measurements"]:
             entry = {**common, "batch_size": measured["batch_size"], "threads": measured["threads"]}
             names = ("source", "reengineered")
@@ -345,6 +345,17 @@ def _latency(folder: Path) -> list[dict[str, Any]]:
                 entry[f"{name}_ms"] = measured[name][f"{times['statistic']}_ms"]
             entries.append(entry)
     return entries
+
+
+def fallback_words(reason: str) -> str:
+    """Return why ONNX Runtime ran a model instead of seam.engine, without the paths of this machine.
+
+    >>> fallback_words("The engine does not run /home/me/model.onnx, because it has Erf.")
+    'The engine does not run this model, because it has Erf.'
+    """
+    if match := re.match(r"The engine does not run .*model\.onnx, (because .*)", reason, re.DOTALL):
+        return f"The engine does not run this model, {match[1]}"
+    return "The kernels of the engine could not be made on this machine." if "/" in reason else reason
 
 
 def _versions(metrics: dict[str, Any]) -> dict[str, str]:

@@ -86,10 +86,12 @@ class Shrinking:
         files = [
             part for part in (source["weights"], source["architecture"].rpartition(":")[0]) if os.path.isfile(part)
         ]
-        try:
-            digests = {file: sha256(file) for file in files}
-        except OSError as error:
-            raise cannot_read(str(error.filename), error) from error
+        digests = {}
+        for file in files:
+            try:
+                digests[file] = sha256(file)
+            except OSError as error:
+                raise cannot_read(file, error) from error
         key = {"source": dict(source), "files": digests, **self._images}
         if self._is_done("source", key, path):
             done = self._steps()["source"]
@@ -406,13 +408,16 @@ class Shrinking:
 
 @contextlib.contextmanager
 def _c_errors() -> Iterator[None]:
-    """Say what to do if the model cannot be written as C code."""
+    """Put errors of writing C code into the words of the command line."""
     from seam.engine.errors import EngineError
 
     try:
         yield
     except EngineError as error:
-        raise UserError(f"--c: {str(error).rstrip('.')}: leave --c out.") from error
+        words = str(error)
+        if words.startswith("Cannot compile"):  # what is wrong is the model
+            words = f"{words.rstrip('.')}: leave --c out."
+        raise UserError(f"--c: {words}") from error
 
 
 def choose_fit(accuracies: Mapping[str, float], losses: Mapping[str, float]) -> str:

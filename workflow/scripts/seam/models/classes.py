@@ -58,6 +58,12 @@ def match_classes(outputs: Sequence[Sequence[str]], wanted: Sequence[str], owner
     return [name if first[name] == place else f"{name} (output {place})" for place, name in enumerate(names)]
 
 
+def known_names(outputs: Sequence[Sequence[str]], wanted: Sequence[str]) -> list[str]:
+    """Return those of the names `wanted` that an output of a model has; the arguments are those of `match_classes`."""
+    exact, alike = _index(outputs, str), _index(outputs, normalised_name)
+    return [name for name in wanted if name in exact or normalised_name(name) in alike]
+
+
 def _index(outputs: Sequence[Sequence[str]], form: Any) -> dict[str, list[int]]:
     index: dict[str, list[int]] = {}
     for place, names in enumerate(outputs):

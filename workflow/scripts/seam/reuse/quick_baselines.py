@@ -8,6 +8,7 @@ no results of the workflow, but tells in seconds what they will be like.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def quick_baseline(baseline: str, search_folder: str | Path, draws: int = 4, **a
         raise UserError(f"{baseline} cannot be estimated from features: choose among {', '.join(known)}.")
     if search["settings"].get("granularity") == "channel":
         raise UserError(f"{folder} is of a search of channels: give folders of searches of single weights.")
-    results = folder.resolve().parents[3]  # results/direct/{model}/{problem}/{target}
+    results = Path(os.path.abspath(folder)).parents[3]  # results/direct/{model}/{problem}/{target}
     ready = Baseline(
         baseline,
         folder,

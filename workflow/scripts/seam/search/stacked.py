@@ -97,7 +97,7 @@ def search_stack(
             if members:
                 stack, members = _train_epoch(stack, members, runs)
         for run in runs:
-            if later and run.signal is not None:  # it came while results were stored
+            if run.signal is not None:  # it came while results were stored
                 run.end_process(run.signal)
 
 
@@ -136,8 +136,8 @@ def _train_epoch(
         selection = zip(*(member.problem.selection for member in members), strict=True)
         logits, labels = predict(stack.model, map(stack_batches, selection))
         accuracies = [member.search.measure(logits[:, n], labels[:, n]) for n, member in enumerate(members)]
-    signalled = any(run.signal is not None for run in runs)
-    save = signalled or members[0].run.is_save_worthwhile(len(members))
+    # After a signal, `_save_or_exit` writes the checkpoints.
+    save = all(run.signal is None for run in runs) and members[0].run.is_save_worthwhile(len(members))
     results = zip(members, filter(None, figures), accuracies, strict=True)
     for number, (member, (sums, retention), accuracy) in enumerate(results):
         bits, head = partial(stack.masks.bits_of, number), partial(stack.head_of, number)
