@@ -187,12 +187,11 @@ class TrainingRun:
         return self.earlier_seconds + time.perf_counter() - self.start
 
     def _require_finite_loss(self) -> None:
-        loss = self.totals[2].item()
-        if not math.isfinite(loss):
+        if not self.is_finite:
             place = ""
             if self.checkpoint and self.checkpoint.path.exists():
                 place = f" (the last good state is in {self.checkpoint.path})"
-            raise UserError(f"The loss became {loss} in epoch {self.epoch}: {self.advice}{place}.")
+            raise UserError(f"The loss became {self.totals[2].item()} in epoch {self.epoch}: {self.advice}{place}.")
 
     def _note_signal(self, number: int, _: object) -> None:
         self.signal = number
